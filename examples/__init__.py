@@ -1,0 +1,1 @@
+"""Examples, each a small program of its own."""

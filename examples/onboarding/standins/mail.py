@@ -1,0 +1,47 @@
+"""The mail server: takes messages over SMTP and writes them into the ledger."""
+
+import asyncio
+from email import message_from_bytes, policy
+
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+from examples.onboarding.standins.world import SILENT, Arrival, World
+
+REFUSALS = {"4xx": "451 4.3.0 Try again later", "429": "451 4.7.1 Slow down", "5xx": "550 5.1.1 No such mailbox"}
+LONGEST_SILENCE = 60.0
+
+
+class Mail:
+    """A handler for aiosmtpd."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
+        """Takes or refuses one message."""
+        content = envelope.content if isinstance(envelope.content, bytes) else b""
+        message = message_from_bytes(content.replace(b"\r\n", b"\n"), policy=policy.default)
+        body = message.get_body(("plain", "html"))
+        payload = {
+            "from": envelope.mail_from,
+            "to": envelope.rcpt_tos,
+            "subject": message["Subject"],
+            "text": body.get_content() if body else "",
+        }
+        how = self._world.fault("email", "message", payload)
+        reply = REFUSALS.get(how or "", "250 OK")
+        status = None if how in SILENT else int(reply[:3])
+        happened = how in (None, "lost", "timeout")
+        self._world.record(Arrival("email", "message", message["Message-ID"], payload, status, happened, reply))
+        if how == "timeout":
+            await asyncio.sleep(LONGEST_SILENCE)
+        if status is None and isinstance(server.transport, asyncio.Transport):
+            server.transport.abort()
+        return reply
+
+
+async def serve_mail(world: World) -> tuple[asyncio.Server, int]:
+    """Starts the mail server on a free port of this machine."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: SMTP(Mail(world), hostname="localhost"), "127.0.0.1", 0)
+    return server, server.sockets[0].getsockname()[1]

@@ -1,0 +1,70 @@
+"""dotdo: atomic actions and durable services."""
+
+from dotdo.action import Action, action
+from dotdo.catalogue import Catalogue
+from dotdo.client import AsyncDo, AsyncHandle, Do, Handle
+from dotdo.context import AsyncContext, Context, call, current_context, now, random, sleep, uuid, wait_for_event
+from dotdo.effect import Effect, EffectCall, Staged, effect
+from dotdo.errors import (
+    ActionFailed,
+    AttemptOver,
+    DefinitionError,
+    DotdoError,
+    Fail,
+    InputError,
+    InvalidInput,
+    KeyConflict,
+    RetryLater,
+    RunBlocked,
+    RunCancelled,
+    StillRunning,
+    StoreError,
+    UnknownName,
+)
+from dotdo.policy import Retry
+from dotdo.records import Failure, Run
+from dotdo.service import Service, service
+from dotdo.step import Step
+
+__all__ = [
+    "Action",
+    "ActionFailed",
+    "AsyncContext",
+    "AsyncDo",
+    "AsyncHandle",
+    "AttemptOver",
+    "Catalogue",
+    "Context",
+    "DefinitionError",
+    "Do",
+    "DotdoError",
+    "Effect",
+    "EffectCall",
+    "Fail",
+    "Failure",
+    "Handle",
+    "InputError",
+    "InvalidInput",
+    "KeyConflict",
+    "Retry",
+    "RetryLater",
+    "Run",
+    "RunBlocked",
+    "RunCancelled",
+    "Service",
+    "Staged",
+    "Step",
+    "StillRunning",
+    "StoreError",
+    "UnknownName",
+    "action",
+    "call",
+    "current_context",
+    "effect",
+    "now",
+    "random",
+    "service",
+    "sleep",
+    "uuid",
+    "wait_for_event",
+]

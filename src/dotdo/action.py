@@ -1,0 +1,275 @@
+"""Actions: one named, versioned unit of work with typed input and output, a handler, and a policy.
+
+A decorated function keeps its signature. Called inside a service it is a step; `.plain` calls the bare handler. What
+runs it is reached through `context.current` only.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast, overload
+
+import msgspec
+
+from dotdo import policy
+from dotdo.catalogue import Catalogue, default_catalogue, described
+from dotdo.context import AsyncContext, Context, runner_for
+from dotdo.effect import takes_first
+from dotdo.errors import DefinitionError
+from dotdo.policy import Retry
+from dotdo.records import Definition, Options
+from dotdo.schema import hints_of, schema_of
+from dotdo.step import Step
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_RETRY = Retry()
+Wire = Literal["snake", "camel"]
+
+
+class Overrides(msgspec.Struct, frozen=True, kw_only=True):
+    """What one call says differently from the definition (`with_`). step_key: the step's own name within its run."""
+
+    retry: Retry | None = None
+    timeout: float | None = None
+    version: int | None = None
+    step_key: str | None = None
+
+
+NO_OVERRIDES = Overrides()
+
+
+class Action(Generic[P, R]):
+    """One atomic unit of work. See `action` for the parameters; `Action(name=..., handler=...)` is the same."""
+
+    @overload
+    def __init__(
+        self: "Action[P, R]",
+        name: str,
+        handler: Callable[Concatenate[AsyncContext, P], Coroutine[Any, Any, R]],
+        **policies: Any,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "Action[P, R]", name: str, handler: Callable[Concatenate[Context, P], R], **policies: Any
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "Action[P, R]", name: str, handler: Callable[P, Coroutine[Any, Any, R]], **policies: Any
+    ) -> None: ...
+    @overload
+    def __init__(self: "Action[P, R]", name: str, handler: Callable[P, R], **policies: Any) -> None: ...
+
+    def __init__(
+        self,
+        name: str,
+        handler: Callable[..., Any],
+        *,
+        version: int = 1,
+        retry: Retry | int | None = None,
+        timeout: float | None = None,
+        undo: "Action[..., Any] | Callable[..., Any] | None" = None,
+        fallback: "Action[..., Any] | None" = None,
+        on_failure: "Sequence[Action[..., Any]]" = (),
+        pivot: bool = False,
+        wire: Wire = "snake",
+        catalogue: Catalogue | None = None,
+    ) -> None:
+        self.name, self.version, self.handler = name, version, handler
+        self.subject = described("action", name, version)
+        self.is_async = _is_async(handler)
+        self.takes_context = _takes_context(self.subject, handler, self.is_async)
+        self.schema = schema_of(self.subject, handler, 1 if self.takes_context else 0, wire)
+        self.retry = policy.retry_of(retry, DEFAULT_RETRY)
+        self.timeout = policy.seconds(timeout, "timeout")
+        self.pivot = pivot
+        self.catalogue = catalogue or default_catalogue
+        if fallback is not None and fallback.fallback is not None:
+            raise DefinitionError(f"{self.subject}: its fallback {fallback.name} has a fallback itself; no chains.")
+        self.fallback = fallback
+        self.on_failure = tuple(on_failure)
+        self.options = Options()
+        self.overrides = NO_OVERRIDES
+        self.undo_action: Action[..., Any] | None = None
+        self.__doc__ = handler.__doc__
+        self.__name__ = getattr(handler, "__name__", name)
+        self.__qualname__ = getattr(handler, "__qualname__", name)
+        self.__module__ = handler.__module__
+        self.__wrapped__ = handler
+        self.catalogue.add("action", name, version, self, handler)
+        if undo is not None:
+            self.undo_action = undo if isinstance(undo, Action) else self._undo_of(undo)
+            check_undo(self.subject, self.undo_action)
+
+    def undo(self, handler: Callable[..., Any]) -> "Action[..., Any]":
+        """Decorator: the action that takes back a completed one of this. It receives the output as its first
+        parameter, and the input as a parameter named `input` if it has one."""
+        self.undo_action = self._undo_of(handler)
+        check_undo(self.subject, self.undo_action)
+        return self.undo_action
+
+    def _undo_of(self, handler: Callable[..., Any]) -> "Action[..., Any]":
+        return Action(f"{self.name}.undo", handler, version=self.version, catalogue=self.catalogue)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Step[R]:
+        runner = runner_for(
+            f"{self.subject}",
+            f"Call {self.__name__}.plain(...) for the bare handler, client.run({self.__name__}, ...) to run it durably, "
+            "or call it inside a service.",
+        )
+        return runner.call(self, args, kwargs, self.overrides)
+
+    def plain(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the bare handler, for unit tests; the context comes first if it takes one."""
+        return self.handler(*args, **kwargs)
+
+    def with_(
+        self,
+        *,
+        key: str | None = None,
+        retry: Retry | int | None = None,
+        timeout: float | None = None,
+        version: int | None = None,
+        trail: str | None = None,
+        deadline: float | None = None,
+        delay: float | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> Self:
+        """A copy for one call that says some things differently.
+
+        retry, timeout: instead of the definition's. version: another version. key: inside a service the step's own
+        name in its run, elsewhere the run's idempotency key. trail, deadline, delay, labels: for `client.run/start`.
+        """
+        return with_options(
+            self,
+            Options(key=key, version=version, trail=trail, deadline=deadline, delay=delay, labels=labels or {}),
+            Overrides(
+                retry=None if retry is None else policy.retry_of(retry, self.retry),
+                timeout=policy.seconds(timeout, "timeout"),
+                version=version,
+                step_key=key,
+            ),
+        )
+
+    def definition(self) -> Definition:
+        """What listings show of it."""
+        return Definition(
+            kind="action",
+            name=self.name,
+            version=self.version,
+            doc=inspect.cleandoc(self.__doc__ or ""),
+            input_schema=self.schema.input_schema(),
+            output_schema=self.schema.output_schema(),
+            policy={
+                "retry": {"attempts": self.retry.attempts, "delay": self.retry.delay, "max_delay": self.retry.max_delay},
+                "timeout": self.timeout,
+                "undo": self.undo_action.name if self.undo_action else None,
+                "fallback": self.fallback.name if self.fallback else None,
+                "pivot": self.pivot,
+                "on_failure": [item.name for item in self.on_failure],
+            },
+        )
+
+    def __repr__(self) -> str:
+        return f"<Action {self.name}@{self.version}>"
+
+
+D = TypeVar("D")
+
+
+def with_options(definition: D, options: Options, overrides: Overrides) -> D:
+    """A copy of an action or service with other options and overrides for its next call."""
+    twin = cast("Any", copy.copy(definition))
+    twin.options, twin.overrides = options, overrides
+    return cast("D", twin)
+
+
+class _ActionDecorator(Protocol):
+    @overload
+    def __call__(
+        self, handler: Callable[Concatenate[AsyncContext, P], Coroutine[Any, Any, R]], /
+    ) -> Action[P, R]: ...
+    @overload
+    def __call__(self, handler: Callable[Concatenate[Context, P], R], /) -> Action[P, R]: ...
+    @overload
+    def __call__(self, handler: Callable[P, Coroutine[Any, Any, R]], /) -> Action[P, R]: ...
+    @overload
+    def __call__(self, handler: Callable[P, R], /) -> Action[P, R]: ...
+
+
+def action(
+    name: str,
+    *,
+    version: int = 1,
+    retry: Retry | int | None = None,
+    timeout: float | None = None,
+    undo: Action[..., Any] | Callable[..., Any] | None = None,
+    fallback: Action[..., Any] | None = None,
+    on_failure: Sequence[Action[..., Any]] = (),
+    pivot: bool = False,
+    wire: Wire = "snake",
+    catalogue: Catalogue | None = None,
+) -> _ActionDecorator:
+    """Registers a function as an action.
+
+    name, version: how it is called by name; versions live side by side. retry: a Retry, or a number of attempts.
+    timeout: seconds per attempt. undo: the action that takes a completed one back. fallback: an action with the same
+    input, tried when the retries are used up. on_failure: actions given a Failure when a run of this action fails for
+    good. pivot: undoing a service stops at this step. wire: `camel` writes outputs in camelCase.
+
+    The handler takes `Context` (`def`) or `AsyncContext` (`async def`) first, or leaves it out, then its inputs with
+    type hints. Raises DefinitionError for a handler that cannot work.
+    """
+
+    def decorate(handler: Callable[..., Any]) -> Action[..., Any]:
+        return Action(
+            name,
+            handler,
+            version=version,
+            retry=retry,
+            timeout=timeout,
+            undo=undo,
+            fallback=fallback,
+            on_failure=on_failure,
+            pivot=pivot,
+            wire=wire,
+            catalogue=catalogue,
+        )
+
+    return cast("_ActionDecorator", decorate)
+
+
+def undo_input(undo: Action[..., Any], output: bytes, given: bytes) -> bytes:
+    """The input of an undo action: the output under its first parameter's name, the input under `input` if asked."""
+    fields: dict[str, msgspec.Raw] = {}
+    for index, parameter in enumerate(undo.schema.parameters):
+        if parameter.name == "input":
+            fields["input"] = msgspec.Raw(given)
+        elif index == 0:
+            fields[parameter.name] = msgspec.Raw(output)
+    return msgspec.json.encode(fields)
+
+
+def check_undo(subject: str, undo: Action[..., Any]) -> None:
+    """Raises DefinitionError unless the undo action can be called with an output (and input)."""
+    unknown = [p.name for p in undo.schema.parameters[1:] if p.required and p.name != "input"]
+    if unknown:
+        raise DefinitionError(
+            f"{subject}: its undo {undo.name} takes {', '.join(unknown)}; an undo gets the output as its first "
+            "parameter and, under the name `input`, what the action was called with."
+        )
+
+
+def _is_async(handler: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
+
+
+def _takes_context(subject: str, handler: Callable[..., Any], is_async: bool) -> bool:
+    wanted, wrong = (AsyncContext, Context) if is_async else (Context, AsyncContext)
+    hints = hints_of(subject, handler)
+    if wrong in hints.values():
+        raise DefinitionError(
+            f"{subject}: {'an async def' if is_async else 'a def'} handler takes {wanted.__name__}, not {wrong.__name__}."
+        )
+    return takes_first(subject, handler, wanted, ("ctx", "context"))

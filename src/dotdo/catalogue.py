@@ -1,0 +1,131 @@
+"""The set of definitions by kind, name and version.
+
+Definitions register themselves in the default catalogue unless they are given another one. Versions of one name live
+side by side; the newest is taken where none is asked for.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from dotdo.errors import DefinitionError, DuplicateDefinition, UnknownName
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The newest version of every name at one time; runs keep the one that they started with."""
+
+    id: str
+    newest: dict[str, int]
+
+
+class Catalogue:
+    """Definitions by kind (`action`, `service`, `effect`), name and version."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, dict[str, dict[int, Any]]] = {"action": {}, "service": {}, "effect": {}}
+        self._places: dict[tuple[str, str, int], tuple[str, int]] = {}
+        self.changes = 0
+
+    def add(self, kind: str, name: str, version: int, definition: Any, function: Callable[..., Any]) -> None:
+        """Registers a definition. Raises DuplicateDefinition when the name and version are taken."""
+        _check_name(kind, name, version)
+        place = _place_of(function)
+        taken = self._places.get((kind, name, version))
+        # The same lines again are a module imported twice (a script and its import), not a second definition.
+        if taken is not None and taken != place:
+            raise DuplicateDefinition(
+                f"{described(kind, name, version)} is already defined at {taken[0]}:{taken[1]}; this one is at "
+                f"{place[0]}:{place[1]}. Give it another name, or version={version + 1} to keep both."
+            )
+        other = "service" if kind == "action" else "action" if kind == "service" else None
+        if other and name in self._found[other]:
+            raise DuplicateDefinition(f"{name} is already the name of {other}s; a {kind} needs another name.")
+        self._found[kind].setdefault(name, {})[version] = definition
+        self._places[kind, name, version] = place
+        self.changes += 1
+
+    def get(self, kind: str, name: str, version: int | None = None) -> Any:
+        """The definition of that name and version (None: the newest). Raises UnknownName, with what is near."""
+        found = self.find(kind, name, version)
+        if found is None:
+            raise UnknownName(self._unknown(kind, name, version))
+        return found
+
+    def find(self, kind: str, name: str, version: int | None = None) -> Any | None:
+        """Like `get`, but None when there is no such definition."""
+        versions = self._found[kind].get(name)
+        if not versions:
+            return None
+        return versions.get(max(versions) if version is None else version)
+
+    def newest(self, kind: str, name: str) -> int | None:
+        """The newest version of a name."""
+        versions = self._found[kind].get(name)
+        return max(versions) if versions else None
+
+    def all(self, kind: str) -> list[Any]:
+        """Every definition of a kind, by name and version."""
+        return [versions[v] for _, versions in sorted(self._found[kind].items()) for v in sorted(versions)]
+
+    def kind_of(self, name: str) -> str | None:
+        """`action` or `service`, whichever goes by that name."""
+        return next((kind for kind in ("action", "service") if name in self._found[kind]), None)
+
+    def snapshot(self) -> Snapshot:
+        """The newest versions, under the digest that names them."""
+        newest = {name: max(v) for kind in ("action", "service") for name, v in self._found[kind].items()}
+        newest = dict(sorted(newest.items()))
+        return Snapshot(hashlib.sha256(msgspec.json.encode(newest)).hexdigest()[:16], newest)
+
+    def _unknown(self, kind: str, name: str, version: int | None) -> str:
+        versions = self._found[kind].get(name)
+        if versions:
+            return f"There is no {described(kind, name, version or 0)}; known versions: {', '.join(map(str, sorted(versions)))}."
+        other = self.kind_of(name)
+        if other:
+            return f"{name} is {'an' if other == 'action' else 'a'} {other}, not {'an' if kind == 'action' else 'a'} {kind}."
+        near = difflib.get_close_matches(name, self._found[kind], n=3)
+        if near:
+            return f"There is no {kind} {name!r}. Did you mean {' or '.join(near)}?"
+        known = ", ".join(sorted(self._found[kind])[:20])
+        return f"There is no {kind} {name!r}. " + (
+            f"Known: {known}." if known else f"No {kind} is defined; import the module that defines it first."
+        )
+
+
+default_catalogue = Catalogue()
+
+
+def described(kind: str, name: str, version: int) -> str:
+    """How messages name a definition: `action send-welcome-email@2`."""
+    return f"{kind} {name}@{version}"
+
+
+def split_version(name: str) -> tuple[str, int | None]:
+    """`send-welcome-email@2` as its name and version. Raises UnknownName when the version is not a number."""
+    head, at, version = name.partition("@")
+    if not at:
+        return name, None
+    if not version.isdecimal():
+        raise UnknownName(f"{name!r}: a version is a whole number, as in {head}@2.")
+    return head, int(version)
+
+
+def _check_name(kind: str, name: str, version: int) -> None:
+    if not NAME.fullmatch(name):
+        raise DefinitionError(
+            f"{name!r} cannot be the name of {kind}s: letters, digits, '-', '_' and '.', at most 100, a letter first."
+        )
+    if isinstance(version, bool) or version < 1:
+        raise DefinitionError(f"{kind} {name}: version={version!r}; a version is a whole number from 1.")
+
+
+def _place_of(function: Callable[..., Any]) -> tuple[str, int]:
+    code = getattr(function, "__code__", None)
+    return (code.co_filename, code.co_firstlineno) if code is not None else (repr(function), 0)

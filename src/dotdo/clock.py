@@ -1,0 +1,46 @@
+"""Time as a parameter: the engine asks a clock, so that tests can move it.
+
+Times are integer milliseconds since 1970 (UTC). A clock never goes back, so a jump of the system's clock cannot re-arm a
+timer that has fired.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What the engine needs of time."""
+
+    def now(self) -> int:
+        """Milliseconds since 1970; never less than before."""
+        ...
+
+    def until(self, due: int) -> float | None:
+        """Real seconds to sleep until `due`; None when only `on_change` can tell."""
+        ...
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Calls back, on whatever thread, each time the clock was moved by hand."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock, made monotonic: `time.time` at the start, then never back."""
+
+    def __init__(self) -> None:
+        self._latest = 0
+
+    def now(self) -> int:
+        """Milliseconds since 1970."""
+        now = int(time.time() * 1000)
+        if now > self._latest:
+            self._latest = now
+        return self._latest
+
+    def until(self, due: int) -> float | None:
+        """Seconds of real time until `due`, at least 0."""
+        return max(0.0, (due - self.now()) / 1000)
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """The system's clock is not moved by hand, so there is nothing to call back."""

@@ -1,0 +1,159 @@
+"""Values to JSON and back: the one format that the journal, both SDKs and HTTP share.
+
+`encode` refuses what JSON or a store cannot carry (NaN, infinities, NUL characters, lone surrogates, nesting beyond 64,
+more than 16 MiB) before anything is written, and says where in the value it is. Nothing read back can import or run code.
+"""
+
+import hashlib
+import math
+from typing import Any, NoReturn, cast
+
+import msgspec
+
+from dotdo.errors import InvalidValue
+
+MAX_DEPTH = 64
+MAX_BYTES = 16 * 1024 * 1024
+
+
+def _encode_other(value: Any) -> Any:
+    """Values that msgspec does not know: pydantic models, where the user has pydantic."""
+    dump = getattr(type(value), "model_dump", None)
+    if dump is not None:
+        return dump(value, mode="json", by_alias=False)
+    raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is not JSON")
+
+
+def _decode_other(kind: type, value: Any) -> Any:
+    validate = getattr(kind, "model_validate", None)
+    if validate is not None:
+        try:
+            return validate(value)
+        except ValueError as error:  # pydantic's ValidationError; msgspec adds the path of the value
+            raise ValueError(_pydantic_problems(error)) from None
+    raise TypeError(f"{kind!r} is not a type that dotdo can read from JSON")
+
+
+def _pydantic_problems(error: ValueError) -> str:
+    found = cast("list[dict[str, Any]]", getattr(error, "errors", list)())
+    parts = [".".join(map(str, item.get("loc", ()))) + ": " + str(item.get("msg", "")) for item in found]
+    return "; ".join(parts) or str(error)
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_encode_other, order="sorted")
+_plain_encoder = msgspec.json.Encoder(enc_hook=_encode_other)
+_encode, _encode_plain = _encoder.encode, _plain_encoder.encode
+
+
+def encode(value: Any, what: str = "value") -> bytes:
+    """The value as JSON bytes; object keys sorted, so equal values give equal bytes.
+
+    what: how error messages name the value. Raises InvalidValue with the place of what cannot be carried.
+    """
+    try:
+        data = _encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        _explain(value, what, error)
+    if b"null" in data or b"u0000" in data or len(data) > 2 * MAX_DEPTH:
+        _check(value, data, what)
+    return data
+
+
+def encode_result(value: Any, what: str) -> bytes:
+    """Like `encode`, but object keys stay in the order that the handler gave them."""
+    try:
+        data = _encode_plain(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        _explain(value, what, error)
+    if b"null" in data or b"u0000" in data or len(data) > 2 * MAX_DEPTH:
+        _check(value, data, what)
+    return data
+
+
+def decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    """A decoder of JSON bytes into `kind`."""
+    return msgspec.json.Decoder(kind, dec_hook=_decode_other)
+
+
+def decode(data: bytes | str) -> Any:
+    """JSON to plain Python values."""
+    return msgspec.json.decode(data)
+
+
+def to_builtins(value: Any) -> Any:
+    """The value as dicts, lists, strings and numbers."""
+    return msgspec.to_builtins(value, enc_hook=_encode_other)
+
+
+def digest(data: bytes) -> str:
+    """The short digest that names an input inside a step's identity: 64 bits of SHA-256, as hex."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _check(value: Any, data: bytes, what: str) -> None:
+    if len(data) > MAX_BYTES:
+        raise InvalidValue(
+            f"{what} is {len(data) / 1048576:.1f} MiB as JSON; at most {MAX_BYTES // 1048576} MiB are carried. "
+            "Put it into a file or object store and pass its address."
+        )
+    # Cheap tests first: only a `null` can have been a NaN, and only many brackets can be deep.
+    if b"null" in data or b"u0000" in data or data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+        problem = _find(_builtins_lenient(value), "$", 0)
+        if problem:
+            raise InvalidValue(f"{what} cannot be carried as JSON: {problem}")
+
+
+def _builtins_lenient(value: Any) -> Any:
+    # Keeps floats as they are (msgspec's own JSON turns NaN into null).
+    return msgspec.to_builtins(value, enc_hook=_encode_other, str_keys=True)
+
+
+def _find(value: Any, path: str, depth: int) -> str | None:
+    """The first thing in plain values that JSON or a store cannot carry, in words."""
+    if depth > MAX_DEPTH:
+        return f"{path[:200]} is nested deeper than {MAX_DEPTH} levels"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{path} is {value}, which is not a JSON number"
+    if isinstance(value, str):
+        return _find_in_text(value, path)
+    if isinstance(value, dict):
+        for key, item in cast("dict[Any, Any]", value).items():
+            problem = _find_in_text(str(key), f"{path} (a key)") or _find(item, f"{path}.{key}", depth + 1)
+            if problem:
+                return problem
+    elif isinstance(value, list | tuple | set | frozenset):
+        for index, item in enumerate(cast("list[Any]", value)):
+            problem = _find(item, f"{path}[{index}]", depth + 1)
+            if problem:
+                return problem
+    elif not isinstance(value, int | None):
+        return _find_other(value, path, depth)
+    return None
+
+
+def _find_in_text(text: str, path: str) -> str | None:
+    if "\0" in text:
+        return f"{path} contains a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return f"{path} contains a lone surrogate, which is not Unicode text"
+    return None
+
+
+def _find_other(value: Any, path: str, depth: int) -> str | None:
+    try:
+        plain = msgspec.to_builtins(value, enc_hook=_encode_other, str_keys=True)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        return f"{path}: {error}"
+    return _find(plain, path, depth) if type(plain) is not type(value) else None
+
+
+def _explain(value: Any, what: str, error: Exception) -> NoReturn:
+    if isinstance(error, RecursionError):
+        raise InvalidValue(f"{what} cannot be carried as JSON: it is cyclic or nested too deeply.") from None
+    try:
+        problem = _find(value, "$", 0)
+    except RecursionError:
+        problem = "it is cyclic or nested too deeply"
+    raise InvalidValue(f"{what} cannot be carried as JSON: {problem or error}") from None

@@ -1,0 +1,232 @@
+"""What running code may ask for: a handler's context, and the functions that a service may call.
+
+Definitions and user code reach whatever runs them through two narrow protocols, `Attempt` (behind a handler's context)
+and `Runner` (behind a service); nothing of the engine shows through them.
+"""
+
+import asyncio
+import logging
+import random as random_module
+import uuid as uuid_module
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+
+from dotdo.catalogue import split_version
+from dotdo.effect import Effect, Staged
+from dotdo.errors import CalledOutside
+
+if TYPE_CHECKING:  # SQLAlchemy is an extra; only type checkers need it here
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.orm import Session
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Attempt(Protocol):
+    """What a handler's context needs of the attempt that it belongs to."""
+
+    run_id: str
+    step: str
+    number: int
+    idempotency_key: str
+    actor: str | None
+    trail: str | None
+    log: "logging.LoggerAdapter[logging.Logger]"
+
+    def stage(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged: ...
+    def request(
+        self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]: ...
+    def request_and_wait(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+    def connection(self, database: str | None) -> Any: ...
+    def session(self, database: str | None) -> Any: ...
+    def resource(self, kind: type[T], default: Callable[[], T] | None = None) -> T: ...
+    def heartbeat(self) -> None: ...
+
+
+class Runner(Protocol):
+    """What a service needs of the run that it belongs to."""
+
+    run_id: str
+
+    def call(self, definition: Any, args: tuple[Any, ...], kwargs: dict[str, Any], overrides: Any) -> Any: ...
+    def call_by_name(self, name: str, version: int | None, params: dict[str, Any]) -> Any: ...
+    def now(self) -> datetime: ...
+    def uuid(self) -> uuid_module.UUID: ...
+    def random(self) -> random_module.Random: ...
+    def wait_for_event(self, name: str) -> "asyncio.Future[Any]": ...
+
+
+class _Context:
+    """What sync and async contexts share."""
+
+    __slots__ = ("_attempt",)
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self._attempt.run_id
+
+    @property
+    def step(self) -> str:
+        """The step's id within the run."""
+        return self._attempt.step
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the step this is, from 1."""
+        return self._attempt.number
+
+    @property
+    def idempotency_key(self) -> str:
+        """A key for this step, equal on every attempt, for calls that go round the context."""
+        return self._attempt.idempotency_key
+
+    @property
+    def actor(self) -> str | None:
+        """Who asked for the run."""
+        return self._attempt.actor
+
+    @property
+    def trail(self) -> str | None:
+        """The trail that ties the run to others."""
+        return self._attempt.trail
+
+    @property
+    def log(self) -> "logging.LoggerAdapter[logging.Logger]":
+        """A logger that names run, step and attempt."""
+        return self._attempt.log
+
+    def resource(self, kind: type[T], default: Callable[[], T] | None = None) -> T:
+        """The resource of that type which the client was given; else what `default` makes, else DefinitionError."""
+        return self._attempt.resource(kind, default)
+
+    def heartbeat(self) -> None:
+        """Says that the handler is alive; raises AttemptOver when its attempt has ended meanwhile."""
+        self._attempt.heartbeat()
+
+    def stage(self, effect: Effect[P, Any], *args: P.args, **kwargs: P.kwargs) -> Staged:
+        """Has the effect sent after the commit; if the handler raises, nothing is sent. Raises InvalidInput at once."""
+        return self._attempt.stage(effect, args, kwargs)
+
+
+class Context(_Context):
+    """The context of a `def` handler."""
+
+    __slots__ = ()
+
+    @property
+    def sql(self) -> "Connection":
+        """A SQLAlchemy Connection in a transaction that commits with the attempt. It refuses commit and rollback."""
+        return self._attempt.connection(None)
+
+    @property
+    def session(self) -> "Session":
+        """An ORM session on the same transaction; flushed before the commit."""
+        return self._attempt.session(None)
+
+    def database(self, name: str) -> "Connection":
+        """Like `sql`, for one of several databases. One attempt may use one database."""
+        return self._attempt.connection(name)
+
+    def request(self, effect: Effect[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Calls the effect now and returns its answer. Intent and answer are journaled; a retry replays the answer."""
+        return self._attempt.request_and_wait(effect, args, kwargs)
+
+
+class AsyncContext(_Context):
+    """The context of an `async def` handler."""
+
+    __slots__ = ()
+
+    @property
+    def sql(self) -> "AsyncConnection":
+        """A SQLAlchemy AsyncConnection in a transaction that commits with the attempt. It refuses commit, rollback."""
+        return self._attempt.connection(None)
+
+    @property
+    def session(self) -> "AsyncSession":
+        """An ORM session on the same transaction; flushed before the commit."""
+        return self._attempt.session(None)
+
+    def database(self, name: str) -> "AsyncConnection":
+        """Like `sql`, for one of several databases. One attempt may use one database."""
+        return self._attempt.connection(name)
+
+    async def request(self, effect: Effect[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Calls the effect now and returns its answer. Intent and answer are journaled; a retry replays the answer."""
+        return await self._attempt.request(effect, args, kwargs)
+
+
+current: ContextVar[Context | AsyncContext | Runner | None] = ContextVar("dotdo_current", default=None)
+
+
+def current_context() -> Context | AsyncContext:
+    """The context of the handler that is running. Raises CalledOutside anywhere else."""
+    found = current.get()
+    if isinstance(found, _Context):
+        return found
+    where = "in a service; put it into an action" if found is not None else "outside a handler"
+    raise CalledOutside(f"This needs the context of an action's handler, but was called {where}.")
+
+
+def runner_for(what: str, teach: str) -> Runner:
+    """The run of the service that is running. Raises CalledOutside, with what to do instead, anywhere else."""
+    found = current.get()
+    if isinstance(found, _Context):
+        raise CalledOutside(
+            f"{what} was called inside the handler of an action ({found.step}). Actions do not call actions: compose "
+            "them in a service, or move the shared code into a plain function."
+        )
+    if found is None:
+        raise CalledOutside(f"{what} was called outside a service. {teach}")
+    return found
+
+
+async def sleep(seconds: float) -> None:
+    """Waits durably inside a service: costs nothing and survives restarts. The same as `asyncio.sleep` there."""
+    _service("sleep()")
+    await asyncio.sleep(seconds)
+
+
+def now() -> datetime:
+    """The time (UTC) of the latest thing that happened to the run; the same on every replay."""
+    return _service("now()").now()
+
+
+def uuid() -> uuid_module.UUID:
+    """A random UUID; the same on every replay."""
+    return _service("uuid()").uuid()
+
+
+def random() -> random_module.Random:
+    """A random generator seeded for this run; the same numbers on every replay. Not for secrets."""
+    return _service("random()").random()
+
+
+async def wait_for_event(name: str, *, timeout: float | None = None) -> Any:
+    """Waits for an event of that name and returns its value. Events that came early are kept, first in first out.
+
+    timeout: seconds. Raises TimeoutError when it passes.
+    """
+    future = _service("wait_for_event()").wait_for_event(name)
+    async with asyncio.timeout(timeout):
+        return await future
+
+
+async def call(name: str, /, **params: Any) -> Any:
+    """Calls an action or service by name (`"charge"`, `"charge@2"`) and returns its output as plain JSON values."""
+    bare, version = split_version(name)
+    return await _service("call()").call_by_name(bare, version, params)
+
+
+def _service(what: str) -> Runner:
+    return runner_for(what, "It works inside a service only.")

@@ -1,0 +1,107 @@
+"""Opens an embedded platform: a store, its audit key, and an engine in this process."""
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dotdo.catalogue import Catalogue
+from dotdo.clock import Clock, SystemClock
+from dotdo.engine.engine import Engine
+from dotdo.errors import DefinitionError, StoreUnusable
+from dotdo.store.sql import SqlStore
+from dotdo.store.sqlite import SQLiteDatabase
+
+DEFAULT_STORE = ".dotdo/dotdo.db"
+
+
+async def open_engine(
+    store: str | None,
+    *,
+    sql: Any,
+    resources: Sequence[Any],
+    catalogue: Catalogue,
+    check_replay: bool | None,
+    clock: Clock | None,
+    grace: float,
+) -> Engine:
+    """Opens the store and starts an engine on it. Raises StoreUnusable, DefinitionError."""
+    databases = None
+    if sql is not None:
+        databases = open_databases(sql)
+    path = store_path(store)
+    opened = SqlStore(SQLiteDatabase(path))
+    if check_replay is None:
+        check_replay = os.environ.get("DOTDO_DEV", "") not in ("", "0")
+    try:
+        key = audit_key(path)
+    except BaseException:
+        opened.close()
+        raise
+    engine = Engine(
+        opened,
+        catalogue=catalogue,
+        clock=clock or SystemClock(),
+        anchor_key=key,
+        databases=databases,
+        resources=resources,
+        check_replay=check_replay,
+        grace=grace,
+    )
+    await engine.start()
+    return engine
+
+
+def open_databases(sql: Any) -> Any:
+    """The application's databases. Raises DefinitionError when SQLAlchemy is not installed."""
+    try:
+        from dotdo.engine.applying import Databases
+    except ModuleNotFoundError as error:
+        raise DefinitionError(f"sql= needs SQLAlchemy ({error}): pip install 'dotdo[sql]'.") from None
+    return Databases(sql)
+
+
+def store_path(store: str | None) -> str | None:
+    """The file that a store's URL or path names; None for a store that is gone when it is closed."""
+    if store is None:
+        store = os.environ.get("DOTDO_STORE") or DEFAULT_STORE
+    if store in ("sqlite://", ":memory:", "sqlite:///:memory:"):
+        return None
+    scheme, separator, rest = store.partition("://")
+    if not separator:
+        return store
+    if scheme != "sqlite" or not rest.startswith("/"):
+        raise DefinitionError(
+            f"The store {store!r} is not of a kind that this version opens: use sqlite:///path/to/dotdo.db, a path, or "
+            "sqlite:// for a temporary one."
+        )
+    return rest[1:]
+
+
+def audit_key(path: str | None) -> bytes:
+    """The key under which heads of journals are anchored: from DOTDO_AUDIT_KEY (hex), else from a file beside the store
+    that is made once. Keep it elsewhere too: whoever has it can forge, and without it the anchors cannot be checked."""
+    given = os.environ.get("DOTDO_AUDIT_KEY")
+    if given:
+        try:
+            key = bytes.fromhex(given)
+        except ValueError:
+            raise StoreUnusable("DOTDO_AUDIT_KEY is not hexadecimal.") from None
+        if len(key) < 16:
+            raise StoreUnusable("DOTDO_AUDIT_KEY is too short: at least 32 hexadecimal digits are needed.")
+        return key
+    if path is None:
+        return secrets.token_bytes(32)
+    file = Path(path + ".audit-key")
+    try:
+        return bytes.fromhex(file.read_text(encoding="ascii").strip())
+    except FileNotFoundError:
+        key = secrets.token_bytes(32)
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as out:
+            out.write(key.hex() + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        return key
+    except (OSError, ValueError) as error:
+        raise StoreUnusable(f"The audit key {file} cannot be read: {error}.") from None

@@ -1,0 +1,93 @@
+"""Accepting a run: its id, first entry and row. After the commit of these a caller may be told the id."""
+
+import hashlib
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dotdo.journal import GENESIS, Accepted, Entry, anchor, encode_data, link
+from dotdo.records import Options, RunKind, WaitingFor
+from dotdo.store.protocol import NewRun
+
+if TYPE_CHECKING:
+    from dotdo.engine.engine import Engine
+
+
+class AcceptedRun(msgspec.Struct, frozen=True):
+    """A run that is about to be written."""
+
+    id: str
+    definition: Any
+    data: Accepted
+    entry: Entry
+    row: NewRun
+
+
+def run_id(name: str, key: str | None) -> str:
+    """A new run's id. With a key it is derived from name and key, so the primary key makes the pair unique; without
+    one it is a UUIDv7 (RFC 9562)."""
+    if key is not None:
+        return "run_" + hashlib.sha256(f"{name}\0{key}".encode()).hexdigest()[:32]
+    random = int.from_bytes(os.urandom(10), "big")
+    stamp = int(time.time() * 1000) & 0xFFFFFFFFFFFF
+    return f"run_{stamp:012x}7{random >> 68 & 0xFFF:03x}{0x8 | random >> 66 & 0x3:x}{random & 0xFFFFFFFFFFFFFFF:015x}"
+
+
+def input_digest(input: bytes) -> str:
+    """What tells whether the same key came with the same input."""
+    return hashlib.sha256(input).hexdigest()[:32]
+
+
+def new_run(
+    engine: "Engine",
+    id: str,
+    definition: Any,
+    kind: RunKind,
+    input: bytes,
+    options: Options,
+    *,
+    parent: str | None = None,
+    parent_step: str | None = None,
+    pins: str | None = None,
+) -> AcceptedRun:
+    """A run's first entry and row, owned by this engine unless it is to start later."""
+    now = engine.clock.now()
+    data = Accepted(
+        kind=kind,
+        name=definition.name,
+        version=definition.version,
+        input=msgspec.Raw(input),
+        seed=os.urandom(8).hex(),
+        node=engine.node,
+        options=options,
+        parent=parent,
+        parent_step=parent_step,
+        pins=pins,
+    )
+    entry = link(GENESIS, id, 1, "accepted", "", 0, 0, now, encode_data(data))
+    due = None if not options.delay else now + round(options.delay * 1000)
+    waiting = None if due is None else msgspec.json.encode(WaitingFor("start", "its delayed start", due)).decode()
+    row = NewRun(
+        id=id,
+        root=id.partition(".")[0],
+        parent=parent,
+        parent_step=parent_step,
+        kind=kind,
+        name=definition.name,
+        version=definition.version,
+        key=options.key,
+        input_digest=input_digest(input),
+        trail=options.trail,
+        actor=options.actor,
+        labels=msgspec.json.encode(options.labels).decode() if options.labels else "{}",
+        status="running" if due is None else "pending",
+        waiting_for=waiting,
+        due_at=due,
+        owner=engine.node if due is None else None,
+        digest=entry.digest,
+        anchor=anchor(engine.anchor_key, id, 1, entry.digest),
+        created_at=now,
+    )
+    return AcceptedRun(id, definition, data, entry, row)

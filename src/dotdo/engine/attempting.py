@@ -1,0 +1,160 @@
+"""One attempt of a step, as its handler's context sees it (implements `context.Attempt`).
+
+Everything a handler does to the world is collected here: SQL on the attempt's own transaction, staged effects in a list,
+requests through the journal. When the attempt is over, nothing of this works any more.
+"""
+
+import asyncio
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from dotdo.effect import Effect, Staged, find_resource
+from dotdo.errors import AttemptOver, DefinitionError
+from dotdo.journal import StagedEffect
+
+if TYPE_CHECKING:
+    from dotdo.engine.applying import Databases, SqlWork
+
+T = TypeVar("T")
+
+log = logging.getLogger("dotdo.action")
+
+
+class Attempt:
+    """The state of one attempt. `request_with` makes requests; `databases` opens its transaction."""
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        step: str,
+        number: int,
+        epoch: int,
+        generation: int,
+        actor: str | None,
+        trail: str | None,
+        resources: dict[type, Any],
+        databases: "Databases | None",
+        request_with: Callable[["Attempt", Effect[..., Any], bytes, str], Coroutine[Any, Any, Any]],
+        loop: asyncio.AbstractEventLoop,
+        is_async: bool,
+    ) -> None:
+        self.run_id, self.step, self.number, self.epoch = run_id, step, number, epoch
+        self.generation, self.actor, self.trail = generation, actor, trail
+        self.idempotency_key = effect_key(run_id, step, "", 0, epoch)
+        self.effects: list[StagedEffect] = []
+        self.requests: list[str] = []
+        self.work: SqlWork | None = None
+        self._resources, self._databases = resources, databases
+        self._request_with, self._loop, self._is_async = request_with, loop, is_async
+        self._counts: dict[str, int] = {}
+        self._over: str | None = None
+        self._committing = False
+        self._lock = threading.Lock()
+
+    @property
+    def log(self) -> "logging.LoggerAdapter[logging.Logger]":
+        """A logger that names run, step and attempt."""
+        return logging.LoggerAdapter(log, {"run": self.run_id, "step": self.step, "attempt": self.number})
+
+    # -- its end ------------------------------------------------------------------------------------------------------
+
+    def end(self, why: str) -> bool:
+        """Declares the attempt over, unless its commit has begun; returns whether that was in time."""
+        with self._lock:
+            if self._committing:
+                return False
+            self._over = self._over or why
+            return True
+
+    def begin_commit(self) -> None:
+        """From here on the attempt can no longer be declared over. Raises AttemptOver when it was already."""
+        with self._lock:
+            if self._over:
+                raise AttemptOver(f"The attempt {self.number} of {self.step} {self._over}; it commits nothing.")
+            self._committing = True
+
+    def heartbeat(self) -> None:
+        """Raises AttemptOver when the attempt is over."""
+        if self._over:
+            raise AttemptOver(f"The attempt {self.number} of {self.step} {self._over}.")
+
+    # -- context.Attempt ----------------------------------------------------------------------------------------------
+
+    def stage(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
+        """Keeps the effect for the commit."""
+        self.heartbeat()
+        input = self._input(effect, args, kwargs)
+        key = effect_key(self.run_id, self.step, effect.name, self._count(effect.name), self.epoch)
+        self.effects.append(StagedEffect(effect.name, effect.version, key, msgspec.Raw(input)))
+        return Staged(key, effect.name)
+
+    async def request(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Makes the call now, or replays its answer."""
+        self.heartbeat()
+        input = self._input(effect, args, kwargs)
+        # A request is known by what is asked and its count among equals, so a retry finds its answer.
+        base = f"{effect.name}:{hashlib.sha256(input).hexdigest()[:16]}"
+        request = f"{base}#{self._count(base) + 1}"
+        self.requests.append(request)
+        return await self._request_with(self, effect, input, request)
+
+    def request_and_wait(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The same from a handler's thread."""
+        return asyncio.run_coroutine_threadsafe(self.request(effect, args, kwargs), self._loop).result()
+
+    def connection(self, database: str | None) -> Any:
+        """The connection of the attempt's transaction, begun at first use."""
+        return self._sql(database).connection()
+
+    def session(self, database: str | None) -> Any:
+        """An ORM session on the attempt's transaction."""
+        return self._sql(database).session()
+
+    def resource(self, kind: type[T], default: Callable[[], T] | None = None) -> T:
+        """A resource of the client."""
+        return find_resource(self._resources, kind, default)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _sql(self, database: str | None) -> "SqlWork":
+        self.heartbeat()
+        if self._databases is None:
+            raise DefinitionError(
+                "This handler uses SQL, but the client was given no database. Pass one, such as "
+                'Do(sql="sqlite:///app.db") or Do(sql="postgresql+psycopg://user@host/app").'
+            )
+        if self.work is None:
+            self.work = self._databases.begin(database, self._is_async, self.heartbeat)
+        elif database is not None and database != self.work.database:
+            raise DefinitionError(
+                f"The step {self.step} already uses the database {self.work.database!r}; one attempt commits in one "
+                f"database. Do the work on {database!r} in an action of its own."
+            )
+        return self.work
+
+    def _input(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        if not isinstance(effect, Effect):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
+            raise DefinitionError(
+                f"{effect!r} is not an effect. Functions and lambdas cannot be staged or requested, because after a "
+                "crash another process must find them by name: define it with @effect at module level."
+            )
+        input = effect.schema.pack(args, kwargs)
+        effect.schema.check(input)
+        return input
+
+    def _count(self, name: str) -> int:
+        count = self._counts.get(name, 0)
+        self._counts[name] = count + 1
+        return count
+
+
+def effect_key(run: str, step: str, effect: str, ordinal: int, epoch: int) -> str:
+    """The stable idempotency key of an effect: run / step and effect / epoch, in characters that any receiver takes."""
+    digest = hashlib.sha256(f"{step}|{effect}|{ordinal}".encode()).hexdigest()[:16]
+    return f"{run}.{digest}.{epoch}"

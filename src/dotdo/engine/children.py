@@ -1,0 +1,141 @@
+"""Child services: each call is a run of its own, accepted in the same commit as the entry that names it.
+
+The child's end reaches the parent as a message in the transaction that ends the child, so neither can be lost. The id
+of a child begins with its root's id.
+"""
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dotdo.engine.accepting import new_run
+from dotdo.engine.failing import Block
+from dotdo.engine.history import StepRecord
+from dotdo.errors import InvalidOperation
+from dotdo.journal import ChildStarted, Completion, Empty, Ended, StepFailed
+from dotdo.records import ErrorRecord, Options
+from dotdo.store.protocol import Message
+
+if TYPE_CHECKING:
+    from dotdo.engine.running import LiveRun
+    from dotdo.engine.service_code import Call
+
+
+class ChildOutcome(msgspec.Struct, frozen=True):
+    """What the message of an ended child says."""
+
+    status: str
+    generation: int
+    undo: str
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: ErrorRecord | None = None
+
+
+_decode = msgspec.json.Decoder(ChildOutcome)
+
+
+def root_of(run: str) -> str:
+    """The id of the root of a run's tree."""
+    return run.partition(".")[0]
+
+
+async def start_child(run: "LiveRun", call: "Call") -> None:
+    """Starts the child run of a call, unless the journal has it, and waits for its end."""
+    record = run.history.step(call.id)
+    if record.child is None:
+        await run.may_attempt()
+        record = _accept_child(run, call, record)
+    child = record.child
+    assert child is not None  # noqa: S101 - just accepted, or from the journal
+    text = f"the child run {child.run} ({child.name})"
+    try:
+        message = await run.wait_for_child(child.run, text, call.id)
+    except asyncio.CancelledError:
+        if run.over:
+            raise
+        message = await _cancel_child(run, child.run, text, call.id)
+        _finish(run, call.id, record, message, cancelled=True)
+        raise
+    _finish(run, call.id, record, message, cancelled=False)
+
+
+def _accept_child(run: "LiveRun", call: "Call", record: StepRecord) -> StepRecord:
+    digest = hashlib.sha256(f"{run.id}|{call.id}|{record.epoch}".encode()).hexdigest()[:16]
+    id = f"{root_of(run.id)}.{digest}"
+    definition = call.definition
+    options = Options(trail=run.accepted.options.trail, actor=run.accepted.options.actor)
+    accepted = new_run(
+        run.engine, id, definition, "service", call.input, options, parent=run.id, parent_step=call.id,
+        pins=run.accepted.pins,
+    )
+    run.append("child_started", ChildStarted(id, definition.name, definition.version, msgspec.Raw(call.input)), call.id)
+    run.journal.accept(accepted.row, accepted.entry)
+    run.journal.when_durable(lambda error: None if error else run.engine.start_child(accepted))
+    return record
+
+
+async def _cancel_child(run: "LiveRun", child: str, text: str, step: str) -> Message:
+    try:
+        await run.engine.post(Message(child, "cancel", "", "null", None, "parent", run.engine.clock.now()))
+    except InvalidOperation:
+        pass_through = run.engine.log  # it has ended already: its message is on its way
+        pass_through.debug("child %s had ended before it was cancelled", child)
+    return await run.wait_for_child(child, text, step)
+
+
+def _finish(run: "LiveRun", step: str, record: StepRecord, message: Message, *, cancelled: bool) -> None:
+    child = record.child
+    assert child is not None  # noqa: S101 - the caller started it
+    outcome = _decode.decode(message.value)
+    run.journal.take(message.id)
+    if outcome.status == "completed":
+        run.append(
+            "completed",
+            Completion(child.name, child.version, child.input, outcome.result, run.history.accepted_at, undo=True),
+            step,
+            1,
+        )
+    elif cancelled:
+        run.append("step_cancelled", Empty(), step)
+    else:
+        error = outcome.error or ErrorRecord("Cancelled", "the child run was cancelled")
+        run.append("failed", StepFailed(error), step, 1)
+
+
+def child_message(run: "LiveRun", ended: Ended) -> Message | None:
+    """The message that tells a run's parent of its end."""
+    parent = run.accepted.parent
+    if parent is None:
+        return None
+    outcome = ChildOutcome(ended.status, run.history.generation, ended.undo, ended.result, ended.error)
+    sender = f"{run.id}/{run.history.generation}"
+    value = msgspec.json.encode(outcome).decode()
+    return Message(parent, "child", run.id, value, sender, None, run.engine.clock.now())
+
+
+def take_child_message(run: "LiveRun", message: Message) -> None:
+    """Gives the message of an ended child to whoever waits for it."""
+    future = run.children.get(message.name)
+    if future is not None and not future.done():
+        future.set_result(message)
+    else:
+        run.early[message.name] = message
+
+
+async def undo_child(run: "LiveRun", record: StepRecord) -> None:
+    """Undoes a child's run, and waits until it is."""
+    child = record.child
+    assert child is not None  # noqa: S101 - the caller looked
+    post = Message(child.run, "undo", "", "null", f"{run.id}/{run.history.generation}", "parent", run.engine.clock.now())
+    try:
+        await run.engine.post(post)
+    except InvalidOperation:
+        run.engine.log.debug("child %s is undone already", child.run)
+        return
+    message = await run.wait_for_child(child.run, f"the child run {child.run} ({child.name}) to be undone", record.id)
+    run.journal.take(message.id)
+    outcome: Any = _decode.decode(message.value)
+    if outcome.undo == "partial":
+        raise Block("undo failed", f"The child run {child.run} is undone in part only.", step=record.id)

@@ -1,0 +1,80 @@
+"""Takes runs that are due: after a wait, a message, a release, or the death of their owner.
+
+Polling is the truth, hints only make it sooner. Rescue is a sweep for ever, in bounded batches, never a one-off.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from dotdo.errors import ClientClosed, StoreError
+from dotdo.engine.waking import Wake
+
+if TYPE_CHECKING:
+    from dotdo.engine.engine import Engine
+
+BATCH = 500
+POLL_SECONDS = 1.0
+RETRY_SECONDS = 1.0
+
+
+class Claimer:
+    """The engine's loop that claims due runs."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._hint = asyncio.Event()
+        self._wake: Wake | None = None
+        self._task = engine.loop.create_task(self._work())
+
+    def hint(self) -> None:
+        """Something may be due."""
+        self._hint.set()
+
+    def due(self, at: int) -> None:
+        """Something will be due at that time."""
+        self._engine.alarm.at(at, self.hint)
+
+    async def close(self) -> None:
+        """Claims nothing any more."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                await self._sweep()
+                await self._wait()
+            except ClientClosed:
+                return
+            except StoreError as error:
+                # The store may come back; nothing is lost meanwhile.
+                self._engine.log.error("claiming failed, trying again in %s s: %s", RETRY_SECONDS, error)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _sweep(self) -> None:
+        engine = self._engine
+        while await engine.committer.call(lambda: engine.store.rescue(engine.clock.now(), BATCH)) == BATCH:
+            pass
+        while True:
+            room = min(BATCH, engine.capacity - len(engine.live))
+            if room <= 0:
+                return
+            claims = await engine.committer.call(lambda: engine.store.claim_due(engine.node, engine.clock.now(), room))
+            if not claims:
+                return
+            await engine.resume(claims)
+
+    async def _wait(self) -> None:
+        engine = self._engine
+        due = await engine.read(engine.store.next_due)
+        if due is not None and not self._hint.is_set():
+            if self._wake is not None:
+                self._wake.cancel()
+            self._wake = engine.alarm.at(due, self.hint)
+        try:
+            async with asyncio.timeout(POLL_SECONDS):
+                await self._hint.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._hint.clear()

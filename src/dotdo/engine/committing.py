@@ -1,0 +1,155 @@
+"""Group commit: all waiting writes of all runs go into one transaction, on one writer thread.
+
+Each waiter is told when its write is durable, never before. When a batch fails its writes are tried run by run, and
+only the guilty run fails: nothing of that run is written afterwards under the same claim, so its journal has no gap.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from dotdo.errors import ClientClosed, FenceLost, StoreError
+from dotdo.store.protocol import Store, Write
+
+T = TypeVar("T")
+
+_STOP = object()
+MAX_ROWS = 1_000
+MAX_BYTES = 1024 * 1024
+
+Done = Callable[[BaseException | None], None]
+
+
+class Writer(Protocol):
+    """Something with writes to collect (a run's journal)."""
+
+    def take_write(self) -> tuple[Write, Done]:
+        """Everything that was appended since the last time."""
+        ...
+
+
+class GroupCommit:
+    """The writer thread of a store, and the queue before it. Its methods are called on the engine's loop."""
+
+    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
+        self._store, self._loop = store, loop
+        self._dirty: list[Writer] = []
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._guilty: set[tuple[str, int]] = set()
+        self._closed = False
+        self.commits = 0
+        self._thread = threading.Thread(target=self._work, name="dotdo-writer", daemon=True)
+        self._thread.start()
+
+    def mark(self, writer: Writer) -> None:
+        """Has the writer's appended entries written soon, together with those of others."""
+        self._dirty.append(writer)
+        if len(self._dirty) == 1:
+            # Two turns of the loop: results that are ready now let services go on, and what these then
+            # append (often their end) shares the commit.
+            self._loop.call_soon(self._loop.call_soon, self._flush)
+
+    def call(self, function: Callable[[], T]) -> "asyncio.Future[T]":
+        """Runs a function on the writer thread, between batches."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        if self._closed:
+            future.set_exception(ClientClosed("The engine was stopped; it takes no more calls."))
+        else:
+            self._queue.put((function, future))
+        return future
+
+    async def close(self) -> None:
+        """Writes what waits, then ends the thread."""
+        self._flush()
+        await self.call(lambda: None)
+        self._closed = True
+        self._queue.put(_STOP)
+        self._thread.join()
+
+    def _flush(self) -> None:
+        if self._dirty:
+            batch = [writer.take_write() for writer in self._dirty]
+            self._dirty = []
+            self._queue.put(batch)
+
+    # -- on the writer thread -----------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        item = self._queue.get()
+        while item is not _STOP:
+            if isinstance(item, tuple):
+                self._call(item[0], item[1])
+                item = self._queue.get()
+                continue
+            writes: list[tuple[Write, Done]] = item
+            item = None
+            # What came while the last batch was written joins this one.
+            while item is None and _fits(writes) and not self._queue.empty():
+                item = self._queue.get()
+                if isinstance(item, list):
+                    writes += item
+                    item = None
+            self._commit(writes)
+            if item is None:
+                item = self._queue.get()
+
+    def _call(self, function: Callable[[], Any], future: "asyncio.Future[Any]") -> None:
+        try:
+            result, error = function(), None
+        except BaseException as failure:  # noqa: BLE001 - handed to whoever waits
+            result, error = None, failure
+        self._loop.call_soon_threadsafe(_resolve, future, result, error)
+
+    def _commit(self, writes: list[tuple[Write, Done]]) -> None:
+        for start in range(0, len(writes), MAX_ROWS):
+            part = writes[start : start + MAX_ROWS]
+            outcomes = self._write(part)
+            self._loop.call_soon_threadsafe(_tell, part, outcomes)
+        self._store.settle()
+
+    def _write(self, part: list[tuple[Write, Done]]) -> list[BaseException | None]:
+        if not self._guilty:
+            try:
+                self._store.write([write for write, _ in part])
+            except Exception:  # noqa: BLE001 - found out run by run
+                return [self._write_alone(write) for write, _ in part]
+            self.commits += 1
+            return [None] * len(part)
+        return [self._write_alone(write) for write, _ in part]
+
+    def _write_alone(self, write: Write) -> BaseException | None:
+        if (write.run, write.claim) in self._guilty:
+            return FenceLost(f"An earlier write of {write.run} failed, so this one was dropped.")
+        try:
+            self._store.write([write])
+        except Exception as error:  # noqa: BLE001 - told to the run
+            self._guilty.add((write.run, write.claim))
+            return error if isinstance(error, StoreError) else StoreError(f"The store failed: {error!r}")
+        self.commits += 1
+        return None
+
+    def forgive(self, run: str, claim: int) -> None:
+        """The run was claimed anew: the old claim can write nothing any more by itself."""
+        self._loop.call_soon(self._queue.put, (lambda: self._guilty.discard((run, claim)), self._loop.create_future()))
+
+
+def _fits(writes: list[tuple[Write, Done]]) -> bool:
+    entries = sum(len(write.entries) + len(write.accepts) for write, _ in writes)
+    if entries >= MAX_ROWS:
+        return False
+    return sum(len(entry.data) for write, _ in writes for entry in write.entries) < MAX_BYTES
+
+
+def _tell(part: list[tuple[Write, Done]], outcomes: list[BaseException | None]) -> None:
+    for (_, done), outcome in zip(part, outcomes, strict=True):
+        done(outcome)
+
+
+def _resolve(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
+    if not future.cancelled():
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)

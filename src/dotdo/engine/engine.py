@@ -1,0 +1,529 @@
+"""The engine: accepts runs, keeps the claimed ones in memory, tells callers how they ended, and shuts down in order.
+
+It implements the `Platform` protocol for a process that has a store. Everything here happens on one event loop, except
+what it hands to the writer, the reader and the handlers' threads.
+"""
+
+import asyncio
+import inspect
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from dotdo.catalogue import Catalogue, Snapshot
+from dotdo.clock import Clock
+from dotdo.engine.accepting import AcceptedRun, input_digest, new_run, run_id
+from dotdo.engine.children import child_message
+from dotdo.engine.claiming import Claimer
+from dotdo.engine.committing import GroupCommit
+from dotdo.engine.history import History, StepRecord
+from dotdo.engine.journaling import RunJournal
+from dotdo.engine.resuming import Suspects, load_runs
+from dotdo.engine.running import LiveRun
+from dotdo.engine.threads import Threads
+from dotdo.engine.waking import Alarm
+from dotdo.errors import ClientClosed, KeyConflict, StoreError, UnknownName
+from dotdo.journal import Blocked, Ended, Entry
+from dotdo.records import Definition, Options, Run, RunFilter, RunKind
+from dotdo.store.protocol import Claim, Message, Store
+
+if TYPE_CHECKING:
+    from dotdo.engine.applying import Databases, Key
+
+T = TypeVar("T")
+
+CAPACITY = 20_000
+GRACE_SECONDS = 10.0
+# SQLite gives up Python's global lock at each statement and asks for it again after. Beside a busy thread each such
+# hand-over takes one switch interval: 5 ms by default, which would make commits 10 times as slow.
+SWITCH_INTERVAL = 0.0005
+FORGET_BATCH = 100
+
+
+class Engine:
+    """Runs actions and services on one store, in this process."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        catalogue: Catalogue,
+        clock: Clock,
+        anchor_key: bytes,
+        databases: "Databases | None" = None,
+        resources: Sequence[Any] = (),
+        check_replay: bool = False,
+        capacity: int = CAPACITY,
+        grace: float = GRACE_SECONDS,
+    ) -> None:
+        self.store, self.catalogue, self.clock, self.anchor_key = store, catalogue, clock, anchor_key
+        self.databases, self.check_replay, self.capacity = databases, check_replay, capacity
+        self.log = logging.getLogger("dotdo.engine")
+        self.node = f"node_{os.urandom(6).hex()}"
+        self.live: dict[str, LiveRun] = {}
+        self.resources: dict[type, Any] = {}
+        self.draining = False
+        self.suspects = Suspects(self)
+        self._given, self._grace = resources, grace
+        self._stack = AsyncExitStack()
+        self._waiters: dict[str, list[asyncio.Future[Run]]] = {}
+        self._snapshots: dict[str, Snapshot] = {}
+        self._changes = -1
+        self._snapshot = Snapshot("", {})
+        self._kept: list[asyncio.Task[Any]] = []
+        self._background: set[asyncio.Task[Any]] = set()
+        self._applied: dict[str, list[Key]] = {}
+        self._outliving = 0
+        self._closed = False
+
+    # -- beginning and end --------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Opens resources, joins the store and begins to claim what is due."""
+        self.loop = asyncio.get_running_loop()
+        if sys.getswitchinterval() > SWITCH_INTERVAL:
+            sys.setswitchinterval(SWITCH_INTERVAL)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="dotdo-reader")
+        self.committer = GroupCommit(self.store, self.loop)
+        self.alarm = Alarm(self.clock, self.loop)
+        self.threads = Threads(self.loop)
+        try:
+            for given in self._given:
+                await self._open_resource(given)
+            if self.databases is not None:
+                await self.threads.run(self.databases.prepare)
+            node, host, pid = self.node, socket.gethostname(), os.getpid()
+            await self.committer.call(lambda: self.store.join(node, host, pid, self.clock.now()))
+        except BaseException:
+            await self._stop_parts()
+            raise
+        self.claimer = Claimer(self)
+
+    async def close(self) -> None:
+        """Drains: starts nothing new, lets attempts in flight end within the grace, gives its runs back."""
+        grace = self._grace
+        if self._closed:
+            return
+        self._closed = self.draining = True
+        await self.claimer.close()
+        await self._drain(grace)
+        self.alarm.close()
+        tasks = [task for run in self.live.values() for task in run.tasks.values()]
+        for run in list(self.live.values()):
+            run.release()
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace)
+        for database in list(self._applied):
+            await self._forget_now(database)
+        if self._background:
+            await asyncio.wait(self._background, timeout=grace)
+        for waiters in self._waiters.values():
+            for future in waiters:
+                if not future.done():
+                    future.set_exception(ClientClosed("The engine was stopped before the run ended; the run goes on later."))
+        try:
+            await self.committer.call(lambda: self.store.leave(self.node, self.clock.now()))
+        except StoreError as error:
+            self.log.error("the store could not be left in order: %s", error)
+        await self._stop_parts()
+
+    async def _drain(self, grace: float) -> None:
+        end = self.loop.time() + grace
+        while True:
+            busy = [
+                task
+                for run in self.live.values()
+                for id, task in run.tasks.items()
+                if id in run.steps and run.steps[id].attempt is not None
+            ]
+            left = end - self.loop.time()
+            if not busy or left <= 0:
+                return
+            await asyncio.wait(busy, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _stop_parts(self) -> None:
+        await self.committer.close()
+        await self._stack.aclose()
+        if self.databases is not None:
+            await self.databases.close()
+        self.alarm.close()
+        self._reader.shutdown()
+        self.store.close()
+
+    async def _open_resource(self, given: Any) -> None:
+        if inspect.isfunction(given) or inspect.isclass(given):
+            given = given()
+        if hasattr(given, "__aenter__"):
+            given = await self._stack.enter_async_context(given)
+        elif hasattr(given, "__enter__"):
+            given = self._stack.enter_context(given)
+        self.resources[type(given)] = given
+
+    # -- accepting ----------------------------------------------------------------------------------------------------
+
+    async def accept(self, kind: RunKind, name: str, params: Any, options: Options) -> str:
+        """Validates and accepts a run, and returns its id once it is durable. Raises InputError, StoreError."""
+        id, journal = await self._accept(kind, name, params, options)
+        if journal is not None:
+            await journal.durable()
+        return id
+
+    async def execute(self, kind: RunKind, name: str, params: Any, options: Options) -> Run:
+        """Accepts a run and waits until it has ended or is blocked; one wait instead of two."""
+        id, _ = await self._accept(kind, name, params, options)
+        return await self.result(id)
+
+    async def _accept(
+        self, kind: RunKind, name: str, params: Any, options: Options
+    ) -> tuple[str, RunJournal | None]:
+        if self._closed:
+            raise ClientClosed("The client is closed; open a new one.")
+        definition = self.catalogue.get(kind, name, options.version)
+        input = definition.schema.accept(params)
+        if self.catalogue.changes != self._changes:
+            await self._take_snapshot()
+        id = run_id(name, options.key)
+        if options.key is not None:
+            known = await self._known(id, input, options.key, name)
+            if known:
+                return id, known if isinstance(known, RunJournal) else None
+        accepted = new_run(self, id, definition, kind, input, options, pins=self._snapshot.id)
+        if options.delay:
+            return id, await self._accept_delayed(accepted)
+        run = self._live_run(accepted)
+        run.journal.accept(accepted.row, accepted.entry)
+        self.loop.call_soon(self._start_fresh, run)
+        return id, run.journal
+
+    async def _known(self, id: str, input: bytes, key: str, name: str) -> "RunJournal | bool":
+        """Whether a keyed run exists. Raises KeyConflict when it was given another input."""
+        run = self.live.get(id)
+        if run is not None:
+            digest: str | None = input_digest(bytes(run.accepted.input))
+        else:
+            digest = await self.read(lambda: self.store.input_digest(id))
+            run = self.live.get(id)
+            if digest is None and run is not None:
+                digest = input_digest(bytes(run.accepted.input))
+        if digest is None:
+            return False
+        if digest != input_digest(input):
+            raise KeyConflict(
+                f"The key {key!r} was already used for {name} with another input (run {id}). Use a new key for a new "
+                "request; the same key is for repeating the same one."
+            )
+        return run.journal if run is not None else True
+
+    async def _accept_delayed(self, accepted: AcceptedRun) -> None:
+        run = self._live_run(accepted)
+        run.journal.accept(accepted.row, accepted.entry)
+        run.release()
+        await run.journal.durable()
+        self.live.pop(run.id, None)
+        if accepted.row.due_at is not None:
+            self.claimer.due(accepted.row.due_at)
+
+    def _live_run(self, accepted: AcceptedRun) -> LiveRun:
+        history = History()
+        history.apply(accepted.entry, accepted.data)
+        journal = self.journal_of(accepted.id, 1, accepted.entry, 0)
+        if self.check_replay:
+            journal.kept = []
+        run = self.live[accepted.id] = LiveRun(self, history, journal, accepted.definition)
+        return run
+
+    def _start_fresh(self, run: LiveRun) -> None:
+        if not run.over:
+            run.start([], fresh=True)
+
+    def start_child(self, accepted: AcceptedRun) -> None:
+        """Starts a child run that its parent has had accepted."""
+        run = self._live_run(accepted)
+        self.loop.call_soon(self._start_fresh, run)
+
+    def journal_of(self, run: str, claim: int, head: Entry, generation: int) -> RunJournal:
+        """A run's journal under a claim of this engine."""
+        return RunJournal(
+            run,
+            claim,
+            committer=self.committer,
+            clock=self.clock,
+            anchor_key=self.anchor_key,
+            head=head,
+            generation=generation,
+            on_lost=lambda error: self._lost(run, error),
+        )
+
+    async def _take_snapshot(self) -> None:
+        changes, snapshot = self.catalogue.changes, self.catalogue.snapshot()
+        await self.committer.call(
+            lambda: self.store.save_definitions(snapshot.id, snapshot.newest, self.clock.now())
+        )
+        self._snapshots[snapshot.id] = self._snapshot = snapshot
+        self._changes = changes
+
+    def pins(self, id: str | None) -> Snapshot:
+        """The snapshot of versions that a run keeps."""
+        return self._snapshots.get(id or "", Snapshot("", {}))
+
+    async def load_pins(self, ids: set[str]) -> None:
+        """Reads the snapshots of runs that were started earlier."""
+        for id in ids - self._snapshots.keys():
+            newest = await self.read(lambda id=id: self.store.load_definitions(id))
+            self._snapshots[id] = Snapshot(id, newest)
+
+    # -- resuming -----------------------------------------------------------------------------------------------------
+
+    async def resume(self, claims: list[Claim]) -> None:
+        """Loads claimed runs and lets them go on."""
+        await load_runs(self, claims)
+
+    def parked(self, run: LiveRun, due: int | None) -> None:
+        """A run leaves memory; its row is being written."""
+        run.release()
+
+        def written(error: BaseException | None) -> None:
+            if error is None:
+                self.live.pop(run.id, None)
+                if due is not None:
+                    self.claimer.due(due)
+                self.claimer.hint()
+
+        run.journal.when_written(written)
+
+    def _lost(self, id: str, error: BaseException) -> None:
+        """A write of a run failed: what is in memory may be ahead of the store, so it is dropped and read again."""
+        run = self.live.pop(id, None)
+        if run is not None:
+            run.release()
+        self.log.error("a write of %s failed, reading it again: %s", id, error)
+        self.spawn(self._reload(id, error))
+
+    async def _reload(self, id: str, error: BaseException) -> None:
+        wait = 0.05
+        while not self._closed:
+            try:
+                claim = await self.committer.call(lambda: self.store.claim_one(self.node, id))
+                if claim is not None:
+                    await self.resume([msgspec.structs.replace(claim, crashed=False)])
+                elif await self.read(lambda: self.store.get_run(id)) is None:
+                    self._resolve_error(id, error)
+                return
+            except StoreError as again:
+                self.log.error("reading %s again failed: %s", id, again)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, 5.0)
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def ended(self, run: LiveRun, ended: Ended) -> None:
+        """A run has appended its terminal entry; callers are told when it is durable."""
+        message = child_message(run, ended)
+        if message is not None:
+            run.journal.send(message)
+        run.release()
+
+        def durable(error: BaseException | None) -> None:
+            if error is None:
+                self.live.pop(run.id, None)
+                if run.id in self._waiters:
+                    self._resolve(run.id, run_record(run, ended.status, ended))
+                if message is not None:
+                    self.hint(message.run)
+
+        run.journal.when_durable(durable)
+
+    def blocked(self, run: LiveRun, data: Blocked) -> None:
+        """A run has been blocked; callers are told when that is durable."""
+        run.release()
+
+        def written(error: BaseException | None) -> None:
+            if error is None:
+                self.live.pop(run.id, None)
+                self.log.warning("run %s (%s) is blocked: %s", run.id, run.accepted.name, data.error.message)
+                if run.id in self._waiters:
+                    self._resolve(run.id, run_record(run, "blocked", None, data))
+
+        run.journal.when_written(written)
+
+    def _resolve(self, id: str, record: Run) -> None:
+        for future in self._waiters.pop(id, ()):
+            if not future.done():
+                future.set_result(record)
+
+    def _resolve_error(self, id: str, error: BaseException) -> None:
+        for future in self._waiters.pop(id, ()):
+            if not future.done():
+                future.set_exception(error)
+
+    # -- Platform -----------------------------------------------------------------------------------------------------
+
+    async def result(self, id: str) -> Run:
+        """Waits until the run has ended or is blocked. Raises UnknownName."""
+        future: asyncio.Future[Run] = self.loop.create_future()
+        self._waiters.setdefault(id, []).append(future)
+        if id not in self.live:
+            record = await self.read(lambda: self.store.get_run(id))
+            if record is None and id not in self.live:
+                self._waiters.pop(id, None)
+                raise UnknownName(f"There is no run {id!r}.")
+            if record is not None and (record.ended or record.status == "blocked") and not future.done():
+                self._resolve(id, record)
+        return await future
+
+    async def get(self, id: str) -> Run:
+        """A run as it stands. Raises UnknownName."""
+        record = await self.read(lambda: self.store.get_run(id))
+        if record is None:
+            raise UnknownName(f"There is no run {id!r}.")
+        return record
+
+    async def list_runs(self, filter: RunFilter) -> list[Run]:
+        """Runs, newest first."""
+        return await self.read(lambda: self.store.list_runs(filter))
+
+    async def journal(self, id: str, after: int = 0) -> list[Entry]:
+        """The entries of a run after a number."""
+        await self.get(id)
+        return await self.read(lambda: self.store.read_journal(id, after))
+
+    async def cancel(self, id: str, actor: str | None) -> None:
+        """Asks for a run to be cancelled."""
+        await self._ask(id, "cancel", actor)
+
+    async def retry(self, id: str, actor: str | None) -> None:
+        """Reopens a failed, cancelled or blocked run."""
+        await self._ask(id, "retry", actor)
+
+    async def undo(self, id: str, actor: str | None) -> None:
+        """Takes back what an ended run did."""
+        await self._ask(id, "undo", actor)
+
+    async def _ask(self, id: str, kind: str, actor: str | None) -> None:
+        await self.post(Message(id, kind, "", "null", None, actor, self.clock.now()))
+
+    async def send_event(self, id: str, name: str, value: bytes, key: str | None, actor: str | None) -> None:
+        """Sends an event to a run."""
+        sender = None if key is None else f"event:{key}"
+        await self.post(Message(id, "event", name, value.decode(), sender, actor, self.clock.now()))
+
+    async def definitions(self, kind: str) -> list[Definition]:
+        """What can be called."""
+        return [definition.definition() for definition in self.catalogue.all(kind)]
+
+    async def post(self, message: Message) -> None:
+        """Leaves a message for a run. Raises UnknownName, InvalidOperation."""
+        if self._closed:
+            raise ClientClosed("The client is closed; open a new one.")
+        await self.committer.call(lambda: self.store.post(message))
+        self.hint(message.run)
+
+    def hint(self, id: str) -> None:
+        """A message is waiting for a run: its owner takes it at once."""
+        run = self.live.get(id)
+        if run is None or run.over:
+            self.claimer.hint()
+        else:
+            self.spawn(self._take_messages(run))
+
+    async def _take_messages(self, run: LiveRun) -> None:
+        messages = (await self.read(lambda: self.store.read_inbox([run.id])))[run.id]
+        self.loop.call_soon(run.take, messages)
+
+    # -- for running parts --------------------------------------------------------------------------------------------
+
+    async def read(self, function: Callable[[], T]) -> T:
+        """Runs a read of the store on the reader's thread."""
+        if self._closed and not self.live:
+            raise ClientClosed("The client is closed; open a new one.")
+        return await self.loop.run_in_executor(self._reader, function)
+
+    def spawn(self, work: Any) -> None:
+        """Runs something in the background; its failure is logged."""
+        task = self.loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background_done)
+
+    def _background_done(self, task: "asyncio.Task[Any]") -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.log.error("a background task failed", exc_info=task.exception())
+
+    def swallow(self, task: "asyncio.Task[Any]") -> None:
+        """A task of a run that has left memory has ended; what it raised is of no interest."""
+        if not task.cancelled() and task.exception() is not None:
+            self.log.debug("ended after its run left: %r", task.exception())
+
+    def keep(self, refusing: Sequence["asyncio.Task[Any]"]) -> None:
+        """Tasks of a service that refused to end: kept, so that the garbage collector cannot run them."""
+        for task in refusing:
+            self._kept.append(task)
+            self.log.error("a service's task refused to end and is kept suspended: %r", task)
+
+    def count_outliving(self, future: "asyncio.Future[Any]") -> None:
+        """A handler's thread goes on after its attempt."""
+        self._outliving += 1
+        self.log.warning("a handler's thread goes on after its attempt ended (%s such now)", self._outliving)
+        future.add_done_callback(self._outlived)
+
+    def _outlived(self, future: "asyncio.Future[Any]") -> None:
+        self._outliving -= 1
+        if not future.cancelled() and future.exception() is not None:
+            self.log.debug("a handler ended after its attempt: %r", future.exception())
+
+    def forget_applied(self, run: LiveRun, database: str, record: StepRecord, attempt: int) -> None:
+        """Has an applied row deleted some time after its completion is durable."""
+        key = (run.id, record.id, record.generation, attempt)
+
+        def durable(error: BaseException | None) -> None:
+            if error is None:
+                keys = self._applied.setdefault(database, [])
+                keys.append(key)
+                if len(keys) == 1:
+                    self.loop.call_later(1.0, self._forget_soon, database)
+                elif len(keys) == FORGET_BATCH:
+                    self._forget_soon(database)
+
+        run.journal.when_durable(durable)
+
+    def _forget_soon(self, database: str) -> None:
+        if not self._closed and self._applied.get(database):
+            self.spawn(self._forget_now(database))
+
+    async def _forget_now(self, database: str) -> None:
+        keys, databases = self._applied.pop(database, []), self.databases
+        if keys and databases is not None:
+            await self.threads.run(lambda: databases.forget(database, keys))
+
+
+def run_record(run: LiveRun, status: Any, ended: Ended | None, blocked: Blocked | None = None) -> Run:
+    """A run in memory as callers see it."""
+    accepted = run.accepted
+    options = accepted.options
+    return Run(
+        id=run.id,
+        kind=accepted.kind,
+        name=accepted.name,
+        version=accepted.version,
+        status=status,
+        undo=ended.undo if ended else "none",  # type: ignore[arg-type]
+        generation=run.history.generation,
+        result=msgspec.json.decode(ended.result) if ended else None,
+        error=ended.error if ended else blocked.error if blocked else None,
+        not_undone=ended.not_undone if ended else [],
+        key=options.key,
+        trail=options.trail,
+        actor=options.actor,
+        labels=options.labels,
+        parent=accepted.parent,
+        root=run.id.partition(".")[0],
+        created_at=run.history.accepted_at,
+        ended_at=run.journal.at if ended else None,
+    )

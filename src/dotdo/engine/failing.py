@@ -1,0 +1,98 @@
+"""What failures mean: errors as they are journaled, and which exceptions of a service fail a run.
+
+Only a failed action, `Fail`, and cancellation fail a run. Any other exception of a service's code is a bug.
+"""
+
+import asyncio
+import traceback
+from typing import Any
+
+from dotdo.errors import ActionFailed, Fail
+from dotdo.journal import Blocked
+from dotdo.records import ErrorRecord
+
+MAX_MESSAGE = 4_000
+MAX_TRACEBACK = 12_000
+
+
+class Block(Exception):
+    """Raised inside the engine: the run must wait for a person. `reason` in a word or two, the message in full."""
+
+    def __init__(self, reason: str, message: str, *, step: str | None = None, error: ErrorRecord | None = None) -> None:
+        super().__init__(message)
+        self.reason, self.message, self.step, self.error = reason, message, step, error
+
+    def data(self) -> Blocked:
+        """As an entry's data."""
+        error = self.error
+        return Blocked(
+            self.reason,
+            ErrorRecord(
+                error.type if error else "Blocked", self.message, error.traceback if error else "", step=self.step
+            ),
+        )
+
+
+def error_record(error: BaseException, *, action: str | None = None, step: str | None = None, attempts: int = 1) -> ErrorRecord:
+    """An exception as journaled: type, message, and traceback trimmed to the user's own frames."""
+    return ErrorRecord(
+        type(error).__name__, message_of(error), _traceback_of(error), action=action, step=step, attempts=attempts
+    )
+
+
+def message_of(error: BaseException) -> str:
+    """The error's text, whatever its `__str__` does."""
+    try:
+        text = str(error)
+    except Exception as failure:  # noqa: BLE001 - hostile exceptions must not hurt the engine
+        text = f"(its text could not be made: {type(failure).__name__})"
+    text = text.replace("\0", "").encode("utf-8", "replace").decode()
+    return text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "... (cut)"
+
+
+def _traceback_of(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "/dotdo/engine/" not in frame.filename.replace("\\", "/")]
+    text = "".join(traceback.format_list(own[-20:]))
+    text = text.replace("\0", "").encode("utf-8", "replace").decode()
+    return text if len(text) <= MAX_TRACEBACK else "... (cut)\n" + text[-MAX_TRACEBACK:]
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The single exceptions in a (group of) exception."""
+    if isinstance(error, BaseExceptionGroup):
+        members: tuple[Any, ...] = error.exceptions
+        return [leaf for member in members for leaf in leaves(member)]
+    return [error]
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether a service's exception fails the run; otherwise it is a bug."""
+    return all(isinstance(leaf, ActionFailed | Fail | asyncio.CancelledError) for leaf in leaves(error))
+
+
+def failure_record(error: BaseException) -> tuple[ErrorRecord, list[str]]:
+    """The error of a failed run, and the steps that caused it."""
+    found = leaves(error)
+    failed = [leaf for leaf in found if isinstance(leaf, ActionFailed)]
+    causes = [leaf.step for leaf in failed if leaf.step is not None]
+    if failed:
+        first = failed[0]
+        record = ErrorRecord(
+            first.error_type, first.error_message, "", action=first.action, step=first.step, attempts=first.attempts
+        )
+        return record, causes
+    return error_record(found[0]), causes
+
+
+def as_action_failed(run: str, name: str, error: ErrorRecord, undo: str) -> ActionFailed:
+    """What a caller is told of a failed run."""
+    return ActionFailed(
+        error.action or name,
+        error.type,
+        error.message,
+        attempts=error.attempts,
+        step=error.step,
+        run_id=run,
+        undo=undo,
+    )

@@ -1,0 +1,202 @@
+"""The journal of one claimed run, from the engine's side: appends entries, chains them, and knows what is durable.
+
+Entries are numbered and chained when they are appended; the group commit collects them. What must not happen before
+they are durable (an attempt, an answer) awaits `durable()`.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from dotdo.clock import Clock
+from dotdo.engine.committing import Done, GroupCommit
+from dotdo.journal import Data, Entry, anchor, encode_data, link
+from dotdo.records import WaitingFor
+from dotdo.store.protocol import Message, NewRun, RunUpdate, Write
+
+_encode_waiting = msgspec.json.Encoder().encode
+
+
+class RunJournal:
+    """Appends to one run's journal under one claim. on_lost: called once when a write failed."""
+
+    __slots__ = (
+        "_accepts",
+        "_anchor_key",
+        "_clock",
+        "_committer",
+        "_entries",
+        "_marked",
+        "_messages",
+        "_on_lost",
+        "_taken",
+        "_update",
+        "_waiters",
+        "at",
+        "claim",
+        "digest",
+        "durable_seq",
+        "generation",
+        "kept",
+        "lost",
+        "run",
+        "seq",
+    )
+
+    def __init__(
+        self,
+        run: str,
+        claim: int,
+        *,
+        committer: GroupCommit,
+        clock: Clock,
+        anchor_key: bytes,
+        head: Entry,
+        generation: int,
+        on_lost: Callable[[BaseException], None],
+    ) -> None:
+        self.run, self.claim, self.generation = run, claim, generation
+        self.seq = self.durable_seq = head.seq
+        self.digest, self.at = head.digest, head.at
+        self.lost: BaseException | None = None
+        self.kept: list[Entry] | None = None  # in development: for the replay that checks the run
+        self._committer, self._clock, self._anchor_key, self._on_lost = committer, clock, anchor_key, on_lost
+        self._waiters: list[tuple[int, Done]] = []
+        self._clear()
+
+    def _clear(self) -> None:
+        self._entries: list[Entry] = []
+        self._accepts: list[tuple[NewRun, Entry]] = []
+        self._taken: list[int] = []
+        self._messages: list[Message] = []
+        self._update: RunUpdate | None = None
+        self._marked = False
+
+    def append(self, kind: str, data: Data, step: str = "", attempt: int = 0) -> Entry:
+        """Appends an entry; it is durable some time later."""
+        now = self._clock.now()
+        if now > self.at:
+            self.at = now
+        self.seq += 1
+        entry = link(
+            self.digest, self.run, self.seq, kind, step, self.generation, attempt, self.at, encode_data(data)
+        )
+        self.digest = entry.digest
+        self._entries.append(entry)
+        if self.kept is not None:
+            self.kept.append(entry)
+        self._mark()
+        return entry
+
+    def accept(self, run: NewRun, first: Entry) -> None:
+        """Has a run (this one, or a child) accepted in the same transaction as what was appended last."""
+        self._accepts.append((run, first))
+        if run.id == self.run:
+            self.durable_seq = 0
+            if self.kept is not None:
+                self.kept.append(first)
+        self._mark()
+
+    def take(self, message: int) -> None:
+        """Deletes a message in the same transaction as the entry that was made of it."""
+        self._taken.append(message)
+        self._mark()
+
+    def send(self, message: Message) -> None:
+        """Leaves a message for another run in the same transaction."""
+        self._messages.append(message)
+        self._mark()
+
+    def update(
+        self,
+        status: str,
+        *,
+        undo: str = "none",
+        waiting_for: WaitingFor | None = None,
+        due_at: int | None = None,
+        owner: str | None = None,
+        ended: bool = False,
+    ) -> None:
+        """Has the run's row written together with what was appended."""
+        now = self._clock.now()
+        self._update = RunUpdate(
+            self.run,
+            self.claim,
+            status,
+            undo,
+            self.generation,
+            _encode_waiting(waiting_for).decode() if waiting_for else None,
+            due_at,
+            owner,
+            self.seq,
+            self.digest,
+            anchor(self._anchor_key, self.run, self.seq, self.digest),
+            max(self.at, now) if ended else None,
+            now,
+        )
+        self._mark()
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether everything appended so far is durable."""
+        return self.durable_seq == self.seq
+
+    async def durable(self) -> None:
+        """Returns when everything appended so far is durable. Raises the store's error if it was lost."""
+        if self.lost is not None:
+            raise self.lost
+        if self.durable_seq < self.seq:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.when_durable(lambda error: _settle(future, error))
+            await future
+
+    def when_durable(self, callback: Done) -> None:
+        """Calls back, with None or the store's error, once everything appended so far is durable."""
+        self._waiters.append((self.seq, callback))
+
+    def when_written(self, callback: Done) -> None:
+        """Calls back once the next write is through; for an update without entries."""
+        self._waiters.append((-1, callback))
+        self._mark()
+
+    def _mark(self) -> None:
+        if not self._marked:
+            self._marked = True
+            self._committer.mark(self)
+
+    def take_write(self) -> tuple[Write, Done]:
+        """For the group commit: everything appended since the last time."""
+        write = Write(
+            self.run, self.claim, self._entries, self._accepts, self._update, self._taken, self._messages
+        )
+        seq = self.seq
+        waiting = [callback for needed, callback in self._waiters if needed < 0]
+        if waiting:
+            self._waiters = [waiter for waiter in self._waiters if waiter[0] >= 0]
+        self._clear()
+
+        def done(error: BaseException | None) -> None:
+            self._done(seq, waiting, error)
+
+        return write, done
+
+    def _done(self, seq: int, waiting: list[Done], error: BaseException | None) -> None:
+        if error is not None and self.lost is None:
+            self.lost = error
+            self._on_lost(error)
+        if error is None:
+            self.durable_seq = seq
+        if self._waiters:
+            waiting += [callback for needed, callback in self._waiters if needed <= seq or self.lost is not None]
+            self._waiters = [waiter for waiter in self._waiters if waiter[0] > seq and self.lost is None]
+        for callback in waiting:
+            callback(self.lost)
+
+
+def _settle(future: "asyncio.Future[None]", error: BaseException | None) -> None:
+    if not future.done():
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)

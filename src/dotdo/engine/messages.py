@@ -1,0 +1,74 @@
+"""Messages from outside, taken into the journal by the run's owner: events, cancel, retry, undo, ended children.
+
+The entry that is made of a message, and the message's deletion, are one transaction: nothing is taken twice or lost.
+"""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from dotdo.engine.children import take_child_message
+from dotdo.engine.history import CANCELLED, COMPLETED, FAILED, OPEN, History
+from dotdo.engine.service_code import OWN_STEPS
+from dotdo.journal import CancelRequested, EventReceived, Reopened, Stopping
+from dotdo.records import ErrorRecord
+from dotdo.store.protocol import Message
+
+if TYPE_CHECKING:
+    from dotdo.engine.running import LiveRun
+
+
+def apply_message(run: "LiveRun", message: Message) -> None:
+    """Journals a message and does what it says."""
+    run.taken = max(run.taken, message.id)
+    if message.kind == "child":
+        take_child_message(run, message)
+        return
+    run.journal.take(message.id)
+    if message.kind == "event":
+        data = EventReceived(message.name, msgspec.Raw(message.value.encode()), message.sender, message.actor)
+        run.append("event", data)
+    elif message.kind == "cancel":
+        _cancel(run, message)
+    elif message.kind in ("retry", "undo"):
+        _reopen(run, message)
+
+
+def _cancel(run: "LiveRun", message: Message) -> None:
+    if run.is_stopping or run.history.stopping is not None:
+        return  # it is on its way out already; the first commit won
+    run.append("cancel_requested", CancelRequested(message.actor))
+    by = f" by {message.actor}" if message.actor else ""
+    run.stop(Stopping("cancelled", ErrorRecord("Cancelled", f"The run was cancelled{by}.")))
+
+
+def _reopen(run: "LiveRun", message: Message) -> None:
+    history = run.history
+    if history.ended is None and history.blocked is None:
+        return  # reopened twice; once is enough
+    run.journal.generation += 1
+    dropped = _dropped(history, message.kind)
+    run.append("reopened", Reopened(message.kind, message.actor, dropped))
+    run.journal.update("running", owner=run.engine.node)
+
+
+def _dropped(history: History, operation: str) -> list[str]:
+    """The steps that a new generation does again: what failed the run, what came after, and what was undone."""
+    undos_failed = [id for id, record in history.steps.items() if id.startswith("undo:") and record.state == FAILED]
+    if operation == "undo" or (history.blocked is not None and history.plan is not None):
+        for id in undos_failed:
+            history.steps[id.removeprefix("undo:")].undo_error = None
+        return undos_failed
+    if history.stopping is None:
+        return []  # it was blocked while it ran: it goes on where it was
+    causes = set(history.stopping.causes)
+    return [
+        id
+        for id, record in history.steps.items()
+        if id in causes
+        or record.undone
+        or record.state in (CANCELLED, OPEN)
+        or (record.state == FAILED and record.seq > history.stopping_seq)
+        or id.startswith(OWN_STEPS)
+        or (record.state != COMPLETED and record.state != FAILED)
+    ]

@@ -1,0 +1,111 @@
+"""Brings claimed runs back into memory: reads their journals, replays, and goes on.
+
+A run that crashed its node several times without getting anywhere is blocked. Before that, a suspect runs alone: one at
+a time, so that it takes no other with it, and only those that really ran are counted.
+"""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from dotdo.engine.failing import Block, error_record
+from dotdo.engine.history import History
+from dotdo.engine.running import LiveRun
+from dotdo.errors import DotdoError
+from dotdo.journal import Claimed, Entry
+from dotdo.records import WaitingFor
+from dotdo.store.protocol import Claim, Message
+
+if TYPE_CHECKING:
+    from dotdo.engine.engine import Engine
+
+MAX_CRASHES = 3
+# When to look again for a definition that this process does not have, in ms.
+LOOK_AGAIN = 60_000
+
+
+async def load_runs(engine: "Engine", claims: list[Claim]) -> None:
+    """Loads claimed runs, each by itself: one that cannot be loaded hurts no other."""
+    ids = [claim.run for claim in claims]
+    journals = await engine.read(lambda: engine.store.read_journals(ids))
+    inbox = await engine.read(lambda: engine.store.read_inbox(ids))
+    histories: list[tuple[Claim, list[Entry], History]] = []
+    for claim in claims:
+        history = History()
+        try:
+            history.load(journals[claim.run])
+        except (msgspec.MsgspecError, KeyError, IndexError) as error:
+            engine.log.error("the journal of %s cannot be read; run `dotdo audit verify`: %s", claim.run, error)
+            continue
+        if history.accepted is not None:
+            histories.append((claim, journals[claim.run], history))
+    pins = {history.accepted.pins for _, _, history in histories if history.accepted and history.accepted.pins}
+    await engine.load_pins(pins)
+    for claim, entries, history in histories:
+        engine.loop.call_soon(_resume, engine, claim, entries, history, inbox[claim.run])
+
+
+def _resume(engine: "Engine", claim: Claim, entries: list[Entry], history: History, messages: list[Message]) -> None:
+    accepted = history.accepted
+    if accepted is None or claim.run in engine.live or engine.draining:
+        return
+    journal = engine.journal_of(claim.run, claim.claim, entries[-1], history.generation)
+    definition = engine.catalogue.find(accepted.kind, accepted.name, accepted.version)
+    if definition is None:
+        text = f"no process offers the {accepted.kind} {accepted.name}@{accepted.version}; start one that defines it"
+        due = engine.clock.now() + LOOK_AGAIN
+        journal.update("waiting", waiting_for=WaitingFor("action", text, due), due_at=due)
+        engine.claimer.due(due)
+        return
+    if engine.check_replay:
+        journal.kept = list(entries)
+    run = engine.live[claim.run] = LiveRun(engine, history, journal, definition)
+    crashes = history.crashes + 1 if claim.crashed else 0
+    if crashes >= MAX_CRASHES - 1:
+        engine.suspects.add(run, claim, messages)
+    else:
+        begin(engine, run, claim, messages)
+
+
+def begin(engine: "Engine", run: LiveRun, claim: Claim, messages: list[Message]) -> None:
+    """Lets a loaded run go on."""
+    if run.over:
+        return
+    run.crashed = claim.crashed
+    run.append("claimed", Claimed(engine.node, claim.claim, claim.crashed))
+    if run.history.crashes >= MAX_CRASHES:
+        run.block(
+            Block(
+                "crashed",
+                f"The run was in flight {MAX_CRASHES} times when its process died, and never got any further. Look at what "
+                "its next step does, mend it, and retry the run.",
+            )
+        )
+        return
+    try:
+        run.start(messages, fresh=False)
+    except Exception as error:  # one run's trouble must not keep others from being resumed
+        engine.log.exception("the run %s could not be resumed", run.id)
+        message = error.message if isinstance(error, DotdoError) else repr(error)
+        run.block(Block("cannot be resumed", f"The run could not be resumed: {message}", error=error_record(error)))
+
+
+class Suspects:
+    """Runs that may be what killed their process: resumed one at a time."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._waiting: list[tuple[LiveRun, Claim, list[Message]]] = []
+        self._current: LiveRun | None = None
+
+    def add(self, run: LiveRun, claim: Claim, messages: list[Message]) -> None:
+        """Resumes the run when it is alone among suspects."""
+        self._waiting.append((run, claim, messages))
+        self.next()
+
+    def next(self) -> None:
+        """Goes on with the next one when the current one has got somewhere, or has left."""
+        while self._waiting and (self._current is None or self._current.over or self._current.history.crashes == 0):
+            run, claim, messages = self._waiting.pop(0)
+            self._current = run
+            begin(self._engine, run, claim, messages)

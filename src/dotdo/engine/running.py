@@ -1,0 +1,554 @@
+"""One claimed run in memory: replays it, continues it, parks it, and brings it to its end.
+
+A service may run ahead of durability, because it is pure; no attempt starts and no answer leaves before every earlier
+entry of the run is durable. The code of a service is only ever driven from plain callbacks of the engine's loop.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dotdo.action import Action, Overrides
+from dotdo.engine import undoing
+from dotdo.engine.children import start_child, take_child_message, undo_child
+from dotdo.engine.failing import Block, error_record, failure_record, is_failure
+from dotdo.engine.history import COMPLETED, FAILED, History, StepRecord
+from dotdo.engine.journaling import RunJournal
+from dotdo.engine.messages import apply_message
+from dotdo.engine.replaying import check_replay
+from dotdo.engine.service_code import Call, ServiceCode
+from dotdo.engine.stepping import StepRun, step_context
+from dotdo.engine.waking import Wake
+from dotdo.errors import DotdoError, InvalidInput, InvalidValue, ReplayError, RunEvicted, StoreError
+from dotdo.journal import Accepted, Completion, Data, Empty, Ended, Entry, Fired, Stopping
+from dotdo.policy import Retry
+from dotdo.records import ErrorRecord, WaitingFor
+from dotdo.service import Service
+from dotdo.store.protocol import Message
+
+if TYPE_CHECKING:
+    from dotdo.engine.engine import Engine
+
+# How long an idle run stays in memory before it is parked, in seconds.
+LINGER = 0.25
+LINGER_FOR_CHILD = 5.0
+
+
+class LiveRun:
+    """A run that this engine has claimed."""
+
+    def __init__(self, engine: "Engine", history: History, journal: RunJournal, definition: Any) -> None:
+        accepted = history.accepted
+        assert accepted is not None  # noqa: S101 - the first entry of every journal
+        self.engine, self.history, self.journal, self.definition = engine, history, journal, definition
+        self.id = journal.run
+        self.accepted: Accepted = accepted
+        self.over = False
+        self.crashed = False
+        self.is_stopping = False
+        self.status = "running"
+        self.undoes: bool = getattr(definition, "undoes", True)
+        self.on_failure: tuple[Action[..., Any], ...] = definition.on_failure
+        self.code: ServiceCode | None = None
+        self.steps: dict[str, StepRun] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.waits: dict[str, WaitingFor] = {}
+        self.taken = 0  # the newest message that was taken
+        self._handed = 0
+        self._busy = 0
+        self._unmatched: list[StepRecord] = []
+        self._unsettled: set[str] = set()
+        self._conductor: asyncio.Task[None] | None = None
+        self._timer: tuple[str, Wake] | None = None
+        self._deadline: Wake | None = None
+        self._parking: asyncio.TimerHandle | None = None
+        self._pumping = False
+        self.children: dict[str, asyncio.Future[Message]] = {}
+        self.early: dict[str, Message] = {}  # of children that ended before anybody waited for them
+
+    # -- beginning ----------------------------------------------------------------------------------------------------
+
+    def start(self, messages: list[Message], *, fresh: bool) -> None:
+        """Begins or resumes the run; a plain callback of the engine's loop."""
+        try:
+            # A cancellation comes after the replay: only that tells which attempts a dead owner had in flight.
+            late = [m for m in messages if m.kind in ("cancel", "deadline") and self.history.blocked is None]
+            for message in messages:
+                if message not in late:
+                    apply_message(self, message)
+            if self.over or self.is_stopping:
+                return
+            self._arm_deadline()
+            self._start(fresh)
+            for message in late:
+                apply_message(self, message)
+        except Block as block:
+            self.block(block)
+
+    def _start(self, fresh: bool) -> None:
+        history = self.history
+        if history.operation == "undo" and history.ended is not None:
+            self.conduct(undoing.undo_ended(self, history.ended))
+        elif history.stopping is not None:
+            self.is_stopping = True
+            self.conduct(undoing.stop(self, history.stopping))
+        elif isinstance(self.definition, Service):
+            self._start_service(fresh)
+        else:
+            self._start_action()
+
+    def _start_service(self, fresh: bool) -> None:
+        self.code = ServiceCode(
+            self.id, self.definition, self.history, self.engine.pins(self.accepted.pins), self.engine.catalogue
+        )
+        try:
+            self.code.begin()
+        except (ReplayError, InvalidInput) as error:
+            self._bug(error)
+            return
+        self.pump(replaying=not fresh)
+
+    def _start_action(self) -> None:
+        record = self.history.step(self.accepted.name)
+        if self.crashed:
+            self._unsettled.add(record.id)
+        if record.done:
+            self._action_done()
+            return
+        options = self.accepted.options
+        overrides = Overrides(timeout=options.timeout, retry=_retry_of(options.retry, self.definition.retry))
+        self._launch_action(record.id, self.definition, bytes(self.accepted.input), overrides)
+
+    def _arm_deadline(self) -> None:
+        options = self.accepted.options
+        if options.deadline is not None and self.history.ended is None:
+            due = self.history.accepted_at + round(((options.delay or 0) + options.deadline) * 1000)
+            self._deadline = self.engine.alarm.at(due, self._deadline_passed)
+
+    def _deadline_passed(self) -> None:
+        seconds = self.accepted.options.deadline
+        self.stop(
+            Stopping("failed", ErrorRecord("DeadlineExceeded", f"The run did not end within its deadline of {seconds} s."))
+        )
+
+    # -- the journal --------------------------------------------------------------------------------------------------
+
+    def append(self, kind: str, data: Data, step: str = "", attempt: int = 0) -> Entry:
+        """Appends an entry and applies it to the history. Raises RunEvicted when the run is over here."""
+        if self.over:
+            raise RunEvicted(f"The run {self.id} has left this process.")
+        entry = self.journal.append(kind, data, step, attempt)
+        suspect = self.history.crashes
+        self.history.apply(entry, data)
+        if suspect and not self.history.crashes:
+            self.engine.suspects.next()
+        return entry
+
+    # -- driving the service ------------------------------------------------------------------------------------------
+
+    def pump(self, *, replaying: bool = False) -> None:
+        """Hands over what the journal has and the service has not seen, one by one; then starts what it asked for."""
+        if self.over or self.is_stopping or self._pumping:
+            return
+        code = self.code
+        if code is None:
+            self._action_done()
+            return
+        self._pumping = True
+        handovers = self.history.handovers
+        try:
+            while self._handed < len(handovers) and not code.main.done():
+                self._handed += 1
+                code.hand_over(handovers[self._handed - 1])
+        except ReplayError as error:
+            self._bug(error)
+            return
+        finally:
+            self._pumping = False
+        self._after(code, replaying)
+
+    def _after(self, code: ServiceCode, replaying: bool) -> None:
+        if code.main.done():
+            self._finish(code)
+            return
+        new, code.new = code.new, []
+        if replaying:
+            self._unmatched = code.unmatched()
+            if self.crashed:
+                self._unsettled.update(call.id for call in new)
+        if self._unmatched:
+            self._unmatched = code.unmatched()
+            mismatch = code.mismatch(self._unmatched, new)
+            if mismatch is not None:
+                self._bug(mismatch)
+                return
+        for call in new:
+            if call.future is not None and not call.future.done():
+                self._launch(call)
+        if code.cancelled:
+            self._cancel_steps(code)
+        self._arm_timer(code)
+        if self._busy == 0:
+            self._idle()
+
+    def _launch(self, call: Call) -> None:
+        if isinstance(call.definition, Service):
+            self._launch_task(call.id, start_child(self, call))
+        else:
+            self._launch_action(call.id, call.definition, call.input, call.overrides)
+
+    def _launch_action(self, id: str, definition: Action[..., Any], input: bytes, overrides: Overrides) -> None:
+        step = self.steps[id] = StepRun(self, id, definition, input, overrides)
+        self._launch_task(id, step.execute())
+
+    def _launch_task(self, id: str, work: Coroutine[Any, Any, None]) -> None:
+        self._busy += 1
+        task = self.tasks[id] = self.engine.loop.create_task(work, context=step_context())
+        task.add_done_callback(lambda done: self._step_done(id, done))
+
+    def _step_done(self, id: str, task: "asyncio.Task[None]") -> None:
+        self._busy -= 1
+        self.tasks.pop(id, None)
+        self.steps.pop(id, None)
+        if self.over:
+            self.engine.swallow(task)
+            return
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._step_broke(id, error)
+        elif task.cancelled() and not self.history.step(id).done:
+            if self.history.step(id).completion is None:
+                self.append("step_cancelled", Empty(), id)
+        self.pump()
+
+    def _step_broke(self, id: str, error: BaseException) -> None:
+        if isinstance(error, Block):
+            self.block(error)
+        elif not isinstance(error, StoreError | RunEvicted):
+            self.engine.log.error("internal error in step %s of %s", id, self.id, exc_info=error)
+            self.block(Block("internal error", f"The engine failed in the step {id}: {error!r}", error=error_record(error)))
+
+    def _cancel_steps(self, code: ServiceCode) -> None:
+        cancelled, code.cancelled = code.cancelled, []
+        for id in cancelled:
+            task = self.tasks.get(id)
+            # What has committed goes on to its delivery: after the commit, everything will happen.
+            if task is not None and self.history.step(id).completion is None:
+                task.cancel()
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """One more part of the run is busy."""
+        self._busy += 1
+
+    def leave(self) -> None:
+        """One part less; when all wait, the run may be parked."""
+        self._busy -= 1
+        if self._busy == 0 and not self._pumping:
+            self._idle()
+
+    async def wait_until(self, key: str, due: int, kind: str, text: str) -> None:
+        """A durable wait of a step: known to be over from the journal, so the run may leave memory meanwhile."""
+        future: asyncio.Future[None] = self.engine.loop.create_future()
+        wake = self.engine.alarm.at(due, lambda: future.done() or future.set_result(None))
+        self.waits[key] = WaitingFor(kind, text, due, key)
+        self.leave()
+        try:
+            await future
+        finally:
+            wake.cancel()
+            self.waits.pop(key, None)
+            self._busy += 1
+
+    async def wait_for_child(self, run: str, text: str, step: str) -> Message:
+        """Waits for the message that a child run has ended."""
+        if run in self.early:
+            return self.early.pop(run)
+        future = self.children[run] = self.engine.loop.create_future()
+        self.waits[step] = WaitingFor("child", text, None, step)
+        self.leave()
+        try:
+            return await future
+        finally:
+            self.children.pop(run, None)
+            self.waits.pop(step, None)
+            self._busy += 1
+
+    async def may_attempt(self) -> None:
+        """Returns when an attempt may start: every earlier entry is durable, and the engine is not draining."""
+        if not self.journal.is_durable:
+            await self.journal.durable()
+        if self.engine.draining:
+            await self.engine.loop.create_future()  # until the run is released
+
+    async def outlive(self, future: "asyncio.Future[Any]", attempt: Any) -> None:
+        """A handler's thread goes on after its attempt: wait for its rollback if it has a transaction open."""
+        self.engine.count_outliving(future)
+        if attempt.work is not None:
+            await asyncio.wait([future])
+
+    def is_unsettled(self, id: str) -> bool:
+        """Whether an attempt of an earlier owner may have ended unseen; asked once per step."""
+        if id not in self._unsettled:
+            return False
+        self._unsettled.discard(id)
+        return True
+
+    async def settle(self, step: str, generation: int, attempt: int) -> Completion | None:
+        """Decides an attempt whose end was not seen; waits while the application's database cannot be asked."""
+        if self.engine.databases is None:
+            return None
+        wait = 1000
+        while True:
+            try:
+                databases = self.engine.databases
+                return await self.engine.threads.run(lambda: databases.settle((self.id, step, generation, attempt)))
+            except StoreError as error:
+                due = self.engine.clock.now() + wait
+                await self.wait_until(step, due, "settlement", f"to learn how attempt {attempt} ended: {error}")
+                wait = min(wait * 2, 60_000)
+
+    def _arm_timer(self, code: ServiceCode) -> None:
+        timer = code.loop.next_timer()
+        if self._timer is not None:
+            if timer is not None and self._timer[0] == timer.key:
+                return
+            self._timer[1].cancel()
+            self._timer = None
+        if timer is not None:
+            self._timer = (timer.key, self.engine.alarm.at(timer.due, lambda: self._timer_due(timer.key, timer.due)))
+
+    def _timer_due(self, key: str, due: int) -> None:
+        self._timer = None
+        if not self.over and not self.is_stopping:
+            self.append("fired", Fired(due), key)
+            self.pump()
+
+    def _idle(self) -> None:
+        if self.over or self._parking is not None or self.engine.draining:
+            return
+        code = self.code
+        linger = LINGER_FOR_CHILD if self.children else LINGER
+        if code is not None and not self.is_stopping and not self._may_move(code):
+            self._bug(
+                ReplayError(
+                    "The service waits for something that nothing can bring about: no step, timer or event is under way. "
+                    "Look for a Future, Event or Queue that nobody fills."
+                )
+            )
+            return
+        self._parking = self.engine.loop.call_later(linger, self.park)
+
+    def _may_move(self, code: ServiceCode) -> bool:
+        return bool(self.tasks or self._conductor or code.loop.next_timer() or code.awaited_events())
+
+    def park(self) -> None:
+        """Leaves memory if everything still waits; the row says for what, and when to come back."""
+        self._parking = None
+        if self.over or self._busy or self._conductor_busy():
+            return
+        waits = list(self.waits.values())
+        code = self.code
+        if code is not None and not self.is_stopping:
+            timer = code.loop.next_timer()
+            if timer is not None:
+                waits.append(WaitingFor("timer", f"a timer of the service ({timer.key})", timer.due))
+            waits += [WaitingFor("event", f"the event {name!r}") for name in code.awaited_events()]
+        if not waits:
+            return
+        waits.sort(key=lambda wait: (wait.until is None, wait.until or 0))
+        due = waits[0].until
+        if due is not None and due - self.engine.clock.now() < LINGER * 1000:
+            return
+        if self._deadline is not None and self.accepted.options.deadline is not None:
+            limit = self.history.accepted_at + round(
+                ((self.accepted.options.delay or 0) + self.accepted.options.deadline) * 1000
+            )
+            due = limit if due is None else min(due, limit)
+        self.journal.update("waiting", waiting_for=_together(waits), due_at=due)
+        self.engine.parked(self, due)
+
+    def _conductor_busy(self) -> bool:
+        return self._conductor is not None and not self.waits
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def conduct(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs what brings the run to its end, as a task of the engine's loop."""
+        self._busy += 1
+        self._conductor = self.engine.loop.create_task(work, context=step_context())
+        self._conductor.add_done_callback(self._conducted)
+
+    def _conducted(self, task: "asyncio.Task[None]") -> None:
+        self._busy -= 1
+        if self.over:
+            self.engine.swallow(task)
+        elif not task.cancelled() and task.exception() is not None:
+            self._step_broke("(end)", task.exception() or RuntimeError("unknown"))
+
+    def stop(self, stopping: Stopping) -> None:
+        """Stops the run: no code of the service runs any more, and what it did is undone."""
+        if self.over or self.is_stopping:
+            return
+        self.is_stopping = True
+        in_flight = {id: self.history.step(id).attempt + 1 for id in self.tasks}
+        stopping = msgspec.structs.replace(stopping, in_flight=in_flight)
+        if self.code is not None:
+            self.engine.keep(self.code.loop.evict())
+        self.conduct(undoing.stop(self, stopping))
+
+    def _finish(self, code: ServiceCode) -> None:
+        result, error = code.outcome()
+        if error is not None and not is_failure(error) and self.definition.on_bug == "block":
+            self._bug(error)
+        elif error is not None:
+            record, causes = failure_record(error)
+            status = "cancelled" if isinstance(error, asyncio.CancelledError) else "failed"
+            self.stop(Stopping(status, record, causes))
+        else:
+            self._finish_well(code, result)
+
+    def _finish_well(self, code: ServiceCode, result: Any) -> None:
+        try:
+            data, _ = self.definition.schema.dump(result)
+        except InvalidValue as error:
+            self._bug(error)
+            return
+        left = code.never_awaited()
+        if left:
+            self._bug(ReplayError(f"The step {left[0]} was called but never awaited, so it never ran. Await it."))
+            return
+        mismatch = code.leftover()
+        if mismatch is not None:
+            self._bug(mismatch)
+            return
+        if code.loop.unfinished():
+            self.engine.keep(code.loop.evict())
+        if self.tasks:
+            self.conduct(self._finish_slowly(data))
+        else:
+            self._complete(data)
+
+    async def _finish_slowly(self, data: bytes) -> None:
+        """The service has returned with steps in flight: they are cancelled, or delivered if committed, first."""
+        self.is_stopping = False
+        await self.settle_in_flight(deliver=True)
+        self._complete(data)
+
+    def _complete(self, data: bytes) -> None:
+        if self.journal.kept is not None:
+            mismatch = check_replay(self)
+            if mismatch is not None:
+                self._bug(mismatch)
+                return
+        self.end(Ended("completed", msgspec.Raw(data)))
+
+    def _action_done(self) -> None:
+        record = self.history.step(self.accepted.name)
+        if record.state == COMPLETED and record.completion is not None:
+            self.end(Ended("completed", record.completion.result))
+        elif record.state == FAILED and record.error is not None and not self.is_stopping:
+            self.stop(Stopping("failed", record.error, [record.id]))
+        elif self._busy == 0 and not self._conductor:
+            self._idle()
+
+    async def settle_in_flight(self, *, deliver: bool = False) -> None:
+        """Ends every attempt in flight: cancels what has not committed, waits for what is being sent."""
+        for id, task in list(self.tasks.items()):
+            record = self.history.step(id)
+            if record.completion is None or (id in self.waits and not deliver):
+                task.cancel()
+        while self.tasks:
+            self.leave()
+            try:
+                await asyncio.wait(list(self.tasks.values()))
+            finally:
+                self._busy += 1
+
+    def end(self, ended: Ended) -> None:
+        """Appends the terminal entry."""
+        self.append("ended", ended)
+        self.journal.update(ended.status, undo=ended.undo, ended=True)
+        self.engine.ended(self, ended)
+
+    def _bug(self, error: BaseException) -> None:
+        if not isinstance(error, DotdoError):
+            message = f"The service raised {type(error).__name__}: {error}. Nothing was undone: mend it and retry the run."
+            self.block(Block("bug", message, error=error_record(error)))
+        else:
+            self.block(Block(error.code, error.message, error=error_record(error)))
+
+    def block(self, block: Block) -> None:
+        """The run waits for a person: what is in flight ends, then it leaves memory."""
+        if self.over or self.status == "blocked":
+            return
+        self.status = "blocked"
+        self.is_stopping = True
+        if self.code is not None:
+            self.engine.keep(self.code.loop.evict())
+        self.conduct(self._block(block))
+
+    async def _block(self, block: Block) -> None:
+        await self.settle_in_flight(deliver=True)
+        data = block.data()
+        self.append("blocked", data)
+        waiting_for = WaitingFor("person", f"{block.reason}: {data.error.message}", None, block.step)
+        self.journal.update("blocked", waiting_for=waiting_for)
+        self.engine.blocked(self, data)
+
+    def release(self) -> None:
+        """Leaves memory at once: nothing of it acts any more."""
+        if self.over:
+            return
+        self.over = True
+        self.engine.suspects.next()
+        for wake in (self._deadline, self._timer[1] if self._timer else None):
+            if wake is not None:
+                wake.cancel()
+        if self._parking is not None:
+            self._parking.cancel()
+        for step in self.steps.values():
+            if step.attempt is not None:
+                step.attempt.end("was given up, because its run left this process")
+        for task in [*self.tasks.values(), *([self._conductor] if self._conductor else [])]:
+            task.cancel()
+        if self.code is not None:
+            self.engine.keep(self.code.loop.evict())
+
+    # -- children and messages ----------------------------------------------------------------------------------------
+
+    def take(self, messages: list[Message]) -> None:
+        """Takes messages from outside into the journal."""
+        for message in messages:
+            if self.over:
+                return
+            if message.id > self.taken:
+                apply_message(self, message)
+        self.pump()
+
+    def child_ended(self, message: Message) -> None:
+        """The message of a child run that has ended."""
+        take_child_message(self, message)
+
+    async def undo_step(self, record: StepRecord) -> None:
+        """Takes one committed step back."""
+        await undoing.undo_step(self, record)
+
+    async def undo_child(self, record: StepRecord) -> None:
+        """Takes a child run back."""
+        await undo_child(self, record)
+
+
+def _retry_of(given: dict[str, Any] | None, default: Retry) -> Retry | None:
+    return None if given is None else msgspec.structs.replace(default, **given)
+
+
+def _together(waits: list[WaitingFor]) -> WaitingFor:
+    first = waits[0]
+    if len(waits) == 1:
+        return first
+    more = f" (and {len(waits) - 1} more: {'; '.join(wait.text for wait in waits[1:4])})"
+    return WaitingFor(first.kind, first.text + more, first.until, first.step)

@@ -1,0 +1,309 @@
+"""A service's code on its run loop: asks for steps, and is handed their outcomes in the journal's order.
+
+The same for a live run and a replay: it appends nothing and starts nothing, it only says which calls are new and which
+were cancelled. Whoever drives it hands over one thing at a time, each after the code has become idle.
+"""
+
+import asyncio
+import random
+import uuid
+import zlib
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from dotdo import codec
+from dotdo.action import NO_OVERRIDES, Action, Overrides
+from dotdo.catalogue import Catalogue, Snapshot
+from dotdo.context import current
+from dotdo.engine.history import COMPLETED, Handover, History, StepRecord
+from dotdo.engine.run_loop import RunFuture, RunLoop
+from dotdo.errors import ActionFailed, CalledOutside, ReplayMismatch
+from dotdo.journal import Accepted
+from dotdo.service import Service
+from dotdo.step import Step
+
+# Steps that the engine adds by itself; the service never asks for them.
+OWN_STEPS = ("undo:", "on_failure:")
+
+
+class CallFuture(RunFuture):
+    """The future of a call; tells the code when the service cancels it."""
+
+    __slots__ = ("on_cancel",)
+    on_cancel: Callable[[], None]
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Cancelled by the service (a timeout, a TaskGroup): the attempt in flight shall end too."""
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self.on_cancel()
+        return cancelled
+
+
+class Call:
+    """One call of an action or child service by a service."""
+
+    __slots__ = ("definition", "future", "id", "input", "name", "overrides", "typed")
+
+    def __init__(self, id: str, name: str, definition: Any, input: bytes, overrides: Overrides, typed: bool) -> None:
+        self.id, self.name, self.definition, self.input = id, name, definition, input
+        self.overrides, self.typed = overrides, typed
+        self.future: CallFuture | None = None
+
+
+class ServiceCode:
+    """One execution of a service's code. Implements `context.Runner`."""
+
+    def __init__(
+        self, run_id: str, service: Service[..., Any], history: History, pins: Snapshot, catalogue: Catalogue
+    ) -> None:
+        accepted = history.accepted
+        assert accepted is not None  # noqa: S101 - the first entry of every journal
+        self.run_id, self.service, self._history = run_id, service, history
+        self._accepted: Accepted = accepted
+        self._pins, self._catalogue = pins.newest, catalogue
+        self.loop = RunLoop(salt=zlib.crc32(run_id.encode()), now=history.accepted_at)
+        self.calls: dict[str, Call] = {}
+        self.new: list[Call] = []
+        self.cancelled: list[str] = []
+        self._counts: dict[str, int] = {}
+        self._events: dict[str, deque[Any]] = {}
+        self._awaited: dict[str, deque[RunFuture]] = {}
+        self._early_timers: list[str] = []
+        self._held: set[str] = set()
+        self._uuids: random.Random | None = None
+        self._random: random.Random | None = None
+        self.main: Any = None
+
+    # -- driving ------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Starts the code and runs it until it waits."""
+        context = Context()
+        context.run(current.set, self)
+        arguments = self.service.schema.arguments(bytes(self._accepted.input))
+        self.main = self.loop.create_task(self.service.handler(**arguments), context=context)
+        self.loop.drain()
+
+    def hand_over(self, item: Handover) -> None:
+        """Hands one thing over, and runs the code until it waits again."""
+        loop = self.loop
+        loop.advance(item.at)
+        if item.kind == "step":
+            call = self.calls.get(item.name)
+            if call is None or call.future is None:
+                self._held.add(item.name)  # nobody asked for it yet: kept until somebody does
+            elif not call.future.done():
+                self._fulfil(call, self._history.steps[item.name])
+        elif item.kind == "timer":
+            timer = loop.timer(item.name)
+            if timer is None:
+                self._early_timers.append(item.name)
+            else:
+                loop.fire(timer)
+        else:
+            self._event(item)
+        loop.drain()
+        if self._early_timers:
+            self._fire_early()
+
+    def outcome(self) -> tuple[Any, BaseException | None]:
+        """The result or exception of the code; only when `main` is done."""
+        if self.main.cancelled():
+            return None, asyncio.CancelledError("the service cancelled itself")
+        error = self.main.exception()
+        return (None, error) if error is not None else (self.main.result(), None)
+
+    def end(self) -> None:
+        """Ends what is left of the code."""
+        self.loop.evict()
+
+    def unmatched(self) -> list[StepRecord]:
+        """Recorded steps that the code has not asked for."""
+        return [
+            record
+            for id, record in self._history.steps.items()
+            if (id not in self.calls or self.calls[id].future is None) and not id.startswith(OWN_STEPS)
+        ]
+
+    def mismatch(self, unmatched: list[StepRecord], new: list[Call]) -> ReplayMismatch | None:
+        """Why the code does not fit its journal, when a new call shares its name with unmatched records."""
+        for call in new:
+            for record in unmatched:
+                if record.id.partition(":")[0] == call.name:
+                    return ReplayMismatch(
+                        f"The service {self.service.name}@{self.service.version} asked for the step {call.id} with input "
+                        f"{_shorten(call.input)}, but its journal has {record.id}"
+                        f"{_input_of(record)} instead. The code or something that it depends on has changed "
+                        "since: bring back what it did, then retry the run."
+                    )
+        return None
+
+    def leftover(self) -> ReplayMismatch | None:
+        """Why the finished code does not fit its journal, when records were never asked for."""
+        records = self.unmatched()
+        if records:
+            return ReplayMismatch(
+                f"The service {self.service.name}@{self.service.version} ended without asking for the recorded step "
+                f"{records[0].id}{_input_of(records[0])}. Its code has changed since: bring that call back, then "
+                "retry the run."
+            )
+        if self._early_timers:
+            return ReplayMismatch(
+                f"The service {self.service.name}@{self.service.version} ended without the wait {self._early_timers[0]} "
+                "that its journal has. Bring that wait back, then retry the run."
+            )
+        return None
+
+    def never_awaited(self) -> list[str]:
+        """Calls that were made but never awaited."""
+        return [call.id for call in self.calls.values() if call.future is None]
+
+    def awaited_events(self) -> list[str]:
+        """Names of the events that the code waits for."""
+        return [name for name, futures in self._awaited.items() if any(not future.done() for future in futures)]
+
+    # -- context.Runner -----------------------------------------------------------------------------------------------
+
+    def call(self, definition: Any, args: tuple[Any, ...], kwargs: dict[str, Any], overrides: Any) -> Step[Any]:
+        """A service calls an action or service by its object."""
+        return self._call(self._pinned(definition, overrides.version), args, kwargs, overrides, typed=True)
+
+    def call_by_name(self, name: str, version: int | None, params: dict[str, Any]) -> Step[Any]:
+        """A service calls an action or service by name; the result comes as plain JSON values."""
+        kind = self._catalogue.kind_of(name) or "action"
+        if version is None:
+            pinned = self._pins.get(name)
+            version = pinned if self._catalogue.find(kind, name, pinned) else None
+        return self._call(self._catalogue.get(kind, name, version), (), params, NO_OVERRIDES, typed=False)
+
+    def now(self) -> datetime:
+        """The time of the latest journal entry handed over."""
+        return datetime.fromtimestamp(self.loop.now / 1000, UTC)
+
+    def uuid(self) -> uuid.UUID:
+        """From the seed that the first entry recorded."""
+        if self._uuids is None:
+            self._uuids = random.Random(f"{self._accepted.seed}/uuid")  # noqa: S311 - must be the same on replay
+        return uuid.UUID(int=self._uuids.getrandbits(128), version=4)
+
+    def random(self) -> random.Random:
+        """From the seed that the first entry recorded."""
+        if self._random is None:
+            self._random = random.Random(f"{self._accepted.seed}/random")  # noqa: S311 - must be the same on replay
+        return self._random
+
+    def wait_for_event(self, name: str) -> RunFuture:
+        """A future of the next event of that name."""
+        future = self.loop.create_future()
+        early = self._events.get(name)
+        if early:
+            future.set_result(early.popleft())
+        else:
+            self._awaited.setdefault(name, deque()).append(future)
+        return future
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _pinned(self, definition: Any, version: int | None) -> Any:
+        kind = "action" if isinstance(definition, Action) else "service"
+        if version is not None and version != definition.version:
+            return self._catalogue.get(kind, definition.name, version)
+        pin = self._pins.get(definition.name)
+        if pin is None or pin == definition.version or version is not None:
+            return definition
+        # Only "the newest" is subject to the run's pins; an older object was meant as such.
+        if definition.version == self._catalogue.newest(kind, definition.name):
+            return self._catalogue.find(kind, definition.name, pin) or definition
+        return definition
+
+    def _call(
+        self, definition: Any, args: tuple[Any, ...], kwargs: dict[str, Any], overrides: Overrides, *, typed: bool
+    ) -> Step[Any]:
+        input = definition.schema.pack(args, kwargs)
+        name = definition.name
+        base = f"{name}:{overrides.step_key}" if overrides.step_key else f"{name}:{codec.digest(input)}"
+        count = self._counts[base] = self._counts.get(base, 0) + 1
+        id = base if count == 1 else f"{base}#{count}"
+        if id not in self._history.steps:
+            definition.schema.check(input)
+        self.calls[id] = Call(id, name, definition, input, overrides, typed)
+        return Step(id, self._begin)
+
+    def _begin(self, step: Step[Any]) -> CallFuture:
+        loop = self.loop
+        if loop.finalising:
+            raise CalledOutside("An async generator that was left may not start a step while it cleans up.")
+        call = self.calls[step.identity]
+        future = call.future = CallFuture(loop=loop)
+        future.run_hash = loop.future_hash()
+        future.on_cancel = partial(self.cancelled.append, call.id)
+        if self._held and call.id in self._held:
+            self._held.discard(call.id)
+            self._fulfil(call, self._history.steps[call.id])
+        else:
+            self.new.append(call)
+        return future
+
+    def _fulfil(self, call: Call, record: StepRecord) -> None:
+        future = call.future
+        assert future is not None  # noqa: S101 - only begun calls are fulfilled
+        if record.state == COMPLETED and record.completion is not None:
+            future.set_result(self._load(call, record))
+        elif record.error is not None:
+            error = record.error
+            future.set_exception(
+                ActionFailed(
+                    call.name,
+                    error.type,
+                    error.message,
+                    attempts=error.attempts,
+                    step=call.id,
+                    run_id=self.run_id,
+                )
+            )
+
+    def _load(self, call: Call, record: StepRecord) -> Any:
+        completion = record.completion
+        assert completion is not None  # noqa: S101 - asked only of completed steps
+        raw = bytes(completion.result)
+        if not call.typed:
+            return codec.decode(raw)
+        definition = call.definition
+        if (completion.action, completion.version) != (definition.name, definition.version):
+            kind = "action" if isinstance(definition, Action) else "service"
+            definition = self._catalogue.find(kind, completion.action, completion.version) or definition
+        return definition.schema.load(raw)
+
+    def _event(self, item: Handover) -> None:
+        assert item.event is not None  # noqa: S101 - events carry their data
+        value = codec.decode(bytes(item.event.value))
+        waiting = self._awaited.get(item.name)
+        while waiting:
+            future = waiting.popleft()
+            if not future.done():
+                future.set_result(value)
+                return
+        self._events.setdefault(item.name, deque()).append(value)
+
+    def _fire_early(self) -> None:
+        for key in list(self._early_timers):
+            timer = self.loop.timer(key)
+            if timer is not None:
+                self._early_timers.remove(key)
+                self.loop.fire(timer)
+                self.loop.drain()
+
+
+def _shorten(data: bytes | str) -> str:
+    text = data.decode() if isinstance(data, bytes) else data
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _input_of(record: StepRecord) -> str:
+    given = record.completion.input if record.completion else None
+    return f" with input {_shorten(bytes(given))}" if given is not None else ""

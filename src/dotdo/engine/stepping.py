@@ -1,0 +1,291 @@
+"""One step: look it up in the journal, make attempts, commit, deliver.
+
+An attempt starts when every earlier entry of its run is durable. It ends in exactly one of: an entry that commits it,
+an entry that says how it failed, or (if the node dies) nothing, and then the next owner settles it first.
+"""
+
+import asyncio
+from contextvars import Context as VariableContext
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dotdo.action import Action, Overrides
+from dotdo.context import AsyncContext, Context, current
+from dotdo.engine import requesting
+from dotdo.engine.attempting import Attempt
+from dotdo.engine.delivering import deliver
+from dotdo.engine.failing import Block, error_record
+from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
+from dotdo.errors import AttemptOver, AttemptTimedOut, RetryLater
+from dotdo.journal import AttemptFailed, Completion, Empty, StepFailed
+from dotdo.policy import Retry
+from dotdo.records import ErrorRecord
+
+if TYPE_CHECKING:
+    from dotdo.engine.running import LiveRun
+
+
+class StepRun:
+    """Executes one action as a step of a run, from wherever its record stands."""
+
+    def __init__(
+        self, run: "LiveRun", id: str, definition: Action[..., Any], input: bytes, overrides: Overrides
+    ) -> None:
+        self.run, self.id, self.definition, self.input, self.overrides = run, id, definition, input, overrides
+        self.record: StepRecord = run.history.step(id)
+        if self.record.state == CANCELLED:
+            self.record.state = OPEN  # given up by a run that was blocked, and asked for again
+        self.attempt: Attempt | None = None
+        self.ends_with: str | None = None  # why the step is being cancelled, once it is
+
+    async def execute(self) -> None:
+        """Brings the step to its outcome. Raises Block when a person must decide."""
+        record = self.record
+        if record.state == OPEN:
+            await self._settle()
+        if record.state == OPEN:
+            await self._attempts()
+        if record.state == COMMITTED and not await deliver(self.run, record):
+            await self._undeliverable()
+
+    # -- attempts -----------------------------------------------------------------------------------------------------
+
+    async def _attempts(self) -> None:
+        run, record = self.run, self.record
+        action = self.definition
+        if record.fallback and action.fallback is not None:
+            action = action.fallback
+        while record.state == OPEN:
+            retry = self.overrides.retry or action.retry
+            # A record with failures but no next attempt had used its retries up: only the fallback is left.
+            if record.failures == 0 or record.next_at is not None:
+                if record.next_at is not None and record.next_at > run.engine.clock.now():
+                    await self._wait_for_retry(retry)
+                await self._attempt(action, retry)
+                if record.state != OPEN or record.next_at is not None:
+                    continue
+            await requesting.undo_requests(run, record)
+            if action is self.definition and action.fallback is not None:
+                action = action.fallback
+                record.fallback, record.failures, record.first_at = True, 0, None
+                continue
+            self._fail(record.last_error or ErrorRecord("Error", "failed"), [])
+            return
+
+    async def _wait_for_retry(self, retry: Retry) -> None:
+        record = self.record
+        assert record.next_at is not None  # noqa: S101 - the caller looked
+        of = f" of {retry.attempts}" if retry.attempts else ""
+        error = record.last_error.message if record.last_error else ""
+        await self.run.wait_until(
+            self.id, record.next_at, "retry", f"attempt {record.failures + 1}{of} of {self.id}, after: {error[:200]}"
+        )
+
+    async def _attempt(self, action: Action[..., Any], retry: Retry) -> None:
+        run, record = self.run, self.record
+        await run.may_attempt()
+        number = record.attempt + 1
+        started = run.engine.clock.now()
+        attempt = self.attempt = self._new_attempt(action, number)
+        try:
+            completion = await self._run_handler(action, attempt, started)
+        except Block:
+            raise
+        except BaseException as error:  # whatever a handler raises is its attempt's failure
+            if run.over or _is_cancelled(error):
+                attempt.end("was cancelled")
+                raise
+            self._failed(action, retry, number, started, error)
+        else:
+            self._commit(completion, number)
+            if completion.sql:
+                run.engine.forget_applied(run, completion.sql[0], record, number)
+        finally:
+            self.attempt = None
+
+    def _new_attempt(self, action: Action[..., Any], number: int) -> Attempt:
+        run, record = self.run, self.record
+        options = run.accepted.options
+        return Attempt(
+            run_id=run.id,
+            step=self.id,
+            number=number,
+            epoch=record.epoch,
+            generation=record.generation,
+            actor=options.actor,
+            trail=options.trail,
+            resources=run.engine.resources,
+            databases=run.engine.databases,
+            request_with=self._request,
+            loop=run.engine.loop,
+            is_async=action.is_async,
+        )
+
+    async def _request(self, attempt: Attempt, effect: Any, input: bytes, id: str) -> Any:
+        return await requesting.request(self.run, self.record, attempt, effect, input, id)
+
+    async def _run_handler(self, action: Action[..., Any], attempt: Attempt, started: int) -> Completion:
+        arguments = action.schema.arguments(self.input)
+        timeout = self.overrides.timeout or action.timeout
+        if not action.is_async:
+            return await self._run_in_thread(action, attempt, started, arguments, timeout)
+        context = AsyncContext(attempt)
+        token = current.set(context)
+        try:
+            if timeout is None:
+                result = await action.handler(*((context,) if action.takes_context else ()), **arguments)
+            else:
+                result = await self._within(timeout, action, context, arguments)
+            attempt.begin_commit()
+            completion = self._completion(action, attempt, started, result)
+            if attempt.work is not None:
+                await attempt.work.commit_async(self._applied(attempt), completion)
+            return completion
+        except BaseException:
+            if attempt.work is not None:
+                await attempt.work.rollback_async()
+            raise
+        finally:
+            current.reset(token)
+
+    async def _within(
+        self, timeout: float, action: Action[..., Any], context: AsyncContext, arguments: dict[str, Any]
+    ) -> Any:
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                return await action.handler(*((context,) if action.takes_context else ()), **arguments)
+        except TimeoutError:
+            if limit.expired():
+                raise AttemptTimedOut(f"The attempt did not end within {timeout} s.") from None
+            raise
+
+    async def _run_in_thread(
+        self, action: Action[..., Any], attempt: Attempt, started: int, arguments: dict[str, Any], timeout: float | None
+    ) -> Completion:
+        applied = self._applied(attempt)
+
+        def work() -> Completion:
+            context = Context(attempt)
+            current.set(context)
+            try:
+                result = action.handler(*((context,) if action.takes_context else ()), **arguments)
+                attempt.begin_commit()
+                completion = self._completion(action, attempt, started, result)
+                if attempt.work is not None:
+                    attempt.work.commit(applied, completion)
+                return completion
+            except BaseException:
+                if attempt.work is not None:
+                    attempt.work.rollback()
+                raise
+
+        future = self.run.engine.threads.run(work)
+        try:
+            async with asyncio.timeout(timeout):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            if future.done():
+                raise
+            if not attempt.end("timed out"):
+                return await future  # its commit had begun: it counts
+            # A thread cannot be killed: its context is dead now, and the retry waits until its SQL is rolled back.
+            await self.run.outlive(future, attempt)
+            raise AttemptTimedOut(f"The attempt did not end within {timeout} s.") from None
+        except asyncio.CancelledError:
+            if attempt.end("was cancelled"):
+                await self.run.outlive(future, attempt)
+                raise
+            self._commit(await future, attempt.number)
+            raise
+
+    def _completion(self, action: Action[..., Any], attempt: Attempt, started: int, result: Any) -> Completion:
+        data, _ = action.schema.dump(result)
+        return Completion(
+            action=action.name,
+            version=action.version,
+            input=msgspec.Raw(self.input),
+            result=msgspec.Raw(data),
+            started=started,
+            effects=attempt.effects,
+            requests=attempt.requests,
+            undo=action.undo_action is not None,
+            sql=[attempt.work.database] if attempt.work is not None else [],
+            fallback=action is not self.definition,
+        )
+
+    def _applied(self, attempt: Attempt) -> tuple[str, str, int, int]:
+        return (self.run.id, self.id, attempt.generation, attempt.number)
+
+    # -- outcomes -----------------------------------------------------------------------------------------------------
+
+    def _commit(self, completion: Completion, number: int) -> None:
+        kind = "committed" if completion.effects else "completed"
+        self.run.append(kind, completion, self.id, number)
+
+    def _failed(self, action: Action[..., Any], retry: Retry, number: int, started: int, error: BaseException) -> None:
+        run, record = self.run, self.record
+        now = run.engine.clock.now()
+        next_at = None
+        if retry.retries(error) and not isinstance(error, AttemptOver):
+            first = record.first_at if record.first_at is not None else started
+            after = error.after if isinstance(error, RetryLater) else None
+            delay = retry.delay_before(record.failures + 2, elapsed=(now - first) / 1000, after=after)
+            next_at = None if delay is None else now + delay
+        run.append(
+            "attempt_failed",
+            AttemptFailed(
+                action=action.name,
+                version=action.version,
+                input=msgspec.Raw(self.input),
+                error=error_record(error, action=action.name, step=self.id, attempts=record.failures + 1),
+                started=started,
+                next_at=next_at,
+                fallback=action is not self.definition,
+            ),
+            self.id,
+            number,
+        )
+
+    def _fail(self, error: ErrorRecord, not_undone: list[str]) -> None:
+        self.run.append("failed", StepFailed(error, not_undone, self.record.fallback), self.id, self.record.attempt)
+
+    async def _undeliverable(self) -> None:
+        """An effect could not be delivered for good: what the step committed is taken back, then it has failed."""
+        run, record = self.run, self.record
+        completion = record.completion
+        assert completion is not None  # noqa: S101 - a committed step has one
+        sent = [
+            effect.effect
+            for effect, delivery in zip(completion.effects, record.deliveries, strict=True)
+            if delivery.delivered
+        ]
+        await run.undo_step(record)
+        await requesting.undo_requests(run, record)
+        self._fail(record.last_error or ErrorRecord("Error", "an effect could not be delivered"), sent)
+
+    # -- after a crash ------------------------------------------------------------------------------------------------
+
+    async def _settle(self) -> None:
+        """An attempt of an earlier owner may have committed its SQL unseen: ask the application's database."""
+        run, record = self.run, self.record
+        if not run.is_unsettled(self.id):
+            return
+        number = record.attempt + 1
+        completion = await run.settle(self.id, record.generation, number)
+        if completion is not None:
+            self._commit(completion, number)
+            run.engine.forget_applied(run, completion.sql[0], record, number)
+        else:
+            run.append("lost", Empty(), self.id, number)
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether the step itself is being cancelled; a handler may also raise CancelledError of its own accord."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def step_context() -> VariableContext:
+    """An empty context for a step's task, so that nothing of whoever woke it up shows through."""
+    return VariableContext()

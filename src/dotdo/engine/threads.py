@@ -1,0 +1,75 @@
+"""Daemon threads for sync handlers: made on demand, reused, and never waited for at exit.
+
+The standard pool joins its threads when the interpreter ends, so that one stuck handler would keep a process from ending.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+MAX_THREADS = 64
+IDLE_SECONDS = 10.0
+
+
+class Threads:
+    """Runs functions on daemon threads, at most `limit` at a time; others wait in order."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int = MAX_THREADS) -> None:
+        self._loop, self._limit = loop, limit
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._count = self._idle = 0
+
+    def run(self, function: Callable[[], T]) -> "asyncio.Future[T]":
+        """Starts the function in an empty context; the future gives its result. Cancelling does not stop it."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put((function, future))
+        with self._lock:
+            if self._queue.qsize() > self._idle and self._count < self._limit:
+                self._count += 1
+                threading.Thread(target=self._work, name="dotdo-handler", daemon=True).start()
+        return future
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+            try:
+                item = self._queue.get(timeout=IDLE_SECONDS)
+            except queue.Empty:
+                item = None
+            with self._lock:
+                self._idle -= 1
+                if item is None and self._queue.empty():
+                    self._count -= 1
+                    return
+            if item is not None:
+                self._execute(*item)
+
+    def _execute(self, function: Callable[[], T], future: "asyncio.Future[T]") -> None:
+        try:
+            result, error = Context().run(function), None
+        except BaseException as failure:  # noqa: BLE001 - handed to whoever waits
+            result, error = None, failure
+        try:
+            self._loop.call_soon_threadsafe(_resolve, future, result, error)
+        except RuntimeError:
+            # The engine's loop is closed: nobody waits for this handler any more.
+            return
+
+
+def _resolve(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    elif isinstance(error, StopIteration):
+        # A future cannot carry it.
+        future.set_exception(RuntimeError("the handler raised StopIteration"))
+    else:
+        future.set_exception(error)

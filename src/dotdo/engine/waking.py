@@ -1,0 +1,81 @@
+"""The alarm: calls back when the store's clock reaches a time. All durable waits of runs in memory go through it.
+
+It sleeps in real time as the clock says, and looks again whenever the clock was moved by hand.
+"""
+
+import asyncio
+import heapq
+from collections.abc import Callable
+
+from dotdo.clock import Clock
+
+# A sleep is cut into pieces, because the system's clock may be set or the machine suspended meanwhile.
+LONGEST_SLEEP = 60.0
+
+
+class Wake:
+    """One callback to come. `cancel` is idempotent."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        """It will not be called."""
+        self.callback = None
+
+
+class Alarm:
+    """Callbacks by due time, on one loop."""
+
+    def __init__(self, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
+        self._clock, self._loop = clock, loop
+        self._heap: list[tuple[int, int, Wake]] = []
+        self._count = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed: int | None = None
+        self._closed = False
+        clock.on_change(self._changed)
+
+    def at(self, due: int, callback: Callable[[], None]) -> Wake:
+        """Calls back once the clock shows `due` (ms), never from inside this call."""
+        self._count += 1
+        wake = Wake(callback)
+        heapq.heappush(self._heap, (due, self._count, wake))
+        if self._armed is None or due < self._armed:
+            self._arm(due)
+        return wake
+
+    def close(self) -> None:
+        """Calls nothing any more."""
+        self._closed = True
+        self._heap.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _changed(self) -> None:
+        if not self._closed:
+            self._loop.call_soon_threadsafe(self._ring)
+
+    def _arm(self, due: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._armed = due
+        seconds = self._clock.until(due)
+        if seconds is not None:
+            self._timer = self._loop.call_later(min(seconds, LONGEST_SLEEP), self._ring)
+
+    def _ring(self) -> None:
+        if self._closed:
+            return
+        self._armed = None
+        now = self._clock.now()
+        while self._heap and (self._heap[0][2].callback is None or self._heap[0][0] <= now):
+            wake = heapq.heappop(self._heap)[2]
+            callback, wake.callback = wake.callback, None
+            if callback is not None:
+                callback()
+        if self._heap:
+            self._arm(self._heap[0][0])

@@ -1,0 +1,264 @@
+"""Every exception of dotdo, by who must act on it.
+
+    DotdoError
+    ├── DefinitionError          a definition is wrong: mend the code
+    │   ├── DuplicateDefinition      two definitions share a name and version
+    │   └── CalledOutside            an action, effect or context function was called where it cannot work
+    ├── InputError               a request was refused before anything happened
+    │   ├── InvalidInput             parameters do not fit; lists every problem
+    │   ├── UnknownName              no such action, service, effect or run
+    │   ├── KeyConflict              the same key with another input
+    │   ├── InvalidValue             a value that JSON cannot carry
+    │   └── InvalidOperation         the run's state does not allow that
+    ├── OutcomeError             the request was done, and this is how it ended
+    │   ├── ActionFailed             failed for good
+    │   ├── RunCancelled             cancelled
+    │   ├── RunBlocked               waits for a person
+    │   └── StillRunning             not ended within the caller's wait
+    ├── HandlerError             raised by handlers and services to steer the policy
+    │   ├── Fail                     permanent: do not retry
+    │   ├── RetryLater               try again, after a given time
+    │   └── AttemptTimedOut          the attempt's timeout passed
+    ├── ReplayError              a service's code does not fit its journal
+    │   ├── ReplayMismatch           it asked for other steps than those recorded
+    │   ├── ServiceDidIO             it did input or output itself
+    │   └── ServiceSpins             it never became idle
+    └── StoreError               the store cannot be used: its operator must act
+        ├── StoreUnusable            wrong file, version, folder, library; or another engine holds it
+        ├── StoreUnavailable         a write or read failed (disk full, I/O error); nothing half done
+        ├── FenceLost                the run belongs to a newer claim
+        └── ClientClosed             the client was closed
+
+What user code must not swallow derives from BaseException: AttemptOver, RunEvicted.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+
+class DotdoError(Exception):
+    """Base of all errors; `code` is stable and shared with HTTP and TypeScript."""
+
+    code = "error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class DefinitionError(DotdoError):
+    """An action, effect or service is defined wrongly."""
+
+    code = "invalid_definition"
+
+
+class DuplicateDefinition(DefinitionError):
+    """Two definitions share a kind, name and version."""
+
+    code = "duplicate_definition"
+
+
+class CalledOutside(DefinitionError):
+    """A definition was called where it cannot work (outside a service, inside a handler, ...)."""
+
+    code = "called_outside"
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One problem of an input: `path` such as `$.email` and a message in words."""
+
+    path: str
+    message: str
+
+
+class InputError(DotdoError):
+    """The request was refused; nothing happened."""
+
+    code = "refused"
+
+
+class InvalidInput(InputError):
+    """The parameters do not fit the schema. `problems` holds every one of them."""
+
+    code = "invalid_input"
+
+    def __init__(self, subject: str, problems: Sequence[Problem]) -> None:
+        self.subject, self.problems = subject, tuple(problems)
+        lines = [f"  {problem.path}: {problem.message}" for problem in problems]
+        super().__init__(f"The input of {subject} is not valid:\n" + "\n".join(lines))
+
+
+class UnknownName(InputError):
+    """No definition or run goes by that name, version or id."""
+
+    code = "unknown_name"
+
+
+class KeyConflict(InputError):
+    """The key was already used for this name with another input."""
+
+    code = "key_conflict"
+
+
+class InvalidValue(InputError):
+    """A value cannot be carried as JSON (NaN, NUL, too deep, too large, not JSON at all)."""
+
+    code = "invalid_value"
+
+
+class InvalidOperation(InputError):
+    """The run's state does not allow the operation (an event for an ended run, ...)."""
+
+    code = "invalid_operation"
+
+
+class OutcomeError(DotdoError):
+    """The run came to an outcome that is not a result; `run_id` names it."""
+
+    code = "outcome"
+    run_id: str | None = None
+
+
+class ActionFailed(OutcomeError):
+    """An action (or child service) failed for good.
+
+    `action` is its name, `step` the step in the run, `attempts` how many were made, `error_type` the type's name of the
+    last error, `error_message` its message, `run_id` the run's id, `undo` what was undone (`none`, `partial`, `all`).
+    """
+
+    code = "action_failed"
+
+    def __init__(
+        self,
+        action: str,
+        error_type: str,
+        error_message: str,
+        *,
+        attempts: int = 1,
+        step: str | None = None,
+        run_id: str | None = None,
+        undo: str = "none",
+    ) -> None:
+        self.action, self.error_type, self.error_message = action, error_type, error_message
+        self.attempts, self.step, self.run_id, self.undo = attempts, step, run_id, undo
+        tries = f" after {attempts} attempts" if attempts > 1 else ""
+        super().__init__(f"{action} failed{tries}: {error_message or error_type}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild_action_failed, (self.action, self.error_type, self.error_message, self.__dict__.copy()))
+
+
+def _rebuild_action_failed(action: str, error_type: str, error_message: str, state: dict[str, Any]) -> ActionFailed:
+    error = ActionFailed(action, error_type, error_message, attempts=state.get("attempts", 1))
+    error.__dict__.update(state)
+    return error
+
+
+class RunCancelled(OutcomeError):
+    """The run was cancelled."""
+
+    code = "cancelled"
+
+
+class RunBlocked(OutcomeError):
+    """The run waits for a person; the message spells out the question."""
+
+    code = "blocked"
+
+
+class StillRunning(OutcomeError, TimeoutError):
+    """The run had not ended when the caller's wait was over; it goes on."""
+
+    code = "still_running"
+
+
+class HandlerError(DotdoError):
+    """Raised by handlers, effects and services to steer the policy."""
+
+    code = "handler_error"
+
+
+class Fail(HandlerError):
+    """A permanent failure: the step is not retried. `raise Fail("User not found.")`."""
+
+    code = "fail"
+
+
+class RetryLater(HandlerError):
+    """Not now: try again after `after` seconds (None: as the retry policy says). It counts as an attempt."""
+
+    code = "retry_later"
+
+    def __init__(self, message: str = "Asked to be tried again later.", *, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class AttemptTimedOut(HandlerError):
+    """The attempt did not end within the action's `timeout`."""
+
+    code = "timed_out"
+
+
+class ReplayError(DotdoError):
+    """The code of a service does not fit what its journal says happened."""
+
+    code = "replay_error"
+
+
+class ReplayMismatch(ReplayError):
+    """On replay the service asked for other steps than the recorded ones."""
+
+    code = "replay_mismatch"
+
+
+class ServiceDidIO(ReplayError):
+    """A service did input or output, or started a thread, on its own loop."""
+
+    code = "service_did_io"
+
+
+class ServiceSpins(ReplayError):
+    """A service ran on and on without waiting for anything."""
+
+    code = "service_spins"
+
+
+class StoreError(DotdoError):
+    """The store cannot be used."""
+
+    code = "store_error"
+
+
+class StoreUnusable(StoreError):
+    """The store cannot be opened; the message says why and what to do."""
+
+    code = "store_unusable"
+
+
+class StoreUnavailable(StoreError):
+    """The store did not take a write or answer a read."""
+
+    code = "store_unavailable"
+
+
+class FenceLost(StoreError):
+    """A write carried an old claim: the run belongs to somebody else now."""
+
+    code = "fence_lost"
+
+
+class ClientClosed(StoreError):
+    """The client was closed and takes no more calls."""
+
+    code = "client_closed"
+
+
+class AttemptOver(BaseException):
+    """The attempt has ended (timed out, cancelled, its node stops); its context does nothing any more."""
+
+
+class RunEvicted(BaseException):
+    """The run left this process's memory; its code must end at once."""

@@ -1,0 +1,300 @@
+"""The journal: what each kind of entry holds, and the hash chain that ties a run's entries together.
+
+An entry's digest covers the digest before it, its own header, and the digest of its data; so data can be erased
+without breaking the chain, while an edited, deleted or moved entry breaks it. The head of an unfinished or ended
+run is anchored under an HMAC key that lives outside the store, which shows a truncated journal.
+"""
+
+import hashlib
+import hmac
+from typing import Any
+
+import msgspec
+
+from dotdo.records import ErrorRecord, Options, RunKind
+
+GENESIS = "0" * 64
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One journal row. `seq` counts from 1; `step`, `attempt` are empty and 0 where they have no meaning."""
+
+    run: str
+    seq: int
+    kind: str
+    step: str
+    generation: int
+    attempt: int
+    at: int
+    data: str
+    data_digest: str
+    digest: str
+
+
+def link(
+    previous: str, run: str, seq: int, kind: str, step: str, generation: int, attempt: int, at: int, data: bytes
+) -> Entry:
+    """The next entry of a run, chained to the digest `previous`."""
+    data_digest = hashlib.sha256(data).hexdigest()
+    digest = chain(previous, f"{run}|{seq}|{kind}|{step}|{generation}|{attempt}|{at}", data_digest)
+    return Entry(run, seq, kind, step, generation, attempt, at, data.decode(), data_digest, digest)
+
+
+def chain(previous: str, header: str, data_digest: str) -> str:
+    """SHA-256 over the previous digest, the header and the data's digest."""
+    return hashlib.sha256(f"{previous}|{header}|{data_digest}".encode()).hexdigest()
+
+
+def anchor(key: bytes, run: str, seq: int, digest: str) -> str:
+    """HMAC-SHA256 of a run's head under a key kept outside the store (RFC 2104)."""
+    return hmac.digest(key, f"{run}|{seq}|{digest}".encode(), "sha256").hex()
+
+
+class Data(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Base of the data of entries."""
+
+
+class Accepted(Data):
+    """The first entry: what was asked for. `seed` feeds the run's random numbers and ids; `pins` names the snapshot of
+    newest versions that the run keeps."""
+
+    kind: RunKind
+    name: str
+    version: int
+    input: msgspec.Raw
+    seed: str
+    node: str
+    options: Options = Options()
+    parent: str | None = None
+    parent_step: str | None = None
+    pins: str | None = None
+
+
+class Claimed(Data):
+    """A node took the run over; `crashed`: the node before did not give it back."""
+
+    node: str
+    claim: int
+    crashed: bool = False
+
+
+class StagedEffect(Data):
+    """An effect to send after the commit, or a request's answer: which effect, under which key, with what input."""
+
+    effect: str
+    version: int
+    key: str
+    input: msgspec.Raw
+
+
+class Completion(Data):
+    """All that one commit makes durable. As data of `committed` (effects follow) or `completed` (there are none).
+
+    action, version: whose attempt it was (a fallback's differs from the step's name). undo: whether it declares one.
+    """
+
+    action: str
+    version: int
+    input: msgspec.Raw
+    result: msgspec.Raw
+    started: int
+    effects: list[StagedEffect] = []
+    requests: list[str] = []
+    undo: bool = False
+    sql: list[str] = []
+    fallback: bool = False
+
+
+class AttemptFailed(Data):
+    """An attempt's end without a commit. next_at: when the next one is due (None: there is none)."""
+
+    action: str
+    version: int
+    input: msgspec.Raw
+    error: ErrorRecord
+    started: int
+    next_at: int | None = None
+    fallback: bool = False
+
+
+class Requested(Data):
+    """The intent of a call to the outside world, journaled before it is made."""
+
+    request: str
+    effect: str
+    version: int
+    key: str
+    epoch: int
+    input: msgspec.Raw
+
+
+class Answered(Data):
+    """The answer of a request; it belongs to the step and is replayed on retries."""
+
+    request: str
+    answer: msgspec.Raw
+
+
+class RequestFailed(Data):
+    """A request that certainly did not happen, or whose outcome is not known."""
+
+    request: str
+    error: ErrorRecord
+    unknown: bool = False
+
+
+class Delivering(Data):
+    """A try to deliver begins; written only for effects whose lost answer a person must judge."""
+
+    effect: int
+
+
+class Delivered(Data):
+    """A staged effect was taken by its receiver."""
+
+    effect: int
+    tries: int
+    answer: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class DeliveryFailed(Data):
+    """A try to deliver failed. next_at: when the next one is due (None: it is given up)."""
+
+    effect: int
+    tries: int
+    error: ErrorRecord
+    next_at: int | None = None
+
+
+class EffectsDropped(Data):
+    """The run stops: these effects of the step will not be sent."""
+
+    effects: list[int]
+
+
+class StepFailed(Data):
+    """The step failed for good. not_undone: effects that had already left."""
+
+    error: ErrorRecord
+    not_undone: list[str] = []
+    fallback: bool = False
+
+
+class Fired(Data):
+    """A timer of the service became due."""
+
+    due: int
+
+
+class EventReceived(Data):
+    """An event from outside, in order of arrival."""
+
+    name: str
+    value: msgspec.Raw
+    sender: str | None = None
+    actor: str | None = None
+
+
+class ChildStarted(Data):
+    """A child run was started for this step."""
+
+    run: str
+    name: str
+    version: int
+    input: msgspec.Raw
+
+
+class Stopping(Data):
+    """The run stops: why, how it will end, which steps caused it, and which attempts (by step) were in flight."""
+
+    status: str
+    error: ErrorRecord
+    causes: list[str] = []
+    in_flight: dict[str, int] = {}
+
+
+class UndoPlanned(Data):
+    """The steps to undo, in order."""
+
+    steps: list[str]
+
+
+class Undone(Data):
+    """A step's undo came to its end."""
+
+    step: str
+    error: ErrorRecord | None = None
+
+
+class Blocked(Data):
+    """The run waits for a person; the error spells out the question."""
+
+    reason: str
+    error: ErrorRecord
+
+
+class Reopened(Data):
+    """An operator reopened the run: `retry` or `undo`."""
+
+    operation: str
+    actor: str | None = None
+    dropped: list[str] = []
+
+
+class CancelRequested(Data):
+    """Somebody asked for the run to be cancelled."""
+
+    actor: str | None = None
+
+
+class Ended(Data):
+    """The terminal entry of a generation."""
+
+    status: str
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: ErrorRecord | None = None
+    undo: str = "none"
+    not_undone: list[str] = []
+
+
+class Empty(Data):
+    """No data: the kind says it all."""
+
+
+KINDS: dict[str, type[Data]] = {
+    "accepted": Accepted,
+    "claimed": Claimed,
+    "attempt_failed": AttemptFailed,
+    "requested": Requested,
+    "answered": Answered,
+    "request_failed": RequestFailed,
+    "request_undone": Answered,
+    "committed": Completion,
+    "completed": Completion,
+    "delivering": Delivering,
+    "delivered": Delivered,
+    "delivery_failed": DeliveryFailed,
+    "effects_completed": Empty,
+    "effects_dropped": EffectsDropped,
+    "failed": StepFailed,
+    "step_cancelled": Empty,
+    "lost": Empty,
+    "fired": Fired,
+    "event": EventReceived,
+    "child_started": ChildStarted,
+    "cancel_requested": CancelRequested,
+    "stopping": Stopping,
+    "undo_planned": UndoPlanned,
+    "undone": Undone,
+    "blocked": Blocked,
+    "reopened": Reopened,
+    "ended": Ended,
+}
+
+_decoders = {kind: msgspec.json.Decoder(data) for kind, data in KINDS.items()}
+encode_data = msgspec.json.Encoder().encode
+
+
+def read(entry: Entry) -> Any:
+    """The data of an entry as the record of its kind."""
+    return _decoders[entry.kind].decode(entry.data)

@@ -1,0 +1,62 @@
+"""The seam between clients and whatever executes runs: an embedded engine, a server over HTTP, or another engine.
+
+Names and JSON pass here, never definitions; nothing of an engine shows through.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from dotdo.journal import Entry
+from dotdo.records import Definition, Options, Run, RunFilter, RunKind
+
+
+class Platform(Protocol):
+    """What clients need of a platform. Methods raise the errors of errors.py."""
+
+    async def accept(self, kind: RunKind, name: str, params: Mapping[str, Any] | bytes, options: Options) -> str:
+        """Accepts a run; its id is durable when this returns."""
+        ...
+
+    async def execute(self, kind: RunKind, name: str, params: Mapping[str, Any] | bytes, options: Options) -> Run:
+        """Accepts a run and waits until it has ended or is blocked."""
+        ...
+
+    async def result(self, id: str) -> Run:
+        """Waits until the run has ended or is blocked."""
+        ...
+
+    async def get(self, id: str) -> Run:
+        """A run as it stands."""
+        ...
+
+    async def list_runs(self, filter: RunFilter) -> list[Run]:
+        """Runs, newest first."""
+        ...
+
+    async def journal(self, id: str, after: int = 0) -> list[Entry]:
+        """A run's journal after an entry's number."""
+        ...
+
+    async def cancel(self, id: str, actor: str | None) -> None:
+        """Asks for a run to be cancelled."""
+        ...
+
+    async def retry(self, id: str, actor: str | None) -> None:
+        """Reopens a failed, cancelled or blocked run."""
+        ...
+
+    async def undo(self, id: str, actor: str | None) -> None:
+        """Takes back what an ended run did."""
+        ...
+
+    async def send_event(self, id: str, name: str, value: bytes, key: str | None, actor: str | None) -> None:
+        """Sends an event to a run; the same key twice is one event."""
+        ...
+
+    async def definitions(self, kind: str) -> list[Definition]:
+        """What can be called."""
+        ...
+
+    async def close(self) -> None:
+        """Ends the connection to the platform; an embedded engine drains."""
+        ...

@@ -1,0 +1,92 @@
+"""Policies as pure data: how often and when an attempt or a delivery is tried again.
+
+Nothing here waits or knows a clock: `Retry.delay_before` gives milliseconds, and the engine makes the wait durable.
+"""
+
+import random
+from collections.abc import Sequence
+
+import msgspec
+
+from dotdo.errors import DefinitionError, Fail, InputError, RetryLater
+
+ExceptionTypes = type[BaseException] | tuple[type[BaseException], ...]
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
+    """When a failed attempt is tried again.
+
+    attempts: how many attempts in all, 1 or more (None: as many as `max_elapsed` allows).
+    delay, factor, max_delay: seconds before the second attempt, growth from one to the next, and their cap.
+    jitter: full jitter (a random share of the delay), which keeps many retries from arriving together; see
+        "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    max_elapsed: seconds since the first attempt after which no further one is made.
+    on, never_on: exception types that are retried (default: all), and types that never are.
+    """
+
+    attempts: int | None = 4
+    delay: float = 1.0
+    factor: float = 2.0
+    max_delay: float = 60.0
+    jitter: bool = True
+    max_elapsed: float | None = None
+    on: ExceptionTypes = Exception
+    never_on: ExceptionTypes = ()
+
+    def __post_init__(self) -> None:
+        if self.attempts is not None and self.attempts < 1:
+            raise DefinitionError(f"Retry(attempts={self.attempts}): at least 1 is needed; 1 means no retry.")
+        if self.attempts is None and self.max_elapsed is None:
+            raise DefinitionError("Retry(attempts=None) needs max_elapsed, or it would try for ever.")
+        if self.delay < 0 or self.max_delay < 0 or self.factor < 1:
+            raise DefinitionError("Retry: delay and max_delay must be >= 0 and factor >= 1.")
+
+    def retries(self, error: BaseException) -> bool:
+        """Whether this kind of error is retried at all. `Fail` and refused inputs never are."""
+        if isinstance(error, RetryLater):
+            return True
+        if isinstance(error, (Fail, InputError)):
+            return False
+        return isinstance(error, self.on) and not isinstance(error, self.never_on)
+
+    def delay_before(self, attempt: int, *, elapsed: float, after: float | None = None) -> int | None:
+        """Milliseconds to wait before `attempt` (2 for the first retry), or None when no further one is made.
+
+        elapsed: seconds since the first attempt began. after: what the failure itself asked for (`RetryLater`,
+        `Retry-After`), in seconds; it replaces the computed delay.
+        """
+        if self.attempts is not None and attempt > self.attempts:
+            return None
+        wait = after if after is not None else self._backoff(attempt - 1)
+        if self.max_elapsed is not None and elapsed + wait > self.max_elapsed:
+            return None
+        return round(wait * 1000)
+
+    def _backoff(self, retry: int) -> float:
+        # The exponent is bounded so that a long max_elapsed cannot overflow a float.
+        wait = min(self.max_delay, self.delay * self.factor ** min(retry - 1, 64))
+        return random.uniform(0, wait) if self.jitter else wait  # noqa: S311 - spreading load, not a secret
+
+
+NO_RETRY = Retry(attempts=1)
+
+
+def retry_of(value: "Retry | int | None", default: Retry) -> Retry:
+    """The policy that a `retry=` argument means: a Retry, a number of attempts, or None for the default."""
+    if value is None:
+        return default
+    if isinstance(value, int):
+        return Retry(attempts=value)
+    return value
+
+
+def seconds(value: float | None, name: str) -> float | None:
+    """Checks a duration in seconds: None, or a number above 0."""
+    if value is not None and not value > 0:
+        raise DefinitionError(f"{name}={value!r}: a number of seconds above 0 is needed.")
+    return value
+
+
+def type_names(types: Sequence[type[BaseException]]) -> str:
+    """The names of exception types, for messages."""
+    return ", ".join(kind.__name__ for kind in types)

@@ -1,0 +1,124 @@
+"""The frozen records that travel between layers, and the states of 1.5.
+
+A run is durable work under an id; its journal (journal.py) is the truth, and these records are what callers see of it.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+RunKind = Literal["action", "service"]
+Status = Literal["pending", "running", "waiting", "stopping", "undoing", "completed", "failed", "cancelled", "blocked"]
+Undo = Literal["none", "partial", "all"]
+
+ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
+
+
+class WaitingFor(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why an unfinished run does not move, in words and data.
+
+    kind: timer, event, retry, delivery, child, start, person, action, turn. until: ms of the store's clock, if known.
+    """
+
+    kind: str
+    text: str
+    until: int | None = None
+    step: str | None = None
+
+
+class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error as journaled: its type's name, message, trimmed traceback, and the step it came from."""
+
+    type: str
+    message: str
+    traceback: str = ""
+    action: str | None = None
+    step: str | None = None
+    attempts: int = 1
+
+
+class Options(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a caller may say about one run, beside its input.
+
+    key: idempotency key. version: which version (None: the newest). trail: ties runs together. delay and deadline:
+    seconds before the start, and for the whole run. labels: text by name. actor: who asked. timeout, retry: instead of
+    the action's own (the numbers of a Retry by name).
+    """
+
+    key: str | None = None
+    version: int | None = None
+    trail: str | None = None
+    delay: float | None = None
+    deadline: float | None = None
+    labels: dict[str, str] = {}
+    actor: str | None = None
+    timeout: float | None = None
+    retry: dict[str, Any] | None = None
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One run as callers see it. Times are ms since 1970 by the store's clock.
+
+    `result` is plain JSON values and is there when `status` is completed; `error` when it failed, was cancelled or is
+    blocked. `undo` says how much of what it had committed was taken back. `not_undone` lists effects that stay.
+    """
+
+    id: str
+    kind: RunKind
+    name: str
+    version: int
+    status: Status
+    undo: Undo = "none"
+    generation: int = 0
+    result: Any = None
+    error: ErrorRecord | None = None
+    not_undone: list[str] = []
+    waiting_for: WaitingFor | None = None
+    key: str | None = None
+    trail: str | None = None
+    actor: str | None = None
+    labels: dict[str, str] = {}
+    parent: str | None = None
+    root: str = ""
+    created_at: int = 0
+    ended_at: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether this generation has come to its end."""
+        return self.status in ENDED
+
+
+class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which runs to list; None does not restrict. before: continue after this run (its created_at and id)."""
+
+    status: str | None = None
+    undo: str | None = None
+    name: str | None = None
+    trail: str | None = None
+    parent: str | None = None
+    since: int | None = None
+    before: tuple[int, str] | None = None
+    limit: int = 50
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """What an `on_failure` action is given: which run failed, where, why, and after how many attempts."""
+
+    run: str
+    name: str
+    step: str | None
+    error: ErrorRecord
+    attempts: int = 1
+
+
+class Definition(msgspec.Struct, frozen=True, kw_only=True):
+    """A definition as listed: name, versions, schemas and what its policies say."""
+
+    kind: Literal["action", "service", "effect"]
+    name: str
+    version: int
+    doc: str = ""
+    input_schema: dict[str, Any] = {}
+    output_schema: dict[str, Any] = {}
+    policy: dict[str, Any] = {}

@@ -1,0 +1,68 @@
+"""A step as a service holds it: a coroutine whose identity is fixed when the action is called.
+
+Awaiting it, or giving it to `asyncio.create_task`, `gather` or a TaskGroup, starts it. What it waits for is a future of
+the run's own loop; who fulfils that is the engine's business.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any, TypeVar
+
+R = TypeVar("R")
+
+
+class Step(Coroutine[Any, Any, R]):
+    """One call of an action or child service inside a service. Await it once; it returns the output.
+
+    identity: the step's id within its run, from the action's name, its input, and its count among equals.
+    """
+
+    __slots__ = ("_begin", "_iterator", "identity")
+
+    def __init__(self, identity: str, begin: "Callable[[Step[R]], asyncio.Future[R]]") -> None:
+        self.identity = identity
+        self._begin = begin
+        self._iterator: Generator[Any, Any, R] | None = None
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        if self._iterator is not None:
+            raise RuntimeError(f"The step {self.identity} was already awaited; call the action again for another one.")
+        self._iterator = iterator = self._begin(self).__await__()
+        return iterator
+
+    def send(self, value: Any, /) -> Any:
+        """Part of the coroutine protocol."""
+        iterator = self._iterator
+        if iterator is None:
+            iterator = self.__await__()
+        return iterator.send(value)
+
+    def throw(
+        self,
+        typ: Any,
+        val: BaseException | object = None,
+        tb: TracebackType | None = None,
+        /,
+    ) -> Any:
+        """Part of the coroutine protocol."""
+        iterator = self._iterator
+        if iterator is None:
+            # Cancelled before it began: there is nothing to take back.
+            self._iterator = _nothing()
+            iterator = self._iterator
+            next(iterator)
+        return iterator.throw(typ if isinstance(typ, BaseException) else val or typ())  # type: ignore[operator]
+
+    def close(self) -> None:
+        """Part of the coroutine protocol."""
+        if self._iterator is None:
+            self._iterator = _nothing()
+        self._iterator.close()
+
+    def __repr__(self) -> str:
+        return f"<Step {self.identity}>"
+
+
+def _nothing() -> Generator[Any, Any, Any]:
+    yield None

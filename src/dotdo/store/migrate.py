@@ -1,0 +1,40 @@
+"""Applies numbered migrations in order, each in its own transaction; forward only.
+
+The number of the last one is kept in the database. A store written by a newer dotdo is refused and left untouched.
+"""
+
+from importlib import resources
+from typing import Protocol
+
+from dotdo.errors import StoreUnusable
+
+
+class Migratable(Protocol):
+    """What a database offers to its migrations."""
+
+    dialect: str
+    where: str
+
+    def version(self) -> int: ...
+    def apply(self, number: int, script: str) -> None: ...
+
+
+def migrations(dialect: str) -> list[tuple[int, str]]:
+    """Number and script of each migration of a dialect, in order."""
+    folder = resources.files("dotdo.store").joinpath("migrations")
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(f".{dialect}.sql")), key=lambda f: f.name)
+    return [(int(file.name[:4]), file.read_text(encoding="utf-8")) for file in files]
+
+
+def migrate(database: Migratable) -> None:
+    """Brings the database to the newest schema. Raises StoreUnusable when it is newer than this code."""
+    known = migrations(database.dialect)
+    newest, present = known[-1][0], database.version()
+    if present > newest:
+        raise StoreUnusable(
+            f"The store {database.where} was written by a newer dotdo (schema {present}; this one knows {newest}). "
+            "Upgrade dotdo, or use another file. Nothing was changed."
+        )
+    for number, script in known:
+        if number > present:
+            database.apply(number, script)

@@ -1,0 +1,195 @@
+"""The store as the engine sees it: its operations, and what each one guarantees.
+
+Writes happen on one thread (the engine's writer) and are durable when they return; reads may happen on another at the
+same time. The store keeps names and bytes, and never imports a definition.
+"""
+
+from typing import Any, Protocol
+
+import msgspec
+
+from dotdo.journal import Entry
+from dotdo.records import Run, RunFilter
+
+
+class NewRun(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A run to accept. In the order of the statement `accept_runs`."""
+
+    id: str
+    root: str
+    parent: str | None
+    parent_step: str | None
+    kind: str
+    name: str
+    version: int
+    key: str | None
+    input_digest: str
+    trail: str | None
+    actor: str | None
+    labels: str
+    status: str
+    waiting_for: str | None
+    due_at: int | None
+    owner: str | None
+    digest: str
+    anchor: str
+    created_at: int
+
+
+class RunUpdate(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A run's row when it is parked, blocked or ended. In the order of the statement `update_runs`."""
+
+    id: str
+    claim: int
+    status: str
+    undo: str
+    generation: int
+    waiting_for: str | None
+    due_at: int | None
+    owner: str | None
+    seq: int
+    digest: str
+    anchor: str
+    ended_at: int | None
+    now: int
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A message for a run from outside. kind: event, cancel, retry, undo, child, deadline."""
+
+    run: str
+    kind: str
+    name: str
+    value: str
+    sender: str | None
+    actor: str | None
+    at: int
+    id: int = 0
+
+
+class Write(msgspec.Struct, gc=False):
+    """What one run wants to be made durable together, under one claim. accepts: new runs, each with its first entry;
+    they are claimed by whoever writes them."""
+
+    run: str
+    claim: int
+    entries: list[Entry]
+    accepts: list[tuple[NewRun, Entry]] = []
+    update: RunUpdate | None = None
+    taken: list[int] = []
+    messages: list[Message] = []
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """A run taken by a node. crashed: the owner before died with it."""
+
+    run: str
+    claim: int
+    crashed: bool
+
+
+class Head(msgspec.Struct, frozen=True):
+    """A run's anchored head, for the audit."""
+
+    run: str
+    seq: int
+    digest: str
+    anchor: str
+    status: str
+
+
+class Store(Protocol):
+    """All persistence. Errors are StoreError and its kinds; after one, nothing of the operation was done, except that
+    StoreUnavailable from `write` may also mean that the outcome is unknown."""
+
+    where: str
+
+    # Writes: on the writer's thread.
+    def write(self, writes: list[Write]) -> None:
+        """One durable transaction for all. Raises FenceLost when any claim is old or any accepted id exists."""
+        ...
+
+    def join(self, node: str, host: str, pid: int, now: int) -> None:
+        """A node comes up; runs of nodes that are gone become free for rescue."""
+        ...
+
+    def leave(self, node: str, now: int) -> None:
+        """A node goes down in order and gives its runs back."""
+        ...
+
+    def claim_due(self, node: str, now: int, limit: int) -> list[Claim]:
+        """Takes up to `limit` runs that are due and have no owner."""
+        ...
+
+    def claim_one(self, node: str, run: str) -> Claim | None:
+        """Takes one run that is free or already the node's own, with a new claim number."""
+        ...
+
+    def rescue(self, now: int, limit: int) -> int:
+        """Frees up to `limit` runs of dead nodes; returns how many."""
+        ...
+
+    def post(self, message: Message) -> str | None:
+        """Leaves a message for a run and makes it due; returns its owner. Raises UnknownName, InvalidOperation."""
+        ...
+
+    def save_definitions(self, id: str, newest: dict[str, int], now: int) -> None:
+        """Keeps a snapshot of versions."""
+        ...
+
+    def settle(self) -> None:
+        """Housekeeping between writes."""
+        ...
+
+    # Reads: on any thread.
+    def next_due(self) -> int | None:
+        """When the earliest free run is due."""
+        ...
+
+    def get_run(self, run: str) -> Run | None:
+        """One run."""
+        ...
+
+    def input_digest(self, run: str) -> str | None:
+        """The digest of a run's input, to compare keys; None when there is no such run."""
+        ...
+
+    def list_runs(self, filter: RunFilter) -> list[Run]:
+        """Runs, newest first."""
+        ...
+
+    def read_journals(self, runs: list[str]) -> dict[str, list[Entry]]:
+        """Whole journals by run."""
+        ...
+
+    def read_journal(self, run: str, after: int = 0) -> list[Entry]:
+        """One journal from an entry on."""
+        ...
+
+    def read_inbox(self, runs: list[str]) -> dict[str, list[Message]]:
+        """Messages not yet taken, by run, in order of arrival."""
+        ...
+
+    def load_definitions(self, id: str) -> dict[str, int]:
+        """A snapshot of versions; empty when it is not there."""
+        ...
+
+    def heads(self, after: str, limit: int) -> list[Head]:
+        """Anchored heads in order of run id, for the audit."""
+        ...
+
+    def read_chains(self, first: str, last: str) -> list[tuple[Any, ...]]:
+        """(run, seq, header, data, data_digest, digest) of the runs in a range of ids."""
+        ...
+
+    def orphans(self) -> list[str]:
+        """Runs that have a journal but no row."""
+        ...
+
+    def count_by_status(self) -> dict[str, int]:
+        """How many runs are in each state."""
+        ...
+
+    def close(self) -> None:
+        """Closes the store."""
+        ...

@@ -1,0 +1,28 @@
+-- name: append_entries
+-- A batch of entries; the join drops those of an old claim, and the row count tells.
+insert into journal (run, seq, kind, step, generation, attempt, at, data, data_digest, digest)
+select
+    value ->> 0, cast(value ->> 1 as bigint), value ->> 2, value ->> 3, cast(value ->> 4 as bigint),
+    cast(value ->> 5 as bigint), cast(value ->> 6 as bigint), value ->> 7, value ->> 8, value ->> 9
+from each(:rows) join runs on runs.id = value ->> 0 and runs.claim = cast(value ->> 10 as bigint);
+
+-- name: read_journals
+-- The journals of several runs, each in order.
+select run, seq, kind, step, generation, attempt, at, data, data_digest, digest
+from journal where run in (select value ->> 0 from each(:runs)) order by run, seq;
+
+-- name: read_journal
+-- One run's journal from an entry on.
+select run, seq, kind, step, generation, attempt, at, data, data_digest, digest
+from journal where run = :run and seq > :after order by seq;
+
+-- name: read_chains
+-- Headers and digests of the journals of a range of runs, for the audit.
+select
+    run, seq, run || '|' || seq || '|' || kind || '|' || step || '|' || generation || '|' || attempt || '|' || at,
+    data, data_digest, digest
+from journal where run >= :first and run <= :last order by run, seq;
+
+-- name: orphan_journals
+-- Runs that have a journal but no row: a deleted run.
+select distinct run from journal where not exists (select 1 from runs where runs.id = journal.run) limit 100;

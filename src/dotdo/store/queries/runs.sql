@@ -1,0 +1,102 @@
+-- name: accept_runs
+-- A batch of new runs; an id that exists is left alone, and the row count tells.
+insert into runs (
+    id, root, parent, parent_step, kind, name, version, key, input_digest, trail, actor, labels, status, undo,
+    generation, waiting_for, due_at, owner, claim, crashed, seq, digest, anchor, created_at, ended_at
+)
+select
+    value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, cast(value ->> 6 as bigint),
+    value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, 'none', 0, value ->> 13,
+    cast(value ->> 14 as bigint), value ->> 15, 1, 0, 1, value ->> 16, value ->> 17, cast(value ->> 18 as bigint), null
+from each(:rows)
+where true
+on conflict (id) do nothing;
+
+-- name: update_runs
+-- A batch of runs parked or ended by their owner. A message that came meanwhile makes the run due at once.
+update runs set
+    status = new.value ->> 2,
+    undo = new.value ->> 3,
+    generation = cast(new.value ->> 4 as bigint),
+    waiting_for = new.value ->> 5,
+    due_at = case
+        when new.value ->> 11 is null and exists (select 1 from inbox where inbox.run = runs.id)
+        then cast(new.value ->> 12 as bigint)
+        else cast(new.value ->> 6 as bigint)
+    end,
+    owner = new.value ->> 7,
+    seq = cast(new.value ->> 8 as bigint),
+    digest = new.value ->> 9,
+    anchor = new.value ->> 10,
+    ended_at = cast(new.value ->> 11 as bigint),
+    crashed = 0
+from each(:rows) as new
+where runs.id = new.value ->> 0 and runs.claim = cast(new.value ->> 1 as bigint);
+
+-- name: claim_due
+-- Takes a bounded batch of due runs; the claim number fences off whoever had them before.
+update runs set owner = :node, claim = claim + 1
+where id in (
+    select id from runs where ended_at is null and owner is null and due_at <= :now order by due_at limit :limit
+)
+returning id, claim, crashed;
+
+-- name: claim_one
+-- Takes one run again, whoever had it: used by its own node after a failed write.
+update runs set owner = :node, claim = claim + 1
+where id = :run and ended_at is null and (owner is null or owner = :node)
+returning id, claim, crashed;
+
+-- name: rescue
+-- Frees a bounded batch of runs whose owner is no live node. Swept for ever, never only at the start.
+update runs set owner = null, crashed = 1, due_at = :now
+where id in (
+    select id from runs
+    where ended_at is null and owner is not null
+        and not exists (select 1 from nodes where nodes.id = runs.owner and nodes.lease_until > :now)
+    limit :limit
+);
+
+-- name: next_due
+-- When the earliest unclaimed run is due.
+select min(due_at) from runs where ended_at is null and owner is null and due_at is not null;
+
+-- name: get_run
+-- One run with the entry at its head, which holds the result or error of an ended one.
+select runs.*, journal.kind, journal.data
+from runs left join journal on journal.run = runs.id and journal.seq = runs.seq
+where runs.id = :run;
+
+-- name: list_runs
+-- Runs, newest first, by whatever is asked for; `before` continues after a page.
+select runs.*, journal.kind, journal.data
+from runs left join journal on journal.run = runs.id and journal.seq = runs.seq
+where (:status is null or runs.status = :status)
+    and (:undo is null or runs.undo = :undo)
+    and (:name is null or runs.name = :name)
+    and (:trail is null or runs.trail = :trail)
+    and (:parent is null or runs.parent = :parent)
+    and (:since is null or runs.created_at >= :since)
+    and (:before_at is null or (runs.created_at, runs.id) < (:before_at, :before_id))
+order by runs.created_at desc, runs.id desc
+limit :limit;
+
+-- name: run_state
+-- What decides whether a message may be posted to a run.
+select status, undo, kind, owner, generation from runs where id = :run;
+
+-- name: wake_run
+-- Makes a run due at once because a message came.
+update runs set due_at = :now where id = :run and (due_at is null or due_at > :now);
+
+-- name: reopen_run
+-- An ended or blocked run is to be opened again; its owner journals the new generation.
+update runs set status = 'pending', ended_at = null, due_at = :now, waiting_for = null where id = :run;
+
+-- name: run_ids
+-- Every run's id and anchored head, in order, for the audit.
+select id, seq, digest, anchor, status from runs where id > :after order by id limit :limit;
+
+-- name: count_by_status
+-- How many runs there are in each state.
+select status, count(*) from runs group by status;

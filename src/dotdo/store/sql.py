@@ -1,0 +1,272 @@
+"""SqlStore: the operations of protocol.py, written once over any database with a DB-API-like shape.
+
+A batch goes through a handful of statements however many rows it has: each takes one JSON array. SQLite gives up
+Python's global lock at each statement, so beside a busy thread this is what keeps a commit fast.
+"""
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, cast
+
+import msgspec
+
+from dotdo.errors import FenceLost, InvalidOperation, UnknownName
+from dotdo.journal import Blocked, Ended, Entry
+from dotdo.records import ENDED, Run, RunFilter, WaitingFor
+from dotdo.store.migrate import Migratable, migrate
+from dotdo.store.protocol import Claim, Head, Message, Write
+from dotdo.store.queries import load_queries
+
+_encode = msgspec.json.Encoder().encode
+_ended = msgspec.json.Decoder(Ended)
+_blocked = msgspec.json.Decoder(Blocked)
+_waiting = msgspec.json.Decoder(WaitingFor)
+
+NEVER = 1 << 62  # a lease without an end, for the only engine of a file
+
+
+class Database(Migratable, Protocol):
+    """What SqlStore needs of a database."""
+
+    def read(self, sql: str, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]: ...
+    def write(self, sql: str, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]: ...
+    def changes(self) -> int: ...
+    def transaction(self) -> AbstractContextManager[None]: ...
+    def settle_log(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def rows(items: list[Any]) -> str:
+    """Records as the JSON array that `each(:rows)` reads."""
+    return _encode(items).decode()
+
+
+class SqlStore:
+    """A store on a SQL database."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self.where = database.where
+        self._sql = load_queries(database.dialect)
+        try:
+            migrate(database)
+        except BaseException:
+            database.close()
+            raise
+
+    # -- writes -------------------------------------------------------------------------------------------------------
+
+    def write(self, writes: list[Write]) -> None:
+        """One durable transaction for all."""
+        accepted = [run for write in writes for run, _ in write.accepts]
+        entries = [(*msgspec.structs.astuple(e), 1) for write in writes for _, e in write.accepts]
+        entries += [(*msgspec.structs.astuple(e), write.claim) for write in writes for e in write.entries]
+        # A run may be in a batch twice; its last row is the one that holds.
+        updates = list({write.run: write.update for write in writes if write.update is not None}.values())
+        taken = [(id,) for write in writes for id in write.taken]
+        messages = [message for write in writes for message in write.messages]
+        ended = [(update.id,) for update in updates if update.ended_at is not None]
+        with self._db.transaction():
+            self._expect("accept_runs", accepted, "was accepted already")
+            self._expect("append_entries", entries, "belongs to a newer claim")
+            if taken:
+                self._db.write(self._sql["take_messages"], {"rows": rows(taken)})
+            if messages:
+                self._db.write(self._sql["post_messages"], {"rows": rows(messages)})
+                receivers = [(message.run,) for message in messages]
+                self._db.write(self._sql["wake_receivers"], {"rows": rows(receivers), "now": messages[0].at})
+            self._expect("update_runs", updates, "belongs to a newer claim")
+            if ended:
+                self._db.write(self._sql["clear_inbox"], {"rows": rows(ended)})
+
+    def _expect(self, name: str, items: list[Any], otherwise: str) -> None:
+        if not items:
+            return
+        self._db.write(self._sql[name], {"rows": rows(items)})
+        if self._db.changes() != len(items):
+            raise FenceLost(f"A run of this write {otherwise}; nothing was written.")
+
+    def join(self, node: str, host: str, pid: int, now: int) -> None:
+        """A node comes up. On a store that allows one engine only, every other node is known to be gone."""
+        with self._db.transaction():
+            self._db.write(self._sql["expel_others"], {"node": node})
+            self._db.write(
+                self._sql["join_node"], {"node": node, "host": host, "pid": pid, "now": now, "lease_until": NEVER}
+            )
+
+    def leave(self, node: str, now: int) -> None:
+        """A node goes down in order and gives its runs back."""
+        with self._db.transaction():
+            self._db.write(self._sql["release_runs"], {"node": node, "now": now})
+            self._db.write(self._sql["leave_node"], {"node": node})
+
+    def claim_due(self, node: str, now: int, limit: int) -> list[Claim]:
+        """Takes up to `limit` runs that are due and have no owner."""
+        with self._db.transaction():
+            found = self._db.write(self._sql["claim_due"], {"node": node, "now": now, "limit": limit})
+        return [Claim(run, claim, bool(crashed)) for run, claim, crashed in found]
+
+    def claim_one(self, node: str, run: str) -> Claim | None:
+        """Takes one run that is free or already the node's own."""
+        with self._db.transaction():
+            found = self._db.write(self._sql["claim_one"], {"node": node, "run": run})
+        return Claim(found[0][0], found[0][1], bool(found[0][2])) if found else None
+
+    def rescue(self, now: int, limit: int) -> int:
+        """Frees up to `limit` runs of dead nodes."""
+        with self._db.transaction():
+            self._db.write(self._sql["rescue"], {"now": now, "limit": limit})
+            return self._db.changes()
+
+    def post(self, message: Message) -> str | None:
+        """Leaves a message for a run, if the run's state allows it, and makes the run due."""
+        with self._db.transaction():
+            state = self._db.write(self._sql["run_state"], {"run": message.run})
+            if not state:
+                raise UnknownName(f"There is no run {message.run!r}.")
+            status, undo, _, owner, _ = cast("tuple[str, str, str, str | None, int]", state[0])
+            _check_allowed(message, status, undo)
+            self._db.write(self._sql["post_messages"], {"rows": rows([message])})
+            reopens = message.kind in ("retry", "undo") or (message.kind == "cancel" and status == "blocked")
+            if reopens:
+                self._db.write(self._sql["reopen_run"], {"run": message.run, "now": message.at})
+            else:
+                self._db.write(self._sql["wake_run"], {"run": message.run, "now": message.at})
+            return owner
+
+    def save_definitions(self, id: str, newest: dict[str, int], now: int) -> None:
+        """Keeps a snapshot of versions."""
+        with self._db.transaction():
+            self._db.write(
+                self._sql["save_definitions"], {"id": id, "newest": _encode(newest).decode(), "now": now}
+            )
+
+    def settle(self) -> None:
+        """Housekeeping between writes."""
+        self._db.settle_log()
+
+    # -- reads --------------------------------------------------------------------------------------------------------
+
+    def next_due(self) -> int | None:
+        """When the earliest free run is due."""
+        return self._db.read(self._sql["next_due"])[0][0]
+
+    def get_run(self, run: str) -> Run | None:
+        """One run."""
+        found = self._db.read(self._sql["get_run"], {"run": run})
+        return _run(found[0]) if found else None
+
+    def input_digest(self, run: str) -> str | None:
+        """The digest of a run's input."""
+        found = self._db.read(self._sql["get_run"], {"run": run})
+        return found[0][8] if found else None
+
+    def list_runs(self, filter: RunFilter) -> list[Run]:
+        """Runs, newest first."""
+        before_at, before_id = filter.before or (None, None)
+        found = self._db.read(
+            self._sql["list_runs"],
+            {
+                "status": filter.status,
+                "undo": filter.undo,
+                "name": filter.name,
+                "trail": filter.trail,
+                "parent": filter.parent,
+                "since": filter.since,
+                "before_at": before_at,
+                "before_id": before_id,
+                "limit": filter.limit,
+            },
+        )
+        return [_run(row) for row in found]
+
+    def read_journals(self, runs: list[str]) -> dict[str, list[Entry]]:
+        """Whole journals by run."""
+        found: dict[str, list[Entry]] = {run: [] for run in runs}
+        for row in self._db.read(self._sql["read_journals"], {"runs": rows([(run,) for run in runs])}):
+            found[row[0]].append(Entry(*row))
+        return found
+
+    def read_journal(self, run: str, after: int = 0) -> list[Entry]:
+        """One journal from an entry on."""
+        return [Entry(*row) for row in self._db.read(self._sql["read_journal"], {"run": run, "after": after})]
+
+    def read_inbox(self, runs: list[str]) -> dict[str, list[Message]]:
+        """Messages not yet taken, by run, in order of arrival."""
+        found: dict[str, list[Message]] = {run: [] for run in runs}
+        for id, run, kind, name, value, sender, actor, at in self._db.read(
+            self._sql["read_inbox"], {"runs": rows([(run,) for run in runs])}
+        ):
+            found[run].append(Message(run, kind, name, value, sender, actor, at, id))
+        return found
+
+    def load_definitions(self, id: str) -> dict[str, int]:
+        """A snapshot of versions."""
+        found = self._db.read(self._sql["load_definitions"], {"id": id})
+        return msgspec.json.decode(found[0][0], type=dict[str, int]) if found else {}
+
+    def heads(self, after: str, limit: int) -> list[Head]:
+        """Anchored heads in order of run id."""
+        return [Head(*row) for row in self._db.read(self._sql["run_ids"], {"after": after, "limit": limit})]
+
+    def read_chains(self, first: str, last: str) -> list[tuple[Any, ...]]:
+        """Headers and digests of the runs in a range of ids."""
+        return self._db.read(self._sql["read_chains"], {"first": first, "last": last})
+
+    def orphans(self) -> list[str]:
+        """Runs that have a journal but no row."""
+        return [row[0] for row in self._db.read(self._sql["orphan_journals"])]
+
+    def count_by_status(self) -> dict[str, int]:
+        """How many runs are in each state."""
+        return {row[0]: row[1] for row in self._db.read(self._sql["count_by_status"])}
+
+    def close(self) -> None:
+        """Closes the store."""
+        self._db.close()
+
+
+def _check_allowed(message: Message, status: str, undo: str) -> None:
+    run, kind = message.run, message.kind
+    if kind in ("event", "cancel", "deadline", "child"):
+        if status in ENDED:
+            raise InvalidOperation(f"The run {run} has ended ({status}); it takes no {kind} any more.")
+    elif kind == "retry":
+        if status not in ("failed", "cancelled", "blocked"):
+            raise InvalidOperation(f"The run {run} is {status}; only a failed, cancelled or blocked run can be retried.")
+    elif kind == "undo":
+        if status not in ENDED or undo == "all":
+            what = "everything it did is undone already" if undo == "all" else f"it is {status}"
+            raise InvalidOperation(f"The run {run} cannot be undone: {what}. Only an ended run can be.")
+
+
+def _run(row: tuple[Any, ...]) -> Run:
+    (id, root, parent, _, kind, name, version, key, _, trail, actor, labels, status, undo, generation) = row[:15]
+    waiting_for, _, _, _, _, _, _, _, created_at, ended_at, head_kind, head = row[15:]
+    result, error, not_undone = None, None, list[str]()
+    if head_kind == "ended":
+        ended = _ended.decode(head)
+        if status in ENDED:
+            result, error, not_undone = msgspec.json.decode(ended.result), ended.error, ended.not_undone
+    elif head_kind == "blocked" and status == "blocked":
+        error = _blocked.decode(head).error
+    return Run(
+        id=id,
+        kind=kind,
+        name=name,
+        version=version,
+        status=status,
+        undo=undo,
+        generation=generation,
+        result=result,
+        error=error,
+        not_undone=not_undone,
+        waiting_for=_waiting.decode(waiting_for) if waiting_for else None,
+        key=key,
+        trail=trail,
+        actor=actor,
+        labels=msgspec.json.decode(labels),
+        parent=parent,
+        root=root,
+        created_at=created_at,
+        ended_at=ended_at,
+    )

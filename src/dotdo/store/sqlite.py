@@ -1,0 +1,235 @@
+"""SQLite through apsw: connections, pragmas, the version gate, and the lock that allows one engine per file.
+
+Two connections: one writer, used on one thread at a time, and one reader. WAL with synchronous=FULL, so that what was
+acknowledged survives a power cut; checkpoints are made by a thread of their own, out of the writer's way.
+"""
+
+import fcntl
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from dotdo.errors import StoreError, StoreUnavailable, StoreUnusable
+
+# 3.51.3 mends the WAL-reset corruption (sqlite.org/wal.html, "WAL-reset bug").
+OLDEST = (3, 51, 3)
+APPLICATION_ID = 0x646F646F  # "dodo" in the file's header: tells our files from others
+CHECKPOINT_PAGES = 2_000
+RESTART_PAGES = 16_000
+
+Row = tuple[Any, ...]
+
+
+class SQLiteDatabase:
+    """One store file, open in this process. `where` names it in messages."""
+
+    dialect = "sqlite"
+
+    def __init__(self, path: str | None, *, exclusive: bool = True) -> None:
+        _check_library(apsw.sqlite_lib_version())
+        self._temporary = tempfile.mkdtemp(prefix="dotdo-") if path is None else None
+        self.path = Path(self._temporary, "dotdo.db") if self._temporary else Path(path or "").absolute()
+        self.where = str(self.path)
+        self._lock: int | None = None
+        self._checkpointer: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._restart = False
+        self._wake_checkpointer = threading.Event()
+        self._prepare_folder()
+        if exclusive:
+            self._take_lock()
+        try:
+            self.writer = self._connect()
+            self._check_file()
+            self.reader = self._connect()
+            self._read_lock = threading.Lock()
+        except BaseException:
+            self._release()
+            raise
+        if exclusive:
+            self.writer.set_wal_hook(self._after_commit)
+            self._checkpointer = threading.Thread(target=self._checkpoint, name="dotdo-checkpoint", daemon=True)
+            self._checkpointer.start()
+
+    # -- statements ---------------------------------------------------------------------------------------------------
+
+    def read(self, sql: str, parameters: dict[str, Any] | None = None) -> list[Row]:
+        """Rows of a query, on the reader connection. Raises StoreUnavailable."""
+        with self._read_lock, self._errors("read"):
+            return self.reader.execute(sql, parameters).fetchall()
+
+    def write(self, sql: str, parameters: dict[str, Any] | None = None) -> list[Row]:
+        """Executes a statement on the writer connection and returns its rows."""
+        return self.writer.execute(sql, parameters).fetchall()
+
+    def changes(self) -> int:
+        """How many rows the last statement changed."""
+        return self.writer.changes()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One durable transaction on the writer. Rolled back when the body raises; raises StoreUnavailable."""
+        with self._errors("write"):
+            self.writer.execute("begin immediate")
+            try:
+                yield
+                self.writer.execute("commit")
+            except BaseException:
+                if self.writer.in_transaction:
+                    self.writer.execute("rollback")
+                raise
+
+    def version(self) -> int:
+        """The number of the last migration."""
+        return int(self.write("pragma user_version")[0][0])
+
+    def apply(self, number: int, script: str) -> None:
+        """Applies one migration in a transaction."""
+        with self.transaction():
+            self.writer.execute(script)
+            self.writer.execute(f"pragma user_version = {number}; pragma application_id = {APPLICATION_ID}")
+
+    def close(self) -> None:
+        """Checkpoints, closes and gives the lock back."""
+        self._stop.set()
+        self._wake_checkpointer.set()
+        if self._checkpointer is not None:
+            self._checkpointer.join()
+        self.reader.close()
+        self.writer.close()
+        self._release()
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    def _prepare_folder(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnusable(f"The folder of the store {self.where} cannot be made: {error.strerror}.") from None
+        if self.path.is_dir():
+            raise StoreUnusable(f"{self.where} is a folder; name a file, such as {self.where}/dotdo.db.")
+        if not os.access(self.path.parent, os.W_OK) or (self.path.exists() and not os.access(self.path, os.W_OK)):
+            raise StoreUnusable(
+                f"The store {self.where} cannot be written: its folder and file must be writable by this user "
+                "(SQLite keeps two files beside it)."
+            )
+
+    def _take_lock(self) -> None:
+        lock_path = self.where + ".lock"
+        try:
+            lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StoreUnusable(f"The lock file {lock_path} cannot be opened: {error.strerror}.") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(lock, 500, 0).decode(errors="replace").strip() or "unknown"
+            os.close(lock)
+            raise StoreUnusable(
+                f"Another engine already runs on the store {self.where} ({holder}). One engine per SQLite file: stop "
+                "that process, or give this one another file."
+            ) from None
+        # Not in close(): the kernel frees the lock when the process dies, however it dies.
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        self._lock = lock
+
+    def _connect(self) -> apsw.Connection:
+        try:
+            connection = apsw.Connection(self.where)
+            connection.set_busy_timeout(5_000)
+            connection.execute("pragma mmap_size = 0")
+            mode = connection.execute("pragma journal_mode = wal").fetchall()[0][0]
+            connection.execute("pragma synchronous = full; pragma wal_autocheckpoint = 0; pragma cache_size = -16000")
+        except apsw.Error as error:
+            raise _unusable(self.where, error) from None
+        if mode != "wal":
+            raise StoreUnusable(f"The store {self.where} cannot use write-ahead logging (its file system gave {mode}).")
+        return connection
+
+    def _check_file(self) -> None:
+        try:
+            application = self.write("pragma application_id")[0][0]
+            tables = self.write("select count(*) from sqlite_schema")[0][0]
+        except apsw.Error as error:
+            raise _unusable(self.where, error) from None
+        if tables and application != APPLICATION_ID:
+            raise StoreUnusable(
+                f"{self.where} is a SQLite database of something else, not a dotdo store. An application's own database "
+                "must be another file: give it as sql=, and the store a file of its own."
+            )
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        if self._temporary:
+            shutil.rmtree(self._temporary)
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _after_commit(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        if pages >= CHECKPOINT_PAGES and not self._wake_checkpointer.is_set():
+            self._wake_checkpointer.set()
+        if pages >= RESTART_PAGES:
+            # Under an endless flood a passive checkpoint never meets a quiet moment; this one is short, because the
+            # passive one has just copied all but the newest pages.
+            self._restart = True
+        return apsw.SQLITE_OK
+
+    def settle_log(self) -> None:
+        """Called by the writer between batches: starts the log over when it has grown large."""
+        if self._restart:
+            self._restart = False
+            self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+
+    def _checkpoint(self) -> None:
+        connection = self._connect()
+        try:
+            while not self._stop.is_set():
+                self._wake_checkpointer.wait()
+                self._wake_checkpointer.clear()
+                if not self._stop.is_set():
+                    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        finally:
+            connection.close()
+
+    @contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except (apsw.CorruptError, apsw.NotADBError) as error:
+            raise _unusable(self.where, error) from error
+        except apsw.FullError as error:
+            raise StoreUnavailable(
+                f"The disk of the store {self.where} is full. Nothing was accepted; free some space and try again."
+            ) from error
+        except apsw.ConstraintError as error:
+            raise StoreError(f"The store {self.where} refused a write: {error}.") from error
+        except apsw.Error as error:
+            raise StoreUnavailable(f"The store {self.where} could not {doing}: {error}.") from error
+
+
+def _check_library(version: str) -> None:
+    if tuple(int(part) for part in version.split(".")[:3]) < OLDEST:
+        raise StoreUnusable(
+            f"SQLite {version} can corrupt a database in write-ahead mode; {'.'.join(map(str, OLDEST))} or newer is "
+            "needed. Install apsw from its wheel (pip install apsw), which brings its own."
+        )
+
+
+def _unusable(where: str, error: Exception) -> StoreUnusable:
+    if isinstance(error, apsw.NotADBError | apsw.CorruptError):
+        return StoreUnusable(
+            f"The store {where} is not a readable SQLite database ({error}). It may be damaged: restore a backup, or move "
+            "it away to begin with an empty one. Nothing was changed."
+        )
+    return StoreUnusable(f"The store {where} cannot be opened: {error}.")

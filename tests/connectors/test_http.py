@@ -1,0 +1,292 @@
+"""The HTTP connector against real servers: what is sent, and what each kind of answer means."""
+
+import asyncio
+import gzip
+import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+
+from dotdo import DefinitionError, EffectCall, Fail, RetryLater
+from dotdo.connectors import http
+from dotdo.connectors.http import Answer, HttpClient
+from tests.connectors.servers import HANG_UP, SILENCE, Reply, http_server
+
+JSON = {"Content-Type": "application/json"}
+
+
+def call(method: str, url: str, *, client: HttpClient | None = None, key: str = "run_1.0123.0", **options: Any) -> Answer:
+    made = EffectCall(key, "run_1", "call#1", 1, resources={HttpClient: client or HttpClient()})
+    return asyncio.run(http.call.plain(made, method, url, **options))
+
+
+# -- what is sent -----------------------------------------------------------------------------------------------------
+
+
+def test_call_sends_method_path_key_and_json():
+    with http_server() as server:
+        call("post", f"{server.url}/orders?dry=1", json={"name": "Ada", "cents": 5}, headers={"X-Test": "1"})
+    [request] = server.requests
+    assert (request.method, request.path, request.json) == ("POST", "/orders?dry=1", {"name": "Ada", "cents": 5})
+    assert request.headers["idempotency-key"] == "run_1.0123.0"
+    assert request.headers["content-type"] == "application/json"
+    assert request.headers["x-test"] == "1"
+
+
+def test_form_is_sent_url_encoded():
+    with http_server() as server:
+        call("POST", server.url, form={"email": "ada@example.com", "n": 2, "vip": True, "tag": ["a b", "c"]})
+    [request] = server.requests
+    assert request.body == b"email=ada%40example.com&n=2&vip=true&tag=a+b&tag=c"
+    assert request.headers["content-type"] == "application/x-www-form-urlencoded"
+
+
+def test_text_is_sent_as_utf8_under_a_content_type_that_can_be_chosen():
+    with http_server() as server:
+        call("PUT", server.url, text="ö")
+        call("PUT", server.url, text="<ö/>", headers={"Content-Type": "application/xml"})
+    assert [request.body.decode() for request in server.requests] == ["ö", "<ö/>"]
+    assert [r.headers["content-type"] for r in server.requests] == ["text/plain; charset=utf-8", "application/xml"]
+
+
+def test_call_without_a_body_sends_none():
+    with http_server() as server:
+        call("DELETE", server.url)
+    assert server.requests[0].body == b""
+    assert "content-type" not in server.requests[0].headers
+
+
+@pytest.mark.parametrize(
+    "method, url, options, problem",
+    [
+        ("GE T", "http://localhost", {}, "not an HTTP method"),
+        ("GET", "localhost/path", {}, "is wrong"),
+        ("GET", "ftp://localhost", {}, "is wrong"),
+        ("GET", "/path", {}, "is wrong"),
+        ("GET", "http://localhost:99999", {}, "is wrong"),
+        ("GET", "http://local host", {}, "is wrong"),
+        ("GET", "http://localhost/a\r\nX: y", {}, "is wrong"),
+        ("GET", "http://user:secret@localhost", {}, "holds a password"),
+        ("GET", "http://localhost", {"headers": {"X Y": "1"}}, "header 'X Y' is wrong"),
+        ("GET", "http://localhost", {"headers": {"X": "1\r\nY: 2"}}, "header 'X' is wrong"),
+        ("GET", "http://localhost", {"headers": {"idempotency-key": "1"}}, "effect's own key"),
+        ("POST", "http://localhost", {"json": 1, "text": "1"}, "Only one"),
+    ],
+)
+def test_call_that_cannot_work_is_refused_for_good(method: str, url: str, options: dict[str, Any], problem: str):
+    with pytest.raises(Fail, match=problem) as caught:
+        call(method, url, **options)
+    assert "secret" not in str(caught.value)
+
+
+# -- what is answered ---------------------------------------------------------------------------------------------------
+
+
+def test_answer_has_status_headers_of_interest_and_json():
+    headers = {**JSON, "ETag": '"1"', "Location": "/orders/1", "Set-Cookie": "a=b", "X-Other": "no"}
+    with http_server() as server:
+        server.replies = [Reply(201, b'{"id": 1}', headers)]
+        answer = call("POST", server.url)
+    kept = {"content-type": "application/json", "etag": '"1"', "location": "/orders/1"}
+    assert answer == Answer(201, kept, {"id": 1})
+
+
+@pytest.mark.parametrize(
+    "body, kind, expected",
+    [
+        (b'{"a": [1, null]}', "application/problem+json; charset=utf-8", {"a": [1, None]}),
+        (b'{"a"', "application/json", '{"a"'),
+        (b"NaN", "application/json", "NaN"),
+        (b'"\\u0000"', "application/json", '"\\u0000"'),
+        (b"[" * 200 + b"]" * 200, "application/json", "[" * 200 + "]" * 200),
+        (b"[" * 50 + b"]" * 50, "application/json", json.loads("[" * 50 + "]" * 50)),
+        (b'{"a": 1}', "text/plain", '{"a": 1}'),
+        ("ö".encode("latin-1"), "text/plain; charset=latin-1", "ö"),
+        ("ö".encode(), 'text/plain; charset="no-such"', "ö"),
+        (b"a\xff\0b", "application/octet-stream", "a\ufffd\ufffdb"),
+        (b"", "application/json", None),
+    ],
+)
+def test_body_is_decoded_json_or_else_text(body: bytes, kind: str, expected: Any):
+    with http_server() as server:
+        server.replies = [Reply(200, body, {"Content-Type": kind})]
+        assert call("GET", server.url).body == expected
+
+
+def test_long_body_is_cut_at_one_mebibyte_and_says_so():
+    with http_server() as server:
+        server.replies = [Reply(200, b"x" * 5_000_000, JSON), Reply(200, b"x" * 1024 * 1024)]
+        long, fitting = call("GET", server.url), call("GET", server.url)
+    assert (len(long.body), long.truncated) == (1024 * 1024, True)
+    assert (len(fitting.body), fitting.truncated) == (1024 * 1024, False)
+
+
+def test_compressed_answers_are_not_asked_for():
+    with http_server() as server:
+        call("GET", server.url)
+        assert server.requests[0].headers["accept-encoding"] == "identity"
+        server.replies = [Reply(200, gzip.compress(b'{"a": 1}'), {**JSON, "Content-Encoding": "gzip"})]
+        assert call("GET", server.url).body == {"a": 1}
+
+
+# -- what refusals mean ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 410, 422])
+def test_refusal_is_final_and_shows_status_and_body(status: int):
+    with http_server() as server:
+        server.replies = [Reply(status, b"No such customer." + b"x" * 1000)]
+        with pytest.raises(Fail) as caught:
+            call("POST", f"{server.url}/orders?token=secret")
+    assert caught.value.message.startswith(f"POST {server.url}/orders was answered with {status}: No such customer.x")
+    assert len(caught.value.message) < 600
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+def test_busy_or_broken_server_may_be_asked_again(status: int):
+    with http_server() as server:
+        server.replies = [Reply(status, b"")]
+        with pytest.raises(RetryLater, match=f"answered with {status}: no body") as caught:
+            call("POST", server.url)
+    assert caught.value.after is None
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_redirect_is_final_and_not_followed(status: int):
+    with http_server() as server:
+        server.replies = [Reply(status, b"", {"Location": "/elsewhere?token=secret"})]
+        with pytest.raises(Fail, match=r"a redirect to /elsewhere, which is not followed"):
+            call("POST", server.url)
+        assert len(server.requests) == 1
+
+
+def test_expected_statuses_replace_those_of_success():
+    with http_server() as server:
+        server.replies = [Reply(404, b'"gone"'), Reply(503), Reply(200)]
+        assert call("DELETE", server.url, expect=[404]) == Answer(404, {"content-type": "application/json"}, "gone")
+        assert call("DELETE", server.url, expect=[503]).status == 503
+        with pytest.raises(Fail, match="answered with 200"):
+            call("DELETE", server.url, expect=[404])
+
+
+def test_status_can_be_declared_worth_another_try():
+    with http_server() as server:
+        server.replies = [Reply(409, b"in progress")]
+        with pytest.raises(RetryLater, match="409: in progress"):
+            call("POST", server.url, retry_on=[409])
+
+
+@pytest.mark.parametrize(
+    "value, low, high",
+    [
+        ("7", 7, 7),
+        ("0", 0, 0),
+        (format_datetime(datetime.now(UTC) + timedelta(minutes=10), usegmt=True), 500, 600),
+        (format_datetime(datetime.now(UTC) - timedelta(minutes=10), usegmt=True), 0, 0),
+        ("99999999", 86400, 86400),
+    ],
+)
+def test_retry_after_says_when(value: str, low: float, high: float):
+    with http_server() as server:
+        server.replies = [Reply(429, b"", {"Retry-After": value})]
+        with pytest.raises(RetryLater) as caught:
+            call("GET", server.url)
+    assert caught.value.after is not None
+    assert low <= caught.value.after <= high
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "1.5", "9" * 400, ""])
+def test_retry_after_that_makes_no_sense_is_left_to_the_policy(value: str):
+    with http_server() as server:
+        server.replies = [Reply(503, b"", {"Retry-After": value})]
+        with pytest.raises(RetryLater) as caught:
+            call("GET", server.url)
+    assert caught.value.after is None
+
+
+def test_network_errors_name_the_call_and_may_be_tried_again():
+    with http_server() as server:
+        server.replies = [Reply(behaviour=HANG_UP)]
+        with pytest.raises(ConnectionError, match=f"POST {server.url}/a: "):
+            call("POST", f"{server.url}/a?token=secret")
+    with pytest.raises(ConnectionError, match=f"GET {server.url}/a: "):
+        call("GET", f"{server.url}/a")
+
+
+def test_silent_server_is_left_after_the_timeout():
+    with http_server() as server:
+        server.replies = [Reply(behaviour=SILENCE), Reply(behaviour=SILENCE)]
+        with pytest.raises(TimeoutError, match=f"GET {server.url}: no complete answer within 0.05 s"):
+            call("GET", server.url, timeout=0.05)
+        with pytest.raises(TimeoutError, match="0.06 s"):
+            call("GET", server.url, client=HttpClient(timeout=0.06))
+
+
+# -- the client -------------------------------------------------------------------------------------------------------
+
+
+def test_headers_go_to_their_base_url_only():
+    headers = {
+        "https://api.example.com": {"Authorization": "A"},
+        "https://api.example.com/v2/": {"authorization": "B", "X": "1"},
+    }
+    client = HttpClient(headers=headers)
+    assert client.headers_for("https://api.example.com") == {"authorization": "A"}
+    assert client.headers_for("https://api.example.com:443/v1/a?b") == {"authorization": "A"}
+    assert client.headers_for("https://API.example.com/v2") == {"authorization": "B", "x": "1"}
+    assert client.headers_for("https://api.example.com/v2/a") == {"authorization": "B", "x": "1"}
+    assert client.headers_for("https://api.example.com/v22") == {"authorization": "A"}
+    for other in ("http://api.example.com", "https://api.example.com:8443", "https://api.example.com.evil.org/v2"):
+        assert client.headers_for(other) == {}
+
+
+def test_headers_of_a_call_win_over_those_of_the_client():
+    with http_server() as server:
+        client = HttpClient(headers={server.url: {"Authorization": "Bearer client", "X-From": "client"}})
+        call("GET", server.url, client=client, headers={"x-from": "call"})
+    assert server.requests[0].headers["authorization"] == "Bearer client"
+    assert server.requests[0].headers["x-from"] == "call"
+
+
+def test_wrong_headers_are_refused_when_the_client_is_made():
+    with pytest.raises(DefinitionError, match=r"HttpClient\(headers=\.\.\.\): The URL 'api' is wrong"):
+        HttpClient(headers={"api": {}})
+    with pytest.raises(DefinitionError, match="header 'X' is wrong"):
+        HttpClient(headers={"https://api.example.com": {"X": "\n"}})
+
+
+def test_open_client_keeps_connections_and_bounds_them():
+    async def scenario() -> None:
+        async with HttpClient(connections=3) as client:
+            made = [EffectCall(str(index), "run_1", "s", 1, resources={HttpClient: client}) for index in range(20)]
+            await asyncio.gather(*(http.call.plain(one, "POST", server.url) for one in made))
+            assert server.connections <= 3
+
+    with http_server() as server:
+        asyncio.run(scenario())
+        assert {request.headers["idempotency-key"] for request in server.requests} == {str(n) for n in range(20)}
+
+
+def test_cookies_of_an_answer_are_not_sent_back():
+    async def scenario() -> None:
+        async with HttpClient() as client:
+            made = EffectCall("key", "run_1", "s", 1, resources={HttpClient: client})
+            await http.call.plain(made, "GET", server.url)
+            await http.call.plain(made, "GET", server.url)
+
+    with http_server() as server:
+        server.replies = [Reply(200, b"", {"Set-Cookie": "session=1; Path=/"})]
+        asyncio.run(scenario())
+        assert "cookie" not in server.requests[1].headers
+
+
+def test_client_in_use_refuses_a_second_one():
+    async def scenario() -> None:
+        async with HttpClient() as client:
+            with pytest.raises(DefinitionError, match="one of its own"):
+                async with client:
+                    pass
+
+    asyncio.run(scenario())

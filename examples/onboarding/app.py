@@ -1,34 +1,18 @@
 """Customer onboarding: five atomic actions, and the service (durable workflow) that composes four of them."""
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 from uuid import uuid4
 
-from sqlalchemy import Column, MetaData, String, Table, delete, insert, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from dotdo import AsyncContext, Context, Fail, Failure, Retry, action, service
+from dotdo import AsyncContext, AsyncDo, Context, Fail, Failure, Retry, action, service
 from dotdo.connectors import email as mail
-from dotdo.connectors import http
-from examples.onboarding.providers import create_customer, post_message, save_contact
+from examples.onboarding.providers import create_customer, delete_customer, post_message, resources, save_contact
+from examples.onboarding.users import User, users
 
-metadata = MetaData()
-users = Table(
-    "users",
-    metadata,
-    Column("id", String, primary_key=True),
-    Column("name", String, nullable=False),
-    Column("email", String, nullable=False, unique=True),
-)
 SOON = Retry(attempts=5, delay=0.1)
-
-
-@dataclass
-class User:
-    user_id: str
-    name: str
-    email: str
 
 
 @action("create-user-in-db", retry=SOON)
@@ -53,6 +37,12 @@ async def setup_billing_account(ctx: AsyncContext, email: str) -> str:
     """Creates the customer at the billing provider, now: the onboarding needs its id."""
     customer = await ctx.request(create_customer, email=email)
     return customer["id"]
+
+
+@setup_billing_account.undo
+def close_billing_account(ctx: Context, customer_id: str) -> None:
+    """Takes the customer back; staged, so it is sent until the provider has taken it."""
+    ctx.stage(delete_customer, customer_id=customer_id)
 
 
 @action("send-welcome-email", retry=SOON)
@@ -93,8 +83,7 @@ async def customer_onboarding(user_name: str, user_email: str) -> dict[str, str]
     return {"user_id": user.user_id, "customer_id": customer_id}
 
 
-def resources() -> list[Any]:
-    """What a client of this application is given: the mail server, and the providers' access tokens."""
-    systems = [(os.environ[f"{name}_URL"], os.environ[f"{name}_TOKEN"]) for name in ("BILLING", "CRM", "SLACK")]
-    tokens = {url: {"Authorization": f"Bearer {token}"} for url, token in systems}
-    return [mail.Mailer.from_environment(), http.HttpClient(headers=tokens)]
+def open_client(folder: Path) -> AsyncDo:
+    """A client whose runs and users are kept in `folder`; providers and mail server come from the environment."""
+    store, database = folder / ".dotdo" / "dotdo.db", folder / "app.db"
+    return AsyncDo(f"sqlite:///{store}", sql=f"sqlite:///{database}", resources=resources())

@@ -1,7 +1,7 @@
 """The outside systems of the onboarding, as effects: how each is called, kept from doubles, and taken back.
 
 Each is a few lines over the http connector's `call`, which sends the effect's key, and tells refusals for good from
-those that may go better next time. The access tokens are headers of the client's HttpClient; see `resources` in app.py.
+those that may go better next time. Addresses and access tokens come from the environment, so no journal holds them.
 """
 
 import os
@@ -10,16 +10,23 @@ from urllib.parse import quote
 
 from dotdo import EffectCall, Fail, effect
 from dotdo.connectors import http
+from dotdo.connectors.email import Mailer
 
 
-async def delete_customer(call: EffectCall, customer: dict[str, Any]) -> None:
-    """Takes `create_customer` back; a customer who is gone already is fine."""
-    url = f"{os.environ['BILLING_URL']}/v1/customers/{customer['id']}"
+@effect("billing.delete-customer", dedup="key")
+async def delete_customer(call: EffectCall, customer_id: str) -> None:
+    """Deletes a customer; one who is gone already is fine."""
+    url = f"{os.environ['BILLING_URL']}/v1/customers/{customer_id}"
     await http.call.plain(call, "DELETE", url, expect=[200, 404])
 
 
+async def take_back(call: EffectCall, answer: dict[str, Any]) -> None:
+    """Undoes `create_customer` when the step that asked for it fails for good."""
+    await delete_customer.plain(call, answer["id"])
+
+
 # For 24 hours a repeat under the same key gives the first answer again, so a lost answer makes no second customer.
-@effect("billing.create-customer", dedup="key", key_window=24 * 3600, undo=delete_customer)
+@effect("billing.create-customer", dedup="key", key_window=24 * 3600, undo=take_back)
 async def create_customer(call: EffectCall, email: str) -> dict[str, Any]:
     """Creates a customer and answers with it."""
     answer = await http.call.plain(call, "POST", f"{os.environ['BILLING_URL']}/v1/customers", form={"email": email})
@@ -47,3 +54,10 @@ async def save_contact(call: EffectCall, email: str, first_name: str) -> str:
     if answer.status == 409:
         answer = await http.call.plain(call, "PATCH", f"{contacts}/{quote(email)}?idProperty=email", json=contact)
     return answer.body["id"]
+
+
+def resources() -> list[Any]:
+    """What a client needs to reach them: the mail server, and an access token for each address."""
+    systems = [(os.environ[f"{name}_URL"], os.environ[f"{name}_TOKEN"]) for name in ("BILLING", "CRM", "SLACK")]
+    tokens = {url: {"Authorization": f"Bearer {token}"} for url, token in systems}
+    return [Mailer.from_environment(), http.HttpClient(headers=tokens)]

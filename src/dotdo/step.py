@@ -22,13 +22,14 @@ class Step(Coroutine[Any, Any, R]):
 
     def __init__(self, identity: str, begin: "Callable[[Step[R]], asyncio.Future[R]]") -> None:
         self.identity = identity
-        self._begin = begin
+        self._begin: Callable[[Step[R]], asyncio.Future[R]] | None = begin
         self._iterator: Generator[Any, Any, R] | None = None
 
     def __await__(self) -> Generator[Any, Any, R]:
-        if self._iterator is not None:
+        begin, self._begin = self._begin, None  # it knows its run, which knows this: no cycle is left behind
+        if begin is None:
             raise RuntimeError(f"The step {self.identity} was already awaited; call the action again for another one.")
-        self._iterator = iterator = self._begin(self).__await__()
+        self._iterator = iterator = begin(self).__await__()
         return iterator
 
     def send(self, value: Any, /) -> Any:

@@ -29,17 +29,17 @@ def deliver(mailer: Mailer, *, key: str = "run_1.0123456789abcdef.0", **message:
     return asyncio.run(email.send_message.plain(effect_call(mailer, key), **message))
 
 
-# -- what arrives ---------------------------------------------------------------------------------------------------------
+# -- what arrives ------------------------------------------------------------------------------------------------------
 
 
 def test_message_arrives_with_its_headers_and_text():
     with mail_server() as server:
-        deliver(mailer(server), to=["Ada Önal <ada@example.com>", "bob@example.com"], subject="Grüße", reply_to="x@y.org")
+        deliver(mailer(server), to=["Ada Önal <ada@example.com>", "bob@y.org"], subject="Grüße", reply_to="x@y.org")
     [mail] = server.mails
-    assert (mail.sender, mail.recipients) == ("shop@example.com", ["ada@example.com", "bob@example.com"])
+    assert (mail.sender, mail.recipients) == ("shop@example.com", ["ada@example.com", "bob@y.org"])
     assert mail.message["Subject"] == "Grüße"
     assert mail.message["From"] == SENDER
-    assert mail.message["To"] == "Ada Önal <ada@example.com>, bob@example.com"
+    assert mail.message["To"] == "Ada Önal <ada@example.com>, bob@y.org"
     assert mail.message["Reply-To"] == "x@y.org"
     assert mail.message["Auto-Submitted"] == "auto-generated"
     assert abs(mail.message["Date"].datetime.timestamp() - time.time()) < 60
@@ -93,7 +93,7 @@ def test_message_id_is_equal_for_one_key_and_differs_between_keys():
     assert sent[0].id.endswith("@example.com>")
 
 
-# -- what is refused before anything leaves ---------------------------------------------------------------------------
+# -- what is refused before anything leaves ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_message_that_cannot_be_sent_is_refused_for_good(message: dict[str, Any]
         assert server.connections == 0
 
 
-# -- templates ------------------------------------------------------------------------------------------------------------
+# -- templates ---------------------------------------------------------------------------------------------------------
 
 
 def write(folder: Path, **files: str) -> Mailer:
@@ -203,7 +203,7 @@ def test_missing_template_or_folder_is_said(tmp_path: Path):
         Mailer("smtp://localhost", sender=SENDER).render("hello")
 
 
-# -- what the server's answers mean ---------------------------------------------------------------------------------------
+# -- what the server's answers mean ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["MAIL", "RCPT", "DATA"])
@@ -235,7 +235,7 @@ def test_server_that_wants_a_login_first_is_no_final_refusal():
 def test_silent_server_is_left_after_the_timeout():
     with mail_server() as server:
         server.answers["DATA"] = [SILENCE]
-        with pytest.raises(NotAccepted, match="(?i)timed out"):
+        with pytest.raises(NotAccepted, match=r"(?i)timed out"):
             deliver(mailer(server, timeout=0.05))
 
 
@@ -257,7 +257,7 @@ def test_one_refused_recipient_means_that_nobody_gets_the_message():
         assert len(server.mails) == 1
 
 
-# -- connections ----------------------------------------------------------------------------------------------------------
+# -- connections -------------------------------------------------------------------------------------------------------
 
 
 def test_connections_are_bounded_and_used_again():
@@ -329,7 +329,7 @@ def test_tls_from_the_start():
 @pytest.mark.parametrize("scheme", ["smtp", "smtps"])
 def test_certificate_that_nobody_vouches_for_is_refused(scheme: str):
     with mail_server(tls=scheme == "smtps", starttls=scheme == "smtp") as server:
-        with pytest.raises(NotAccepted, match="(?i)certificate"):
+        with pytest.raises(NotAccepted, match=r"(?i)certificate"):
             deliver(Mailer(server.url.replace("smtp:", f"{scheme}:"), sender=SENDER))
         assert server.mails == []
 
@@ -342,7 +342,7 @@ def test_wrong_password_is_said_without_showing_it():
     assert "secret" not in str(caught.value)
 
 
-# -- configuration --------------------------------------------------------------------------------------------------------
+# -- configuration -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,9 @@ def test_url_decides_port_and_encryption(url: str, host: str, port: int, start_t
     assert (server.host, server.port, server.start_tls) == (host, port, start_tls)
 
 
-@pytest.mark.parametrize("url", ["", "localhost", "http://localhost", "smtp://", "smtp://h:99999", "smtp://h/path", "smtp://h?a"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost", "http://localhost", "smtp://", "smtp://h:99999", "smtp://h/path", "smtp://h?a"]
+)
 def test_wrong_url_is_refused_without_showing_it(url: str):
     with pytest.raises(DefinitionError, match="URL of the mail server is wrong"):
         Mailer(url, sender=SENDER)

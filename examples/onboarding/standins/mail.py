@@ -25,14 +25,14 @@ class Mail:
         payload = {
             "from": envelope.mail_from,
             "to": envelope.rcpt_tos,
-            "subject": message["Subject"],
+            "subject": str(message["Subject"]),
             "text": body.get_content() if body else "",
         }
         how = self._world.fault("email", "message", payload)
         reply = REFUSALS.get(how or "", "250 OK")
         status = None if how in SILENT else int(reply[:3])
         happened = how in (None, "lost", "timeout")
-        self._world.record(Arrival("email", "message", message["Message-ID"], payload, status, happened, reply))
+        self._world.record(Arrival("email", "message", str(message["Message-ID"]), payload, status, happened, reply))
         if how == "timeout":
             await asyncio.sleep(LONGEST_SILENCE)
         if status is None and isinstance(server.transport, asyncio.Transport):

@@ -99,7 +99,7 @@ class Connections:
                 except BaseException:
                     # Whatever went wrong (a refusal, a timeout, the end of the attempt), the server may still hold half
                     # a message on this connection.
-                    connection.close()
+                    _drop(connection)
                     raise
             except SMTPResponseException as refusal:
                 self._refused(refusal)
@@ -120,17 +120,15 @@ class Connections:
                 await connection.rset()
                 return connection
             except SMTPException:  # the server hung up meanwhile, which is its right
-                connection.close()
+                _drop(connection)
             except BaseException:
-                connection.close()
+                _drop(connection)
                 raise
         if self._hostname is None:
             self._hostname = await asyncio.to_thread(socket.getfqdn)
         connection = SMTP(
             hostname=self._server.host,
             port=self._server.port,
-            username=self._server.user,
-            password=self._server.password,
             use_tls=self._server.scheme == "smtps",
             start_tls=self._server.start_tls,
             tls_context=self._tls,
@@ -138,6 +136,12 @@ class Connections:
             timeout=self._timeout,
         )
         await connection.connect()
+        try:
+            if self._server.user is not None:
+                await connection.login(self._server.user, self._server.password or "")
+        except BaseException:
+            _drop(connection)
+            raise
         return connection
 
     def _refused(self, refusal: "aiosmtplib.SMTPResponseException") -> NoReturn:
@@ -154,7 +158,21 @@ class Connections:
 async def _leave(connection: "aiosmtplib.SMTP") -> None:
     from aiosmtplib import SMTPException
 
+    transport = connection.transport
     try:
         await connection.quit(timeout=5)
     except SMTPException:  # saying goodbye is a courtesy; the message was taken before
         connection.close()
+    _abort(transport)
+
+
+def _drop(connection: "aiosmtplib.SMTP") -> None:
+    transport = connection.transport
+    connection.close()
+    _abort(transport)
+
+
+def _abort(transport: asyncio.BaseTransport | None) -> None:
+    # Closing alone would wait for the server's end of TLS, perhaps beyond the end of the event loop.
+    if isinstance(transport, asyncio.WriteTransport):
+        transport.abort()

@@ -397,7 +397,7 @@ class LiveRun:
         in_flight = {id: self.history.step(id).attempt + 1 for id in self.tasks}
         stopping = msgspec.structs.replace(stopping, in_flight=in_flight)
         if self.code is not None:
-            self.engine.keep(self.code.loop.evict())
+            self.engine.keep(self.code.end())
         self.conduct(undoing.stop(self, stopping))
 
     def _finish(self, code: ServiceCode) -> None:
@@ -425,9 +425,7 @@ class LiveRun:
         if mismatch is not None:
             self._bug(mismatch)
             return
-        if code.loop.unfinished():
-            self.engine.keep(code.loop.evict())
-        if self.tasks:
+        if any(not task.done() for task in self.tasks.values()):
             self.conduct(self._finish_slowly(data))
         else:
             self._complete(data)
@@ -488,7 +486,7 @@ class LiveRun:
         self.status = "blocked"
         self.is_stopping = True
         if self.code is not None:
-            self.engine.keep(self.code.loop.evict())
+            self.engine.keep(self.code.end())
         self.conduct(self._block(block))
 
     async def _block(self, block: Block) -> None:
@@ -516,7 +514,8 @@ class LiveRun:
         for task in [*self.tasks.values(), *([self._conductor] if self._conductor else [])]:
             task.cancel()
         if self.code is not None:
-            self.engine.keep(self.code.loop.evict())
+            self.engine.keep(self.code.end())
+            self.code = None
 
     # -- children and messages ----------------------------------------------------------------------------------------
 

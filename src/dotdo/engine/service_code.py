@@ -118,9 +118,10 @@ class ServiceCode:
         error = self.main.exception()
         return (None, error) if error is not None else (self.main.result(), None)
 
-    def end(self) -> None:
-        """Ends what is left of the code."""
-        self.loop.evict()
+    def end(self) -> "list[asyncio.Task[Any]]":
+        """Ends what is left of the code; returns the tasks that refuse to."""
+        self.main = None  # it knows this object through its context: a cycle that only the collector would free
+        return self.loop.evict()
 
     def unmatched(self) -> list[StepRecord]:
         """Recorded steps that the code has not asked for."""

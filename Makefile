@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 .PHONY: demo test check bench lock clean
 
 demo: $(INSTALLED)
-	$(PYTHON) examples/onboarding/demo.py
+	$(PYTHON) -m examples.onboarding.demo
 
 test: $(INSTALLED)
 	$(PYTHON) -m pytest -q

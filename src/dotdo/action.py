@@ -89,7 +89,7 @@ class Action(Generic[P, R]):
             raise DefinitionError(f"{self.subject}: its fallback {fallback.name} has a fallback itself; no chains.")
         self.fallback = fallback
         self.on_failure = tuple(on_failure)
-        self.options = Options()
+        self.options = Options(version=version)
         self.overrides = NO_OVERRIDES
         self.undo_action: Action[..., Any] | None = None
         self.__doc__ = handler.__doc__
@@ -143,7 +143,7 @@ class Action(Generic[P, R]):
         """
         return with_options(
             self,
-            Options(key=key, version=version, trail=trail, deadline=deadline, delay=delay, labels=labels or {}),
+            Options(key=key, version=version or self.version, trail=trail, deadline=deadline, delay=delay, labels=labels or {}),
             Overrides(
                 retry=None if retry is None else policy.retry_of(retry, self.retry),
                 timeout=policy.seconds(timeout, "timeout"),

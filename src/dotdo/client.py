@@ -284,8 +284,6 @@ class AsyncDo:
         if retry is not None or overrides.timeout is not None:
             numbers = None if retry is None else {name: getattr(retry, name) for name in _RETRY_NUMBERS}
             options = msgspec.structs.replace(options, timeout=overrides.timeout, retry=numbers)
-        if options.version is None:
-            options = msgspec.structs.replace(options, version=definition.version)
         kind: RunKind = "action" if isinstance(definition, Action) else "service"
         return kind, self.options(options), definition.schema.pack(args, kwargs)
 

@@ -33,11 +33,13 @@ class Attempt(Protocol):
     run_id: str
     step: str
     number: int
-    idempotency_key: str
     actor: str | None
     trail: str | None
-    log: "logging.LoggerAdapter[logging.Logger]"
 
+    @property
+    def idempotency_key(self) -> str: ...
+    @property
+    def log(self) -> "logging.LoggerAdapter[logging.Logger]": ...
     def stage(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged: ...
     def request(
         self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -50,7 +50,7 @@ def anchor(key: bytes, run: str, seq: int, digest: str) -> str:
     return hmac.digest(key, f"{run}|{seq}|{digest}".encode(), "sha256").hex()
 
 
-class Data(msgspec.Struct, frozen=True, omit_defaults=True):
+class Data(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Base of the data of entries."""
 
 

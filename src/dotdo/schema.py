@@ -68,12 +68,13 @@ class Schema:
             self._refuse(data)
 
     def accept(self, params: Mapping[str, Any] | bytes) -> bytes:
-        """Input by name, from outside: normalised, validated, as JSON. Raises InvalidInput or InvalidValue."""
+        """Input from outside: normalised, validated, as JSON. Bytes are taken as what `pack` made.
+
+        Raises InvalidInput or InvalidValue.
+        """
         if isinstance(params, bytes):
-            try:
-                params = codec.decode(params)
-            except msgspec.DecodeError as error:
-                raise InvalidValue(f"The input of {self.subject} is not JSON: {error}") from None
+            self.check(params)
+            return params
         if not isinstance(params, Mapping):
             raise InvalidInput(self.subject, [Problem("$", "an object of parameters by name is needed")])
         data = self.pack((), dict(cast("Mapping[str, Any]", params)))

@@ -50,7 +50,7 @@ class Service(Generic[P, R]):
         self.undoes, self.on_bug = undo, on_bug
         self.on_failure = tuple(on_failure)
         self.catalogue = catalogue or default_catalogue
-        self.options, self.overrides = Options(), NO_OVERRIDES
+        self.options, self.overrides = Options(version=version), NO_OVERRIDES
         self.__doc__ = handler.__doc__
         self.__name__ = getattr(handler, "__name__", name)
         self.__qualname__ = getattr(handler, "__qualname__", name)
@@ -83,7 +83,7 @@ class Service(Generic[P, R]):
         trail, labels as in `client.service(...)`; deadline, delay: seconds."""
         return with_options(
             self,
-            Options(key=key, version=version, trail=trail, deadline=deadline, delay=delay, labels=labels or {}),
+            Options(key=key, version=version or self.version, trail=trail, deadline=deadline, delay=delay, labels=labels or {}),
             Overrides(version=version, step_key=key),
         )
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from dotdo import DefinitionError, EffectCall, Fail
+from dotdo import ActionFailed, AsyncContext, AsyncDo, DefinitionError, EffectCall, Fail, action
 from dotdo.connectors import email
 from dotdo.connectors._smtp import Server
 from dotdo.connectors.email import Mailer, NotAccepted
+from dotdo.errors import CalledOutside
 from tests.connectors.servers import HANG_UP, SILENCE, MailServer, client_tls, mail_server
 
 SENDER = "Shop <shop@example.com>"
@@ -389,3 +390,124 @@ def test_environment_configures_the_default(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.delenv("DOTDO_EMAIL_URL")
     with pytest.raises(DefinitionError, match="DOTDO_EMAIL_URL"):
         Mailer.from_environment()
+
+
+# -- in handlers, on the real engine -----------------------------------------------------------------------------------
+
+
+@action("test-email.sync")
+def send_from_sync(to: str, then_raise: bool = False) -> str:
+    sent = email.send(to=to, subject="Hello", text="Hello\n")
+    if then_raise:
+        raise Fail("changed my mind")
+    return sent.id
+
+
+@action("test-email.template")
+async def send_template(to: str, template: str, data: dict[str, Any] | None = None) -> str:
+    return email.send(to=to, template=template, data=data).id
+
+
+@action("test-email.mixed")
+async def send_mixed() -> None:
+    email.send(to="ada@example.com", template="hello", subject="Hello")
+
+
+@action("test-email.data-only")
+async def send_data_only() -> None:
+    email.send(to="ada@example.com", subject="Hello", text="Hello", data={})
+
+
+@action("test-email.twice")
+async def send_twice() -> list[str]:
+    return [email.send(to="ada@example.com", subject="Hello", text="Hello\n").id for _ in range(2)]
+
+
+@action("test-email.request")
+async def request_message(ctx: AsyncContext) -> str:
+    sent = await ctx.request(email.send_message, to=["ada@example.com"], subject="Now", text="Now\n")
+    return sent.id
+
+
+def run(name: str, *resources: Any, **params: Any) -> Any:
+    async def scenario() -> Any:
+        async with AsyncDo("sqlite://", resources=resources) as client:
+            return await client.action(name).invoke(**params)
+
+    return asyncio.run(scenario())
+
+
+def test_message_leaves_with_the_id_that_the_handler_was_told():
+    with mail_server() as server:
+        id = run("test-email.sync", mailer(server), to="Ada <ada@example.com>")
+    [mail] = server.mails
+    assert mail.message["Message-ID"] == id
+    assert mail.recipients == ["ada@example.com"]
+
+
+def test_two_messages_of_one_handler_have_ids_of_their_own():
+    with mail_server() as server:
+        ids = run("test-email.twice", mailer(server))
+    assert {mail.message["Message-ID"] for mail in server.mails} == set(ids)
+    assert len(set(ids)) == 2
+
+
+def test_handler_that_raises_sends_nothing():
+    with mail_server() as server:
+        with pytest.raises(ActionFailed, match="changed my mind"):
+            run("test-email.sync", mailer(server), to="ada@example.com", then_raise=True)
+        assert server.connections == 0
+
+
+@pytest.mark.parametrize(
+    "name, params, problem",
+    [
+        ("test-email.sync", {"to": "ada"}, "is not an e-mail address"),
+        ("test-email.template", {"to": "ada@example.com", "template": "other"}, "no e-mail template"),
+        ("test-email.template", {"to": "ada@example.com", "template": "hello"}, "'name' is undefined"),
+        (
+            "test-email.template",
+            {"to": "ada@example.com", "template": "hello", "data": {"name": "Ada\nBcc: eve@example.com"}},
+            "line break",
+        ),
+        ("test-email.mixed", {}, "not both"),
+        ("test-email.data-only", {}, "without the template"),
+    ],
+)
+def test_message_that_cannot_work_fails_the_attempt_at_once(
+    name: str, params: dict[str, Any], problem: str, tmp_path: Path
+):
+    (tmp_path / "hello.txt").write_text("Subject: Hello {{ name }}\nHello")
+    with mail_server() as server:
+        with pytest.raises(ActionFailed, match=problem) as caught:
+            run(name, mailer(server, templates=tmp_path), **params)
+        assert caught.value.attempts == 1
+        assert server.connections == 0
+
+
+def test_template_is_rendered_and_sent(tmp_path: Path):
+    (tmp_path / "hello.txt").write_text("Subject: Hello {{ name }}\n\nHello {{ name }}!\n")
+    with mail_server() as server:
+        ours = mailer(server, templates=tmp_path)
+        run("test-email.template", ours, to="ada@example.com", template="hello", data={"name": "Ada"})
+    [mail] = server.mails
+    assert (mail.message["Subject"], mail.message.get_content()) == ("Hello Ada", "Hello Ada!\n")
+
+
+def test_message_may_be_requested():
+    with mail_server() as server:
+        id = run("test-email.request", mailer(server))
+    assert [mail.message["Message-ID"] for mail in server.mails] == [id]
+
+
+def test_environment_is_used_when_no_mailer_was_given(monkeypatch: pytest.MonkeyPatch):
+    with mail_server() as server:
+        monkeypatch.setenv("DOTDO_EMAIL_URL", server.url)
+        monkeypatch.setenv("DOTDO_EMAIL_SENDER", SENDER)
+        run("test-email.sync", to="ada@example.com")
+    assert len(server.mails) == 1
+
+
+def test_send_outside_a_handler_is_refused():
+    with pytest.raises(CalledOutside, match="outside a handler"):
+        email.send(to="ada@example.com", subject="Hello", text="Hello")

@@ -5,13 +5,25 @@ import gzip
 import json
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dotdo import DefinitionError, EffectCall, Fail, RetryLater
+from dotdo import (
+    ActionFailed,
+    AsyncContext,
+    AsyncDo,
+    DefinitionError,
+    EffectCall,
+    Fail,
+    Retry,
+    RetryLater,
+    action,
+)
 from dotdo.connectors import http
 from dotdo.connectors.http import Answer, HttpClient
+from dotdo.errors import CalledOutside
 from tests.connectors.servers import HANG_UP, SILENCE, Reply, http_server
 
 JSON = {"Content-Type": "application/json"}
@@ -290,3 +302,80 @@ def test_client_in_use_refuses_a_second_one():
                     pass
 
     asyncio.run(scenario())
+
+
+# -- in handlers, on the real engine -----------------------------------------------------------------------------------
+
+
+@action("test-http.stage")
+def stage(url: str, then_raise: bool = False) -> list[str]:
+    staged = [
+        http.post(url, json={"n": 1}),
+        http.put(url, form={"n": 2}),
+        http.patch(url, text="3", headers={"X-N": "3"}),
+        http.delete(url, expect=[200, 404]),
+    ]
+    if then_raise:
+        raise Fail("changed my mind")
+    return [one.id for one in staged]
+
+
+@action("test-http.request", retry=Retry(attempts=2, delay=0))
+async def request(ctx: AsyncContext, url: str) -> dict[str, Any]:
+    answer = await ctx.request(http.call, method="POST", url=url, json={"n": 1})
+    if ctx.attempt == 1:
+        raise RuntimeError("after the answer")
+    return {"status": answer.status, "body": answer.body}
+
+
+def run(name: str, *resources: Any, store: str = "sqlite://", **params: Any) -> Any:
+    async def scenario() -> Any:
+        async with AsyncDo(store, resources=resources) as client:
+            return await client.action(name).invoke(**params)
+
+    return asyncio.run(scenario())
+
+
+def test_staged_calls_leave_after_the_commit_under_their_keys():
+    with http_server() as server:
+        ids = run("test-http.stage", url=server.url)
+    sent = {request.method: request for request in server.requests}
+    assert [sent[method].headers["idempotency-key"] for method in ("POST", "PUT", "PATCH", "DELETE")] == ids
+    assert (sent["POST"].body, sent["PUT"].body, sent["PATCH"].body) == (b'{"n":1}', b"n=2", b"3")
+    assert sent["PATCH"].headers["x-n"] == "3"
+    assert len(set(ids)) == 4
+
+
+def test_handler_that_raises_calls_nobody():
+    with http_server() as server:
+        with pytest.raises(ActionFailed, match="changed my mind"):
+            run("test-http.stage", url=server.url, then_raise=True)
+        assert server.requests == []
+
+
+def test_staged_call_that_cannot_work_fails_the_attempt_at_once():
+    with pytest.raises(ActionFailed, match="The URL 'nowhere' is wrong") as caught:
+        run("test-http.stage", url="nowhere")
+    assert caught.value.attempts == 1
+
+
+def test_answer_of_a_request_is_replayed_to_the_next_attempt():
+    with http_server() as server:
+        server.replies = [Reply(201, b'{"id": 7}')]
+        assert run("test-http.request", url=server.url) == {"status": 201, "body": {"id": 7}}
+        assert len(server.requests) == 1
+
+
+def test_headers_of_the_client_are_in_no_file_of_the_store(tmp_path: Path):
+    with http_server() as server:
+        client = HttpClient(headers={server.url: {"Authorization": "Bearer very-secret"}})
+        run("test-http.stage", client, store=f"sqlite:///{tmp_path / 'dotdo.db'}", url=server.url)
+        assert {request.headers["authorization"] for request in server.requests} == {"Bearer very-secret"}
+    stored = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert server.url.encode() in stored
+    assert b"very-secret" not in stored
+
+
+def test_staging_outside_a_handler_is_refused():
+    with pytest.raises(CalledOutside, match="outside a handler"):
+        http.post("http://localhost")

@@ -129,7 +129,8 @@ def run(sample: Sample) -> Outcome:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DOTDO_")}
         environment["HOME"] = str(Path(folder) / "home")
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-        command = [sys.executable, "-W", "error", program] if sample.is_python else ["bash", program]
+        # -P: a program named after its page, such as email.py, must not stand in for the standard library's module.
+        command = [sys.executable, "-P", "-W", "error", program] if sample.is_python else ["bash", program]
         return _finish(command, Path(folder) / "work", environment)
 
 

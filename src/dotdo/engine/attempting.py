@@ -46,7 +46,6 @@ class Attempt:
     ) -> None:
         self.run_id, self.step, self.number, self.epoch = run_id, step, number, epoch
         self.generation, self.actor, self.trail = generation, actor, trail
-        self.idempotency_key = effect_key(run_id, step, "", 0, epoch)
         self.effects: list[StagedEffect] = []
         self.requests: list[str] = []
         self.work: SqlWork | None = None
@@ -56,6 +55,11 @@ class Attempt:
         self._over: str | None = None
         self._committing = False
         self._lock = threading.Lock()
+
+    @property
+    def idempotency_key(self) -> str:
+        """A key for this step, equal on every attempt."""
+        return effect_key(self.run_id, self.step, "", 0, self.epoch)
 
     @property
     def log(self) -> "logging.LoggerAdapter[logging.Logger]":

@@ -46,7 +46,7 @@ PROGRESS = frozenset(
 )
 
 
-class Request(msgspec.Struct):
+class Request(msgspec.Struct, gc=False):
     """A request of a step: what was asked, and its answer once there is one."""
 
     intent: Requested
@@ -55,7 +55,7 @@ class Request(msgspec.Struct):
     at: int = 0
 
 
-class Delivery(msgspec.Struct):
+class Delivery(msgspec.Struct, gc=False):
     """How far the delivery of one staged effect is."""
 
     tries: int = 0
@@ -66,7 +66,7 @@ class Delivery(msgspec.Struct):
     first_at: int | None = None
 
 
-class StepRecord(msgspec.Struct):
+class StepRecord(msgspec.Struct, gc=False):
     """What the journal says of one step."""
 
     id: str

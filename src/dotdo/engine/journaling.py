@@ -16,6 +16,9 @@ from dotdo.records import WaitingFor
 from dotdo.store.protocol import Message, NewRun, RunUpdate, Write
 
 _encode_waiting = msgspec.json.Encoder().encode
+_NO_ACCEPTS: list[tuple[NewRun, Entry]] = []
+_NO_NUMBERS: list[int] = []
+_NO_MESSAGES: list[Message] = []
 
 
 class RunJournal:
@@ -67,9 +70,10 @@ class RunJournal:
 
     def _clear(self) -> None:
         self._entries: list[Entry] = []
-        self._accepts: list[tuple[NewRun, Entry]] = []
-        self._taken: list[int] = []
-        self._messages: list[Message] = []
+        # The shared empty lists are replaced, never appended to: most writes have entries only.
+        self._accepts = _NO_ACCEPTS
+        self._taken = _NO_NUMBERS
+        self._messages = _NO_MESSAGES
         self._update: RunUpdate | None = None
         self._marked = False
 
@@ -91,7 +95,7 @@ class RunJournal:
 
     def accept(self, run: NewRun, first: Entry) -> None:
         """Has a run (this one, or a child) accepted in the same transaction as what was appended last."""
-        self._accepts.append((run, first))
+        self._accepts = [*self._accepts, (run, first)]
         if run.id == self.run:
             self.durable_seq = 0
             if self.kept is not None:
@@ -100,12 +104,12 @@ class RunJournal:
 
     def take(self, message: int) -> None:
         """Deletes a message in the same transaction as the entry that was made of it."""
-        self._taken.append(message)
+        self._taken = [*self._taken, message]
         self._mark()
 
     def send(self, message: Message) -> None:
         """Leaves a message for another run in the same transaction."""
-        self._messages.append(message)
+        self._messages = [*self._messages, message]
         self._mark()
 
     def update(

@@ -206,6 +206,10 @@ class RunLoop(asyncio.AbstractEventLoop):
         """
         if self._closed:
             return []
+        if not self._generators and not self._collected and all(t.done() and not _is_unread(t) for t in self._tasks):
+            self._closed = True  # the common end of a run: there is no code left to tell
+            self._tasks = []
+            return []
         outside = self._enter()
         self._closed = True
         try:

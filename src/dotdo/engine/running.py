@@ -6,6 +6,7 @@ entry of the run is durable. The code of a service is only ever driven from plai
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -57,6 +58,7 @@ class LiveRun:
         self.waits: dict[str, WaitingFor] = {}
         self.taken = 0  # the newest message that was taken
         self._handed = 0
+        self._fresh = False
         self._busy = 0
         self._unmatched: list[StepRecord] = []
         self._unsettled: set[str] = set()
@@ -80,6 +82,7 @@ class LiveRun:
                     apply_message(self, message)
             if self.over or self.is_stopping:
                 return
+            self._fresh = fresh
             self._arm_deadline()
             self._start(fresh)
             for message in late:
@@ -119,7 +122,12 @@ class LiveRun:
             return
         options = self.accepted.options
         overrides = Overrides(timeout=options.timeout, retry=_retry_of(options.retry, self.definition.retry))
-        self._launch_action(record.id, self.definition, bytes(self.accepted.input), overrides)
+        self._busy += 1
+        launch = partial(self._launch_action, record.id, self.definition, bytes(self.accepted.input), overrides)
+        if self.journal.is_durable:
+            launch()
+        else:
+            self.journal.when_durable(lambda error: None if error or self.over or self.is_stopping else launch())
 
     def _arm_deadline(self) -> None:
         options = self.accepted.options
@@ -184,14 +192,30 @@ class LiveRun:
             if mismatch is not None:
                 self._bug(mismatch)
                 return
-        for call in new:
-            if call.future is not None and not call.future.done():
-                self._launch(call)
         if code.cancelled:
             self._cancel_steps(code)
+        if new:
+            self._launch_when_durable(new)
         self._arm_timer(code)
         if self._busy == 0:
             self._idle()
+
+    def _launch_when_durable(self, calls: list[Call]) -> None:
+        """No attempt starts before every earlier entry of its run is durable."""
+        self._busy += len(calls)
+        if self.journal.is_durable:
+            self._launch_all(calls, None)
+        else:
+            self.journal.when_durable(partial(self._launch_all, calls))
+
+    def _launch_all(self, calls: list[Call], error: BaseException | None) -> None:
+        if self.over or error is not None:
+            return
+        for call in calls:
+            if self.is_stopping or call.future is None or call.future.done():
+                self.leave()
+            else:
+                self._launch(call)
 
     def _launch(self, call: Call) -> None:
         if isinstance(call.definition, Service):
@@ -200,13 +224,12 @@ class LiveRun:
             self._launch_action(call.id, call.definition, call.input, call.overrides)
 
     def _launch_action(self, id: str, definition: Action[..., Any], input: bytes, overrides: Overrides) -> None:
-        step = self.steps[id] = StepRun(self, id, definition, input, overrides)
+        step = self.steps[id] = StepRun(self, id, definition, input, overrides, launched=True)
         self._launch_task(id, step.execute())
 
     def _launch_task(self, id: str, work: Coroutine[Any, Any, None]) -> None:
-        self._busy += 1
         task = self.tasks[id] = self.engine.loop.create_task(work, context=step_context())
-        task.add_done_callback(lambda done: self._step_done(id, done))
+        task.add_done_callback(partial(self._step_done, id))
 
     def _step_done(self, id: str, task: "asyncio.Task[None]") -> None:
         self._busy -= 1
@@ -421,7 +444,7 @@ class LiveRun:
         if left:
             self._bug(ReplayError(f"The step {left[0]} was called but never awaited, so it never ran. Await it."))
             return
-        mismatch = code.leftover()
+        mismatch = code.leftover(fresh=self._fresh)
         if mismatch is not None:
             self._bug(mismatch)
             return

@@ -144,9 +144,10 @@ class ServiceCode:
                     )
         return None
 
-    def leftover(self) -> ReplayMismatch | None:
-        """Why the finished code does not fit its journal, when records were never asked for."""
-        records = self.unmatched()
+    def leftover(self, *, fresh: bool) -> ReplayMismatch | None:
+        """Why the finished code does not fit its journal, when records were never asked for. fresh: nothing was
+        replayed, so every record is of a step that was asked for."""
+        records = [] if fresh else self.unmatched()
         if records:
             return ReplayMismatch(
                 f"The service {self.service.name}@{self.service.version} ended without asking for the recorded step "

@@ -30,19 +30,26 @@ class StepRun:
     """Executes one action as a step of a run, from wherever its record stands."""
 
     def __init__(
-        self, run: "LiveRun", id: str, definition: Action[..., Any], input: bytes, overrides: Overrides
+        self,
+        run: "LiveRun",
+        id: str,
+        definition: Action[..., Any],
+        input: bytes,
+        overrides: Overrides,
+        *,
+        launched: bool = False,
     ) -> None:
         self.run, self.id, self.definition, self.input, self.overrides = run, id, definition, input, overrides
         self.record: StepRecord = run.history.step(id)
         if self.record.state == CANCELLED:
             self.record.state = OPEN  # given up by a run that was blocked, and asked for again
         self.attempt: Attempt | None = None
-        self.ends_with: str | None = None  # why the step is being cancelled, once it is
+        self._launched = launched
 
     async def execute(self) -> None:
         """Brings the step to its outcome. Raises Block when a person must decide."""
         record = self.record
-        if record.state == OPEN:
+        if self.run.is_unsettled(self.id) and record.state == OPEN:
             await self._settle()
         if record.state == OPEN:
             await self._attempts()
@@ -84,7 +91,10 @@ class StepRun:
 
     async def _attempt(self, action: Action[..., Any], retry: Retry) -> None:
         run, record = self.run, self.record
-        await run.may_attempt()
+        # A service's step is launched when all that led to it is durable; what other steps append meanwhile need not be.
+        if run.engine.draining or not self._launched:
+            await run.may_attempt()
+        self._launched = False
         number = record.attempt + 1
         started = run.engine.clock.now()
         attempt = self.attempt = self._new_attempt(action, number)
@@ -269,8 +279,6 @@ class StepRun:
     async def _settle(self) -> None:
         """An attempt of an earlier owner may have committed its SQL unseen: ask the application's database."""
         run, record = self.run, self.record
-        if not run.is_unsettled(self.id):
-            return
         number = record.attempt + 1
         completion = await run.settle(self.id, record.generation, number)
         if completion is not None:

@@ -137,10 +137,10 @@ def how_much_undone(run: "LiveRun") -> str:
 
 
 def _not_undone(run: "LiveRun") -> list[str]:
-    """Effects that had left and that no undo takes back."""
+    """Effects that had left: a step's undo takes back what it wrote, not what was sent."""
     found: list[str] = []
     for id, record in run.history.steps.items():
-        if record.completion is None or record.undone or id.startswith(OWN_STEPS):
+        if record.completion is None or id.startswith(OWN_STEPS):
             continue
         effects = zip(record.completion.effects, record.deliveries, strict=False)
         found += [f"{id}: {effect.effect}" for effect, delivery in effects if delivery.delivered]

@@ -1,0 +1,119 @@
+"""The work that is measured: the onboarding of docs/benchmarks.md with trivial handlers, and a few relatives of it.
+
+What users get: no special path, every input and result journaled, the hash chain on.
+"""
+
+import asyncio
+import itertools
+import threading
+from pathlib import Path
+from typing import Any
+
+from dotdo import AsyncDo, action, service
+
+EMAIL = "ada.lovelace@example.com"
+_numbers = itertools.count(1)
+
+# Handlers named *_gated wait for this: runs that shall stay in flight.
+gate = asyncio.Event()
+entered = 0
+
+
+@action("create-user")
+async def create_user(email: str) -> dict[str, Any]:
+    """Makes up a user."""
+    return {"user_id": f"user-{next(_numbers):08d}", "email": email, "plan": "free"}
+
+
+@action("set-up-billing")
+async def set_up_billing(user_id: str) -> dict[str, Any]:
+    """Makes up a customer."""
+    return {"user_id": user_id, "customer": f"cus_{user_id}", "status": "active"}
+
+
+@action("send-welcome")
+async def send_welcome(user_id: str) -> dict[str, Any]:
+    """Makes up a message."""
+    return {"user_id": user_id, "message_id": f"msg_{user_id}", "template": "welcome"}
+
+
+@action("notify-sales")
+async def notify_sales(user_id: str) -> dict[str, Any]:
+    """Makes up a notice."""
+    return {"user_id": user_id, "channel": "#sales", "sent": True}
+
+
+@service("onboarding")
+async def onboarding(email: str) -> dict[str, Any]:
+    """Create the user, then three steps in parallel."""
+    user = await create_user(email=email)
+    id = user["user_id"]
+    billing, mail, sales = await asyncio.gather(
+        set_up_billing(user_id=id), send_welcome(user_id=id), notify_sales(user_id=id)
+    )
+    return {"user": user, "billing": billing, "email": mail, "sales": sales}
+
+
+@action("notify-sales-gated")
+async def notify_sales_gated(user_id: str) -> dict[str, Any]:
+    """Waits for the gate."""
+    global entered
+    entered += 1
+    await gate.wait()
+    return {"user_id": user_id, "channel": "#sales", "sent": True}
+
+
+@service("onboarding-gated")
+async def onboarding_gated(email: str) -> dict[str, Any]:
+    """An onboarding whose last step waits for the gate, with three steps behind it."""
+    user = await create_user(email=email)
+    id = user["user_id"]
+    billing, mail = await asyncio.gather(set_up_billing(user_id=id), send_welcome(user_id=id))
+    return {"billing": billing, "email": mail, "sales": await notify_sales_gated(user_id=id)}
+
+
+@service("wait-an-hour")
+async def wait_an_hour(email: str) -> None:
+    """One step, then a long timer."""
+    await create_user(email=email)
+    await asyncio.sleep(3600)
+
+
+@service("count")
+async def count(steps: int) -> int:
+    """Many steps in sequence."""
+    total = 0
+    for number in range(steps):
+        total += await add_one(number=number)
+    return total
+
+
+@action("add-one")
+async def add_one(number: int) -> int:
+    """A very small step."""
+    return number + 1
+
+
+@action("make-text")
+async def make_text(size: int) -> str:
+    """A result of so many bytes."""
+    return "x" * size
+
+
+spinning, spin_over = threading.Event(), threading.Event()
+
+
+@action("spin", timeout=600)
+def spin() -> int:
+    """Keeps one thread busy with Python code until told to stop."""
+    spinning.set()
+    turns = 0
+    while not spin_over.is_set():
+        for _ in range(1000):
+            turns += 1
+    return turns
+
+
+def open_client(folder: str | Path) -> AsyncDo:
+    """A client with its store in `folder`."""
+    return AsyncDo(f"sqlite:///{Path(folder) / 'dotdo.db'}", check_replay=False)

@@ -1,0 +1,71 @@
+"""Latency: onboardings, and single actions, one at a time.
+
+Each from the call to the typed result, in one process, after a warm-up; the p99 of a repetition is that of 300 runs. `Do`
+is the same through the client for code without async, which has a thread of its own for the engine.
+"""
+
+import time
+from typing import Any
+
+from benchmarks import jobs
+from benchmarks.driving import latency, one_at_a_time
+from benchmarks.figures import Figure, at_most, median
+from benchmarks.processes import measure, scratch
+from benchmarks.scale import Scale
+from dotdo import Do
+
+Latency = dict[str, float]
+
+
+async def alone(runs: int, repetitions: int) -> dict[str, list[Latency]]:
+    """In the measuring process."""
+    with scratch() as folder:
+        async with jobs.open_client(folder) as client:
+
+            async def onboard(_: int) -> Any:
+                return await client.run(jobs.onboarding, email=jobs.EMAIL)
+
+            async def act(_: int) -> Any:
+                return await client.run(jobs.create_user, email=jobs.EMAIL)
+
+            found: dict[str, list[Latency]] = {"onboarding": [], "action": []}
+            await one_at_a_time(onboard, 50)
+            for _ in range(repetitions):
+                found["onboarding"].append(latency(await one_at_a_time(onboard, runs)))
+                found["action"].append(latency(await one_at_a_time(act, runs)))
+            return found
+
+
+def alone_without_async(runs: int, repetitions: int) -> list[Latency]:
+    """The same through `Do`, in the measuring process."""
+    found: list[Latency] = []
+    with scratch() as folder, Do(f"sqlite:///{folder / 'dotdo.db'}", check_replay=False) as client:
+        for _ in range(50):
+            client.run(jobs.onboarding, email=jobs.EMAIL)
+        for _ in range(repetitions):
+            seconds: list[float] = []
+            for _ in range(runs):
+                before = time.perf_counter()
+                client.run(jobs.onboarding, email=jobs.EMAIL)
+                seconds.append(time.perf_counter() - before)
+            found.append(latency(seconds))
+    return found
+
+
+def figures(scale: Scale) -> list[Figure]:
+    """p50 and p99 of both."""
+    size = {"runs": scale.of(300), "repetitions": scale.repetitions}
+    found = measure("benchmarks.latency:alone", **size)
+    found["without async"] = measure("benchmarks.latency:alone_without_async", **size)
+
+    def of(what: str, which: str) -> list[float]:
+        return [one[which] for one in found[what]]
+
+    return [
+        median("one onboarding, p50", of("onboarding", "p50"), "ms", at_most(1.0)),
+        median("one onboarding, p99", of("onboarding", "p99"), "ms", at_most(4.0)),
+        median("one action, p50", of("action", "p50"), "ms", at_most(0.6)),
+        median("one action, p99", of("action", "p99"), "ms"),
+        median("one onboarding through Do, p50", of("without async", "p50"), "ms"),
+        median("one onboarding through Do, p99", of("without async", "p99"), "ms"),
+    ]

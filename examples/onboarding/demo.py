@@ -5,12 +5,13 @@ handler. Then what arrived is compared with what should have; the exit code is 1
 """
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -48,6 +49,8 @@ class Demo:
 
     async def play(self) -> None:
         """All scenes. The engine runs in this process, but for Dan's."""
+        self.title("Six people sign up")
+        self.say("Mail server, SQL database, billing, CRM and Slack are real servers on this machine; watch them fail.")
         async with open_client(self.folder) as client:
             await self.goes_well(client)
             await self.is_retried(client)
@@ -107,15 +110,14 @@ class Demo:
         """SIGKILL while billing has done its part and the answer is on its way."""
         self.title("4  Dan signs up, and the process is killed")
         self.world.tell("billing", fail=1, how="timeout")
-        first = self.start_process(DAN)
-        self.wait_for_arrival("billing", DAN.email)
-        first.kill()
-        first.communicate()
+        with self.process_for(DAN) as first:
+            self.wait_for_arrival("billing", DAN.email)
+            first.kill()
         self.say(f"Process {first.pid} got SIGKILL after billing had created the customer, before its answer arrived.")
-        second = self.start_process(DAN)
-        output, _ = second.communicate(timeout=PATIENCE)
+        with self.process_for(DAN) as second:
+            output, _ = second.communicate(timeout=PATIENCE)
         self.account.check(second.returncode == 0, f"Dan's second process ends well: exit code {second.returncode}")
-        self.say(f"Process {second.pid} resumed it: {json.loads(output)['id']} completed.")
+        self.say(f"Process {second.pid} resumed it: {output.strip()}")
         arrivals = self.world.ledger("billing", DAN.email)
         self.say(f"Billing was asked {len(arrivals)} times under one key, and gave its first answer again.")
         self.account.check(len(arrivals) == 2, f"Billing was asked twice for Dan: {len(arrivals)}")
@@ -149,10 +151,16 @@ class Demo:
         self.account.check(status == 201, f"Fay's sign-up is answered with 201: {status}")
         self.account.check(len(runs) == 3, f"Fay's trail holds three runs: {len(runs)}")
 
-    def start_process(self, person: Person) -> "subprocess.Popen[str]":
-        """Onboards a person in another process, under the key of that person."""
+    @contextmanager
+    def process_for(self, person: Person) -> "Iterator[subprocess.Popen[str]]":
+        """Another process that onboards a person, under the key of that person; it does not outlive the block."""
         command = [sys.executable, "-m", "examples.onboarding.onboard", self.folder, f"signup:{person.name}"]
-        return subprocess.Popen([*command, person.name, person.email], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*command, person.name, person.email], stdout=subprocess.PIPE, text=True)
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def wait_for_arrival(self, server: str, match: str) -> None:
         """Returns when a server has heard of somebody. Raises TimeoutError."""

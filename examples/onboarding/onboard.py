@@ -4,7 +4,6 @@ Started again with the same key, after a crash or not, it goes on with the same 
 """
 
 import asyncio
-import json
 import sys
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from examples.onboarding.app import customer_onboarding, open_client
 
 
 async def main(folder: Path, key: str, name: str, email: str) -> None:
-    """Starts or continues the run, waits for its end, and prints it as JSON."""
+    """Starts or continues the run, waits for its end, and prints its result."""
     async with open_client(folder) as client:
         handle = await client.start(customer_onboarding.with_(key=key), user_name=name, user_email=email)
-        print(json.dumps({"id": handle.id, "result": await handle.result()}))
+        print(f"{handle.id} completed: {await handle.result()}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """dotdo: atomic actions and durable services."""
 
 from dotdo.action import Action, action
+from dotdo.async_client import AsyncDo, AsyncHandle
 from dotdo.catalogue import Catalogue
-from dotdo.client import AsyncDo, AsyncHandle, Do, Handle
+from dotdo.client import Do, Handle
 from dotdo.context import AsyncContext, Context, call, current_context, now, random, sleep, uuid, wait_for_event
 from dotdo.effect import Effect, EffectCall, Staged, effect
 from dotdo.errors import (

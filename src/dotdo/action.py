@@ -7,7 +7,20 @@ runs it is reached through `context.current` only.
 import copy
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 
 import msgspec
 
@@ -40,26 +53,40 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
 NO_OVERRIDES = Overrides()
 
 
+class Policies(TypedDict, total=False):
+    """What a definition may say beside its name and handler, for type checkers; see `action`."""
+
+    version: int
+    retry: Retry | int | None
+    timeout: float | None
+    undo: "Action[..., Any] | Callable[..., Any] | None"
+    fallback: "Action[..., Any] | None"
+    on_failure: "Sequence[Action[..., Any]]"
+    pivot: bool
+    wire: Wire
+    catalogue: Catalogue | None
+
+
 class Action(Generic[P, R]):
     """One atomic unit of work. See `action` for the parameters; `Action(name=..., handler=...)` is the same."""
 
     @overload
     def __init__(
-        self: "Action[P, R]",
+        self,
         name: str,
         handler: Callable[Concatenate[AsyncContext, P], Coroutine[Any, Any, R]],
-        **policies: Any,
+        **policies: Unpack["Policies"],
     ) -> None: ...
     @overload
     def __init__(
-        self: "Action[P, R]", name: str, handler: Callable[Concatenate[Context, P], R], **policies: Any
+        self, name: str, handler: Callable[Concatenate[Context, P], R], **policies: Unpack["Policies"]
     ) -> None: ...
     @overload
     def __init__(
-        self: "Action[P, R]", name: str, handler: Callable[P, Coroutine[Any, Any, R]], **policies: Any
+        self, name: str, handler: Callable[P, Coroutine[Any, Any, R]], **policies: Unpack["Policies"]
     ) -> None: ...
     @overload
-    def __init__(self: "Action[P, R]", name: str, handler: Callable[P, R], **policies: Any) -> None: ...
+    def __init__(self, name: str, handler: Callable[P, R], **policies: Unpack["Policies"]) -> None: ...
 
     def __init__(
         self,
@@ -115,7 +142,8 @@ class Action(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Step[R]:
         runner = runner_for(
             f"{self.subject}",
-            f"Call {self.__name__}.plain(...) for the bare handler, client.run({self.__name__}, ...) to run it durably, "
+            f"Call {self.__name__}.plain(...) for the bare handler, client.run({self.__name__}, ...) to run it "
+            "durably, "
             "or call it inside a service.",
         )
         return runner.call(self, args, kwargs, self.overrides)
@@ -143,7 +171,14 @@ class Action(Generic[P, R]):
         """
         return with_options(
             self,
-            Options(key=key, version=version or self.version, trail=trail, deadline=deadline, delay=delay, labels=labels or {}),
+            Options(
+                key=key,
+                version=version or self.version,
+                trail=trail,
+                deadline=deadline,
+                delay=delay,
+                labels=labels or {},
+            ),
             Overrides(
                 retry=None if retry is None else policy.retry_of(retry, self.retry),
                 timeout=policy.seconds(timeout, "timeout"),
@@ -162,7 +197,11 @@ class Action(Generic[P, R]):
             input_schema=self.schema.input_schema(),
             output_schema=self.schema.output_schema(),
             policy={
-                "retry": {"attempts": self.retry.attempts, "delay": self.retry.delay, "max_delay": self.retry.max_delay},
+                "retry": {
+                    "attempts": self.retry.attempts,
+                    "delay": self.retry.delay,
+                    "max_delay": self.retry.max_delay,
+                },
                 "timeout": self.timeout,
                 "undo": self.undo_action.name if self.undo_action else None,
                 "fallback": self.fallback.name if self.fallback else None,
@@ -187,9 +226,7 @@ def with_options(definition: D, options: Options, overrides: Overrides) -> D:
 
 class _ActionDecorator(Protocol):
     @overload
-    def __call__(
-        self, handler: Callable[Concatenate[AsyncContext, P], Coroutine[Any, Any, R]], /
-    ) -> Action[P, R]: ...
+    def __call__(self, handler: Callable[Concatenate[AsyncContext, P], Coroutine[Any, Any, R]], /) -> Action[P, R]: ...
     @overload
     def __call__(self, handler: Callable[Concatenate[Context, P], R], /) -> Action[P, R]: ...
     @overload
@@ -270,6 +307,7 @@ def _takes_context(subject: str, handler: Callable[..., Any], is_async: bool) ->
     hints = hints_of(subject, handler)
     if wrong in hints.values():
         raise DefinitionError(
-            f"{subject}: {'an async def' if is_async else 'a def'} handler takes {wanted.__name__}, not {wrong.__name__}."
+            f"{subject}: {'an async def' if is_async else 'a def'} handler takes {wanted.__name__}, not "
+            f"{wrong.__name__}."
         )
     return takes_first(subject, handler, wanted, ("ctx", "context"))

@@ -86,10 +86,11 @@ class Catalogue:
     def _unknown(self, kind: str, name: str, version: int | None) -> str:
         versions = self._found[kind].get(name)
         if versions:
-            return f"There is no {described(kind, name, version or 0)}; known versions: {', '.join(map(str, sorted(versions)))}."
+            known = ", ".join(map(str, sorted(versions)))
+            return f"There is no {described(kind, name, version or 0)}; known versions: {known}."
         other = self.kind_of(name)
         if other:
-            return f"{name} is {'an' if other == 'action' else 'a'} {other}, not {'an' if kind == 'action' else 'a'} {kind}."
+            return f"{name} is {_with_article(other)}, not {_with_article(kind)}."
         near = difflib.get_close_matches(name, self._found[kind], n=3)
         if near:
             return f"There is no {kind} {name!r}. Did you mean {' or '.join(near)}?"
@@ -115,6 +116,10 @@ def split_version(name: str) -> tuple[str, int | None]:
     if not version.isdecimal():
         raise UnknownName(f"{name!r}: a version is a whole number, as in {head}@2.")
     return head, int(version)
+
+
+def _with_article(kind: str) -> str:
+    return f"{'a' if kind == 'service' else 'an'} {kind}"
 
 
 def _check_name(kind: str, name: str, version: int) -> None:

@@ -1,7 +1,7 @@
 """Time as a parameter: the engine asks a clock, so that tests can move it.
 
-Times are integer milliseconds since 1970 (UTC). A clock never goes back, so a jump of the system's clock cannot re-arm a
-timer that has fired.
+Times are integer milliseconds since 1970 (UTC). A clock never goes back, so a jump of the system's clock cannot re-arm
+a timer that has fired.
 """
 
 import time

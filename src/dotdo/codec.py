@@ -1,7 +1,8 @@
 """Values to JSON and back: the one format that the journal, both SDKs and HTTP share.
 
 `encode` refuses what JSON or a store cannot carry (NaN, infinities, NUL characters, lone surrogates, nesting beyond 64,
-more than 16 MiB) before anything is written, and says where in the value it is. Nothing read back can import or run code.
+more than 16 MiB) before anything is written, and says where in the value it is. Nothing read back can import or run
+code.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ MAX_BYTES = 16 * 1024 * 1024
 
 def _encode_other(value: Any) -> Any:
     """Values that msgspec does not know: pydantic models, where the user has pydantic."""
-    dump = getattr(type(value), "model_dump", None)
+    dump = getattr(cast("object", type(value)), "model_dump", None)
     if dump is not None:
         return dump(value, mode="json", by_alias=False)
     raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is not JSON")

@@ -127,7 +127,8 @@ class Effect(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         raise CalledOutside(
-            f"{self.subject} was called directly. Inside a handler stage it (ctx.stage({self.__name__}, ...)) or ask for "
+            f"{self.subject} was called directly. Inside a handler stage it (ctx.stage({self.__name__}, ...)) "
+            "or ask for "
             f"its answer (await ctx.request({self.__name__}, ...)); in a unit test call {self.__name__}.plain(...)."
         )
 
@@ -149,9 +150,7 @@ class Effect(Generic[P, R]):
 
 class _EffectDecorator(Protocol):
     @overload
-    def __call__(
-        self, function: Callable[Concatenate[EffectCall, P], Coroutine[Any, Any, R]], /
-    ) -> Effect[P, R]: ...
+    def __call__(self, function: Callable[Concatenate[EffectCall, P], Coroutine[Any, Any, R]], /) -> Effect[P, R]: ...
     @overload
     def __call__(self, function: Callable[Concatenate[EffectCall, P], R], /) -> Effect[P, R]: ...
     @overload

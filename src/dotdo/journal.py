@@ -54,7 +54,7 @@ class Data(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Base of the data of entries."""
 
 
-class Accepted(Data):
+class Accepted(Data, frozen=True):
     """The first entry: what was asked for. `seed` feeds the run's random numbers and ids; `pins` names the snapshot of
     newest versions that the run keeps."""
 
@@ -70,7 +70,7 @@ class Accepted(Data):
     pins: str | None = None
 
 
-class Claimed(Data):
+class Claimed(Data, frozen=True):
     """A node took the run over; `crashed`: the node before did not give it back."""
 
     node: str
@@ -78,7 +78,7 @@ class Claimed(Data):
     crashed: bool = False
 
 
-class StagedEffect(Data):
+class StagedEffect(Data, frozen=True):
     """An effect to send after the commit, or a request's answer: which effect, under which key, with what input."""
 
     effect: str
@@ -87,7 +87,7 @@ class StagedEffect(Data):
     input: msgspec.Raw
 
 
-class Completion(Data):
+class Completion(Data, frozen=True):
     """All that one commit makes durable. As data of `committed` (effects follow) or `completed` (there are none).
 
     action, version: whose attempt it was (a fallback's differs from the step's name). undo: whether it declares one.
@@ -105,7 +105,7 @@ class Completion(Data):
     fallback: bool = False
 
 
-class AttemptFailed(Data):
+class AttemptFailed(Data, frozen=True):
     """An attempt's end without a commit. next_at: when the next one is due (None: there is none)."""
 
     action: str
@@ -117,7 +117,7 @@ class AttemptFailed(Data):
     fallback: bool = False
 
 
-class Requested(Data):
+class Requested(Data, frozen=True):
     """The intent of a call to the outside world, journaled before it is made."""
 
     request: str
@@ -128,14 +128,14 @@ class Requested(Data):
     input: msgspec.Raw
 
 
-class Answered(Data):
+class Answered(Data, frozen=True):
     """The answer of a request; it belongs to the step and is replayed on retries."""
 
     request: str
     answer: msgspec.Raw
 
 
-class RequestFailed(Data):
+class RequestFailed(Data, frozen=True):
     """A request that certainly did not happen, or whose outcome is not known."""
 
     request: str
@@ -143,13 +143,13 @@ class RequestFailed(Data):
     unknown: bool = False
 
 
-class Delivering(Data):
+class Delivering(Data, frozen=True):
     """A try to deliver begins; written only for effects whose lost answer a person must judge."""
 
     effect: int
 
 
-class Delivered(Data):
+class Delivered(Data, frozen=True):
     """A staged effect was taken by its receiver."""
 
     effect: int
@@ -157,7 +157,7 @@ class Delivered(Data):
     answer: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class DeliveryFailed(Data):
+class DeliveryFailed(Data, frozen=True):
     """A try to deliver failed. next_at: when the next one is due (None: it is given up)."""
 
     effect: int
@@ -166,13 +166,13 @@ class DeliveryFailed(Data):
     next_at: int | None = None
 
 
-class EffectsDropped(Data):
+class EffectsDropped(Data, frozen=True):
     """The run stops: these effects of the step will not be sent."""
 
     effects: list[int]
 
 
-class StepFailed(Data):
+class StepFailed(Data, frozen=True):
     """The step failed for good. not_undone: effects that had already left."""
 
     error: ErrorRecord
@@ -180,13 +180,13 @@ class StepFailed(Data):
     fallback: bool = False
 
 
-class Fired(Data):
+class Fired(Data, frozen=True):
     """A timer of the service became due."""
 
     due: int
 
 
-class EventReceived(Data):
+class EventReceived(Data, frozen=True):
     """An event from outside, in order of arrival."""
 
     name: str
@@ -195,7 +195,7 @@ class EventReceived(Data):
     actor: str | None = None
 
 
-class ChildStarted(Data):
+class ChildStarted(Data, frozen=True):
     """A child run was started for this step."""
 
     run: str
@@ -204,7 +204,7 @@ class ChildStarted(Data):
     input: msgspec.Raw
 
 
-class Stopping(Data):
+class Stopping(Data, frozen=True):
     """The run stops: why, how it will end, which steps caused it, and which attempts (by step) were in flight."""
 
     status: str
@@ -213,27 +213,27 @@ class Stopping(Data):
     in_flight: dict[str, int] = {}
 
 
-class UndoPlanned(Data):
+class UndoPlanned(Data, frozen=True):
     """The steps to undo, in order."""
 
     steps: list[str]
 
 
-class Undone(Data):
+class Undone(Data, frozen=True):
     """A step's undo came to its end."""
 
     step: str
     error: ErrorRecord | None = None
 
 
-class Blocked(Data):
+class Blocked(Data, frozen=True):
     """The run waits for a person; the error spells out the question."""
 
     reason: str
     error: ErrorRecord
 
 
-class Reopened(Data):
+class Reopened(Data, frozen=True):
     """An operator reopened the run: `retry` or `undo`."""
 
     operation: str
@@ -241,13 +241,13 @@ class Reopened(Data):
     dropped: list[str] = []
 
 
-class CancelRequested(Data):
+class CancelRequested(Data, frozen=True):
     """Somebody asked for the run to be cancelled."""
 
     actor: str | None = None
 
 
-class Ended(Data):
+class Ended(Data, frozen=True):
     """The terminal entry of a generation."""
 
     status: str
@@ -257,7 +257,7 @@ class Ended(Data):
     not_undone: list[str] = []
 
 
-class Empty(Data):
+class Empty(Data, frozen=True):
     """No data: the kind says it all."""
 
 

@@ -30,7 +30,8 @@ class Portal:
         loop = self._running()
         if threading.current_thread() is self._thread:
             raise DefinitionError(
-                "Do was called on its own event loop (from an async handler or callback), where it would wait for itself. "
+                "Do was called on its own event loop (from an async handler or callback), where it would wait "
+                "for itself. "
                 "Use a service to compose actions, or AsyncDo in async code."
             )
         context = contextvars.copy_context()

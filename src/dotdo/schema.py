@@ -75,9 +75,9 @@ class Schema:
         if isinstance(params, bytes):
             self.check(params)
             return params
-        if not isinstance(params, Mapping):
+        if not isinstance(params, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # it comes from outside
             raise InvalidInput(self.subject, [Problem("$", "an object of parameters by name is needed")])
-        data = self.pack((), dict(cast("Mapping[str, Any]", params)))
+        data = self.pack((), dict(params))
         self.check(data)
         return data
 
@@ -197,7 +197,7 @@ def camel(name: str) -> str:
     return head + "".join(part[:1].upper() + part[1:] for part in rest)
 
 
-def _camel_keys(value: Any) -> Any:
+def _camel_keys(value: object) -> object:
     if isinstance(value, dict):
         return {camel(str(key)): _camel_keys(item) for key, item in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list):
@@ -210,9 +210,7 @@ def normalise(value: Any, hint: Hint) -> Any:
     return _rename_nested(value, hint, "$", [])
 
 
-def _rename(
-    given: dict[str, Any], fields: Mapping[str, Hint], path: str, problems: list[Problem]
-) -> dict[str, Any]:
+def _rename(given: dict[str, Any], fields: Mapping[str, Hint], path: str, problems: list[Problem]) -> dict[str, Any]:
     by_camel = {camel(name): name for name in fields}
     result: dict[str, Any] = {}
     for key, value in given.items():
@@ -227,7 +225,7 @@ def _rename(
     return result
 
 
-def _rename_nested(value: Any, hint: Hint, path: str, problems: list[Problem]) -> Any:
+def _rename_nested(value: object, hint: Hint, path: str, problems: list[Problem]) -> object:
     if isinstance(value, dict):
         fields = _fields(hint)
         given = cast("dict[str, Any]", value)
@@ -267,9 +265,10 @@ def _inner(hint: Hint, container: type) -> Hint | None:
 
 def _fields(hint: Hint) -> dict[str, tuple[Hint, bool]] | None:
     """Field hints and whether each is required, for dataclasses, TypedDicts and Structs; else None."""
-    hint = _plain(hint)
-    if not isinstance(hint, type):
+    plain = _plain(hint)
+    if not isinstance(plain, type):
         return None
+    hint = cast("Any", plain)
     if issubclass(hint, msgspec.Struct):
         return {field.encode_name: (field.type, field.required) for field in msgspec.structs.fields(hint)}
     if dataclasses.is_dataclass(hint):
@@ -296,7 +295,9 @@ def _problems(value: Any, hint: Hint, path: str) -> list[Problem]:
     fields = _fields(hint)
     if fields is not None and isinstance(value, dict):
         given = cast("dict[str, Any]", value)
-        found = [Problem(f"{path}.{n}", "is required") for n, (_, needed) in fields.items() if needed and n not in given]
+        found = [
+            Problem(f"{path}.{n}", "is required") for n, (_, needed) in fields.items() if needed and n not in given
+        ]
         for name, (field, _) in fields.items():
             if name in given:
                 found += _problems(given[name], field, f"{path}.{name}")

@@ -1,4 +1,4 @@
-"""Services (durable workflows): an `async def` that composes actions, run as plain asyncio and replayed from its journal.
+"""Services (durable workflows): an `async def` that composes actions, as plain asyncio, replayed from its journal.
 
 A service does no input or output itself; it calls actions, sleeps, and waits for events. Called inside another service
 it becomes a child run.
@@ -61,7 +61,8 @@ class Service(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Step[R]:
         runner = runner_for(
             f"{self.subject}",
-            f"Call client.start({self.__name__}, ...) or client.run(...) to run it durably, or call it inside a service.",
+            f"Call client.start({self.__name__}, ...) or client.run(...) to run it durably, or call it inside a "
+            "service.",
         )
         return runner.call(self, args, kwargs, self.overrides)
 
@@ -83,7 +84,14 @@ class Service(Generic[P, R]):
         trail, labels as in `client.service(...)`; deadline, delay: seconds."""
         return with_options(
             self,
-            Options(key=key, version=version or self.version, trail=trail, deadline=deadline, delay=delay, labels=labels or {}),
+            Options(
+                key=key,
+                version=version or self.version,
+                trail=trail,
+                deadline=deadline,
+                delay=delay,
+                labels=labels or {},
+            ),
             Overrides(version=version, step_key=key),
         )
 

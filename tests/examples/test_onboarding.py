@@ -213,10 +213,21 @@ def test_signup_with_an_address_that_is_taken_is_answered_with_500(world: StandI
     assert (status, body["failed"]) == (500, "create-user-in-db")
 
 
-def test_signup_whose_crm_is_down_is_answered_with_500_and_the_mail_is_sent(world: StandIns, folder: Path):
+def test_signup_whose_crm_is_down_is_answered_with_500_and_only_the_crm_is_tried_again(world: StandIns, folder: Path):
+    async def scenario() -> tuple[int, dict[str, Any]]:
+        async with app.open_client(folder) as client:
+            answer = await handle_signup(client, ADA)
+            runs = {run.name: run for run in await client.runs.list(trail="signup:1")}
+            await client.runs.wait(runs["send-welcome-email"].id)
+            world.tell("crm", fail=0)
+            await client.runs.retry(runs["update-crm-contact"].id)
+            await client.runs.wait(runs["update-crm-contact"].id)
+            return answer
+
     world.tell("crm", fail=-1, how="4xx")
-    [(status, body)] = sign_up(folder, ADA)
+    status, body = asyncio.run(scenario())
     assert (status, body["failed"]) == (500, "update-crm-contact")
+    assert (len(world.ledger("email")), len(world.done("crm"))) == (1, 1)
 
 
 def test_signup_that_is_not_valid_is_answered_with_422(world: StandIns, folder: Path):

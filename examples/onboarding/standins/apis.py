@@ -7,6 +7,7 @@ HubSpot's refuses a second contact with the same address, Slack's answers 200 al
 import itertools
 import json
 import re
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -187,11 +188,21 @@ class Slack(Api):
         return 200, {"ok": True, "channel": payload["channel"], "ts": ts, "message": message}, True
 
 
-def serve_apis(world: World) -> dict[str, ThreadingHTTPServer]:
+class Server(ThreadingHTTPServer):
+    """A thread for each connection; a client that was killed in the middle of a request is no error."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Reports what went wrong, unless it is that the client is gone."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def serve_apis(world: World) -> dict[str, Server]:
     """Starts the three APIs on free ports of this machine, in threads."""
     Api.world = world
-    servers = {api.name: ThreadingHTTPServer(("127.0.0.1", 0), api) for api in (Billing, Crm, Slack)}
+    servers = {api.name: Server(("127.0.0.1", 0), api) for api in (Billing, Crm, Slack)}
     for server in servers.values():
-        server.daemon_threads = True
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     return servers

@@ -11,8 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
 import msgspec
-from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text, create_engine, delete, event, insert
-from sqlalchemy import select, tuple_
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    delete,
+    event,
+    insert,
+    select,
+    tuple_,
+)
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
@@ -40,7 +53,9 @@ applied = Table(
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Completion)
 # Statements that would end the attempt's transaction behind its back.
-_ENDS_TRANSACTION = re.compile(r"\s*(begin|start\s+transaction|commit|end|abort|rollback(?!\s+to)|prepare\s+transaction)\b", re.I)
+_ENDS_TRANSACTION = re.compile(
+    r"\s*(begin|start\s+transaction|commit|end|abort|rollback(?!\s+to)|prepare\s+transaction)\b", re.I
+)
 _COMMITS_BY_ITSELF = re.compile(r"\s*(create|alter|drop|truncate|rename|grant|revoke|lock\s+tables)\b", re.I)
 _SELF_COMMITTING_DIALECTS = frozenset({"mysql", "mariadb", "oracle"})
 
@@ -269,13 +284,14 @@ class Databases:
         return SqlWork(name, self._sync[name], None, check)
 
     def prepare(self) -> None:
-        """Creates the table of applied rows where it is missing. Raises StoreUnusable when a database cannot be used."""
+        """Creates the table of applied rows where it is missing. Raises StoreUnusable for a database that fails."""
         for name, engine in self._sync.items():
             try:
                 _metadata.create_all(engine)
             except (SQLAlchemyError, OSError) as error:
                 raise StoreUnusable(
-                    f"The application's database {engine.url!r} ({name}) cannot be used: {_first_line(error)}. If this role "
+                    f"The application's database {engine.url!r} ({name}) cannot be used: {_first_line(error)}. "
+                    "If this role "
                     f"may not create tables, create {applied.name} once with a role that may."
                 ) from None
 
@@ -317,7 +333,9 @@ class Databases:
                     text = connection.execute(select(applied.c.completion).where(*where)).scalar_one()
                 return None if text == VOID else _decode.decode(text)
         except DBAPIError as error:
-            raise StoreUnavailable(f"The application's database {engine.url!r} did not answer: {error.orig}.") from error
+            raise StoreUnavailable(
+                f"The application's database {engine.url!r} did not answer: {error.orig}."
+            ) from error
 
     def _add(self, name: str, item: Given) -> None:
         if isinstance(item, AsyncEngine):
@@ -339,7 +357,8 @@ class Databases:
             engine = create_engine(_sync_url(url), **_pool(url))
         except (ModuleNotFoundError, NoSuchModuleError) as error:
             raise DefinitionError(
-                f"sql={url!r} needs a driver that is not installed: {error}. For PostgreSQL: pip install 'dotdo[postgres]'."
+                f"sql={url!r} needs a driver that is not installed: {error}. For PostgreSQL: pip install "
+                "'dotdo[postgres]'."
             ) from None
         self._own.append(name)
         return engine
@@ -359,7 +378,11 @@ def _pool(url: URL) -> dict[str, Any]:
 
 
 def _sync_url(url: URL) -> URL:
-    drivers = {"sqlite+aiosqlite": "sqlite", "postgresql+asyncpg": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
+    drivers = {
+        "sqlite+aiosqlite": "sqlite",
+        "postgresql+asyncpg": "postgresql+psycopg",
+        "postgresql": "postgresql+psycopg",
+    }
     return url.set(drivername=drivers.get(url.drivername, url.drivername))
 
 
@@ -378,7 +401,8 @@ def _prepare_engine(engine: Engine) -> None:
     if engine.dialect.name == "sqlite":
         if engine.url.database in (None, "", ":memory:"):
             raise DefinitionError(
-                "An application's database must outlive the process, so sqlite in memory cannot be one: name a file, such "
+                "An application's database must outlive the process, so sqlite in memory cannot be one: name a "
+                "file, such "
                 "as sqlite:///app.db."
             )
         event.listen(engine, "connect", _prepare_sqlite)

@@ -1,7 +1,7 @@
 """One attempt of a step, as its handler's context sees it (implements `context.Attempt`).
 
-Everything a handler does to the world is collected here: SQL on the attempt's own transaction, staged effects in a list,
-requests through the journal. When the attempt is over, nothing of this works any more.
+Everything a handler does to the world is collected here: SQL on the attempt's own transaction, staged effects in a
+list, requests through the journal. When the attempt is over, nothing of this works any more.
 """
 
 import asyncio

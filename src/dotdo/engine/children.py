@@ -48,7 +48,7 @@ async def start_child(run: "LiveRun", call: "Call") -> None:
         await run.may_attempt()
         record = _accept_child(run, call, record)
     child = record.child
-    assert child is not None  # noqa: S101 - just accepted, or from the journal
+    assert child is not None
     text = f"the child run {child.run} ({child.name})"
     try:
         message = await run.wait_for_child(child.run, text, call.id)
@@ -67,7 +67,14 @@ def _accept_child(run: "LiveRun", call: "Call", record: StepRecord) -> StepRecor
     definition = call.definition
     options = Options(trail=run.accepted.options.trail, actor=run.accepted.options.actor)
     accepted = new_run(
-        run.engine, id, definition, "service", call.input, options, parent=run.id, parent_step=call.id,
+        run.engine,
+        id,
+        definition,
+        "service",
+        call.input,
+        options,
+        parent=run.id,
+        parent_step=call.id,
         pins=run.accepted.pins,
     )
     run.append("child_started", ChildStarted(id, definition.name, definition.version, msgspec.Raw(call.input)), call.id)
@@ -87,7 +94,7 @@ async def _cancel_child(run: "LiveRun", child: str, text: str, step: str) -> Mes
 
 def _finish(run: "LiveRun", step: str, record: StepRecord, message: Message, *, cancelled: bool) -> None:
     child = record.child
-    assert child is not None  # noqa: S101 - the caller started it
+    assert child is not None
     outcome = _decode.decode(message.value)
     run.journal.take(message.id)
     if outcome.status == "completed":
@@ -127,8 +134,10 @@ def take_child_message(run: "LiveRun", message: Message) -> None:
 async def undo_child(run: "LiveRun", record: StepRecord) -> None:
     """Undoes a child's run, and waits until it is."""
     child = record.child
-    assert child is not None  # noqa: S101 - the caller looked
-    post = Message(child.run, "undo", "", "null", f"{run.id}/{run.history.generation}", "parent", run.engine.clock.now())
+    assert child is not None
+    post = Message(
+        child.run, "undo", "", "null", f"{run.id}/{run.history.generation}", "parent", run.engine.clock.now()
+    )
     try:
         await run.engine.post(post)
     except InvalidOperation:

@@ -4,10 +4,11 @@ Polling is the truth, hints only make it sooner. Rescue is a sweep for ever, in 
 """
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
-from dotdo.errors import ClientClosed, StoreError
 from dotdo.engine.waking import Wake
+from dotdo.errors import ClientClosed, StoreError
 
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
@@ -59,7 +60,8 @@ class Claimer:
             room = min(BATCH, engine.capacity - len(engine.live))
             if room <= 0:
                 return
-            claims = await engine.committer.call(lambda: engine.store.claim_due(engine.node, engine.clock.now(), room))
+            claim = partial(engine.store.claim_due, engine.node, engine.clock.now(), room)
+            claims = await engine.committer.call(claim)
             if not claims:
                 return
             await engine.resume(claims)

@@ -8,7 +8,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from dotdo.errors import ClientClosed, FenceLost, StoreError
 from dotdo.store.protocol import Store, Write
@@ -80,7 +80,8 @@ class GroupCommit:
         item = self._queue.get()
         while item is not _STOP:
             if isinstance(item, tuple):
-                self._call(item[0], item[1])
+                function, future = cast("tuple[Callable[[], Any], asyncio.Future[Any]]", item)
+                self._call(function, future)
                 item = self._queue.get()
                 continue
             writes: list[tuple[Write, Done]] = item
@@ -98,7 +99,7 @@ class GroupCommit:
     def _call(self, function: Callable[[], Any], future: "asyncio.Future[Any]") -> None:
         try:
             result, error = function(), None
-        except BaseException as failure:  # noqa: BLE001 - handed to whoever waits
+        except BaseException as failure:  # handed to whoever waits
             result, error = None, failure
         self._loop.call_soon_threadsafe(_resolve, future, result, error)
 
@@ -113,7 +114,7 @@ class GroupCommit:
         if not self._guilty:
             try:
                 self._store.write([write for write, _ in part])
-            except Exception:  # noqa: BLE001 - found out run by run
+            except Exception:  # found out run by run
                 return [self._write_alone(write) for write, _ in part]
             self.commits += 1
             return [None] * len(part)
@@ -124,7 +125,7 @@ class GroupCommit:
             return FenceLost(f"An earlier write of {write.run} failed, so this one was dropped.")
         try:
             self._store.write([write])
-        except Exception as error:  # noqa: BLE001 - told to the run
+        except Exception as error:  # told to the run
             self._guilty.add((write.run, write.claim))
             return error if isinstance(error, StoreError) else StoreError(f"The store failed: {error!r}")
         self.commits += 1

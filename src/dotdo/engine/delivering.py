@@ -1,6 +1,6 @@
 """Sends the staged effects of a committed step, each with its own retries, until all are delivered or one is given up.
 
-Every try is journaled. The keys were fixed by the commit, so a try after a crash carries the same key as the one before.
+Every try is journaled. The keys were fixed by the commit, so a try after a crash carries the key of the one before.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from dotdo.effect import Effect
 from dotdo.engine.failing import Block, error_record
 from dotdo.engine.history import Delivery, StepRecord
 from dotdo.engine.requesting import make_call, run_effect, run_function
+from dotdo.engine.service_code import OWN_STEPS
 from dotdo.errors import RetryLater
 from dotdo.journal import Delivered, Delivering, DeliveryFailed, Empty, StagedEffect
 from dotdo.records import ErrorRecord
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 async def deliver(run: "LiveRun", record: StepRecord) -> bool:
     """Delivers what is left; returns whether everything was taken."""
     completion = record.completion
-    assert completion is not None  # noqa: S101 - only committed steps come here
+    assert completion is not None
     await run.journal.durable()
     left = [
         (index, effect, delivery)
@@ -37,7 +38,8 @@ async def deliver(run: "LiveRun", record: StepRecord) -> bool:
     if all(delivery.delivered for delivery in record.deliveries):
         run.append("effects_completed", Empty(), record.id, record.attempt)
         return True
-    return run.is_stopping  # what was dropped because the run stops is no failure of the step
+    # What was dropped because the run stops is no failure of the step.
+    return run.is_stopping and not record.id.startswith(OWN_STEPS)
 
 
 async def _deliver_all(run: "LiveRun", record: StepRecord, left: list[tuple[int, StagedEffect, Delivery]]) -> None:
@@ -63,7 +65,7 @@ async def _deliver_all(run: "LiveRun", record: StepRecord, left: list[tuple[int,
 async def _deliver_one(
     run: "LiveRun", record: StepRecord, index: int, staged: StagedEffect, delivery: Delivery
 ) -> None:
-    effect: Effect[..., Any] = run.engine.catalogue.find("effect", staged.effect, staged.version)
+    effect: Effect[..., Any] | None = run.engine.catalogue.find("effect", staged.effect, staged.version)
     if effect is None:
         raise Block(
             "unknown effect",
@@ -79,8 +81,8 @@ async def _deliver_one(
             if record.last_error is not None:
                 text += f", after: {record.last_error.message[:200]}"
             await run.wait_until(f"{record.id}/{index}", delivery.next_at, "delivery", text)
-        if run.is_stopping and not delivery.begun:
-            return  # effects not yet begun are dropped when the run stops
+        if run.is_stopping and not delivery.begun and not record.id.startswith(OWN_STEPS):
+            return  # effects not yet begun are dropped when the run stops; those of undos and on_failure are sent
         await _try(run, record, index, effect, staged, delivery)
 
 
@@ -96,14 +98,12 @@ async def _try(
     try:
         answer = await run_effect(run, effect, call, bytes(staged.input))
         data, _ = effect.schema.dump(answer)
-    except Exception as error:  # noqa: BLE001 - whatever an effect raises is its try's failure
+    except Exception as error:  # whatever an effect raises is its try's failure
         if run.over:
             raise
         record_of = error_record(error, action=staged.effect, step=record.id, attempts=tries)
         next_at = _next_at(run, effect, delivery, tries, error)
-        run.append(
-            "delivery_failed", DeliveryFailed(index, tries, record_of, next_at), record.id, record.attempt
-        )
+        run.append("delivery_failed", DeliveryFailed(index, tries, record_of, next_at), record.id, record.attempt)
     else:
         run.append("delivered", Delivered(index, tries, msgspec.Raw(data)), record.id, record.attempt)
 

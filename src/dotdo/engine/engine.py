@@ -130,7 +130,9 @@ class Engine:
         for waiters in self._waiters.values():
             for future in waiters:
                 if not future.done():
-                    future.set_exception(ClientClosed("The engine was stopped before the run ended; the run goes on later."))
+                    future.set_exception(
+                        ClientClosed("The engine was stopped before the run ended; the run goes on later.")
+                    )
         try:
             await self.committer.call(lambda: self.store.leave(self.node, self.clock.now()))
         except StoreError as error:
@@ -183,9 +185,7 @@ class Engine:
         id, _ = await self._accept(kind, name, params, options)
         return await self.result(id)
 
-    async def _accept(
-        self, kind: RunKind, name: str, params: Any, options: Options
-    ) -> tuple[str, RunJournal | None]:
+    async def _accept(self, kind: RunKind, name: str, params: Any, options: Options) -> tuple[str, RunJournal | None]:
         if self._closed:
             raise ClientClosed("The client is closed; open a new one.")
         definition = self.catalogue.get(kind, name, options.version)
@@ -266,9 +266,7 @@ class Engine:
 
     async def _take_snapshot(self) -> None:
         changes, snapshot = self.catalogue.changes, self.catalogue.snapshot()
-        await self.committer.call(
-            lambda: self.store.save_definitions(snapshot.id, snapshot.newest, self.clock.now())
-        )
+        await self.committer.call(lambda: self.store.save_definitions(snapshot.id, snapshot.newest, self.clock.now()))
         self._snapshots[snapshot.id] = self._snapshot = snapshot
         self._changes = changes
 

@@ -5,7 +5,7 @@ Only a failed action, `Fail`, and cancellation fail a run. Any other exception o
 
 import asyncio
 import traceback
-from typing import Any
+from typing import cast
 
 from dotdo.errors import ActionFailed, Fail
 from dotdo.journal import Blocked
@@ -33,7 +33,9 @@ class Block(Exception):
         )
 
 
-def error_record(error: BaseException, *, action: str | None = None, step: str | None = None, attempts: int = 1) -> ErrorRecord:
+def error_record(
+    error: BaseException, *, action: str | None = None, step: str | None = None, attempts: int = 1
+) -> ErrorRecord:
     """An exception as journaled: type, message, and traceback trimmed to the user's own frames."""
     return ErrorRecord(
         type(error).__name__, message_of(error), _traceback_of(error), action=action, step=step, attempts=attempts
@@ -44,7 +46,7 @@ def message_of(error: BaseException) -> str:
     """The error's text, whatever its `__str__` does."""
     try:
         text = str(error)
-    except Exception as failure:  # noqa: BLE001 - hostile exceptions must not hurt the engine
+    except Exception as failure:  # hostile exceptions must not hurt the engine
         text = f"(its text could not be made: {type(failure).__name__})"
     text = text.replace("\0", "").encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "... (cut)"
@@ -61,8 +63,8 @@ def _traceback_of(error: BaseException) -> str:
 def leaves(error: BaseException) -> list[BaseException]:
     """The single exceptions in a (group of) exception."""
     if isinstance(error, BaseExceptionGroup):
-        members: tuple[Any, ...] = error.exceptions
-        return [leaf for member in members for leaf in leaves(member)]
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return [leaf for member in group.exceptions for leaf in leaves(member)]
     return [error]
 
 

@@ -83,9 +83,7 @@ class RunJournal:
         if now > self.at:
             self.at = now
         self.seq += 1
-        entry = link(
-            self.digest, self.run, self.seq, kind, step, self.generation, attempt, self.at, encode_data(data)
-        )
+        entry = link(self.digest, self.run, self.seq, kind, step, self.generation, attempt, self.at, encode_data(data))
         self.digest = entry.digest
         self._entries.append(entry)
         if self.kept is not None:
@@ -171,9 +169,7 @@ class RunJournal:
 
     def take_write(self) -> tuple[Write, Done]:
         """For the group commit: everything appended since the last time."""
-        write = Write(
-            self.run, self.claim, self._entries, self._accepts, self._update, self._taken, self._messages
-        )
+        write = Write(self.run, self.claim, self._entries, self._accepts, self._update, self._taken, self._messages)
         seq = self.seq
         waiting = [callback for needed, callback in self._waiters if needed < 0]
         if waiting:

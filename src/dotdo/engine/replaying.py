@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Replayed(msgspec.Struct, frozen=True):
-    """What a replay did: the steps it asked for, in order, those of them that the journal does not have, and its end."""
+    """What a replay did: the steps it asked for, in order; those that the journal does not have; and its end."""
 
     asked: list[str]
     new: list[str]
@@ -29,7 +29,9 @@ class Replayed(msgspec.Struct, frozen=True):
     error: str | None
 
 
-def replay(service: Service[Any, Any], run: str, entries: list[Entry], pins: Snapshot, catalogue: Catalogue) -> Replayed:
+def replay(
+    service: Service[Any, Any], run: str, entries: list[Entry], pins: Snapshot, catalogue: Catalogue
+) -> Replayed:
     """Runs a service's code from a journal, starting nothing. Raises ReplayError when the code cannot be run so."""
     history = History()
     history.load(entries)

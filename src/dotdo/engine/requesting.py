@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from dotdo.engine.running import LiveRun
 
 
-async def request(run: "LiveRun", record: StepRecord, attempt: Attempt, effect: Effect[..., Any], input: bytes, id: str) -> Any:
+async def request(
+    run: "LiveRun", record: StepRecord, attempt: Attempt, effect: Effect[..., Any], input: bytes, id: str
+) -> Any:
     """Answers a request: from the journal if it was answered before, else by making the call."""
     known = record.requests.get(id)
     if known is not None and known.answer is not None:
@@ -44,7 +46,7 @@ async def _recover(
     run: "LiveRun", record: StepRecord, effect: Effect[..., Any], known: Request, attempt: Attempt
 ) -> Any | None:
     """For a request whose answer was lost: its answer if it can be looked up, None to send it again."""
-    call = _call(run, effect, known.intent.key, attempt.step, attempt.number)
+    call = make_call(run, effect, known.intent.key, attempt.step, attempt.number)
     if effect.dedup == "key":
         return None
     if effect.lookup is not None:
@@ -64,7 +66,7 @@ async def _recover(
 
 
 async def _ask(run: "LiveRun", effect: Effect[..., Any], known: Request, attempt: Attempt) -> Any:
-    call = _call(run, effect, known.intent.key, attempt.step, attempt.number)
+    call = make_call(run, effect, known.intent.key, attempt.step, attempt.number)
     try:
         answer = await run_effect(run, effect, call, bytes(known.intent.input))
     except Exception as error:
@@ -87,8 +89,9 @@ async def run_effect(run: "LiveRun", effect: Effect[..., Any], call: EffectCall,
     """One try of an effect, within its timeout. Raises what its function raises, AttemptTimedOut in time."""
     arguments = effect.schema.arguments(input)
     first = (call,) if effect.takes_call else ()
+    limit = asyncio.timeout(effect.timeout)
     try:
-        async with asyncio.timeout(effect.timeout) as limit:
+        async with limit:
             if effect.is_async:
                 return await effect.function(*first, **arguments)
             return await run.engine.threads.run(lambda: effect.function(*first, **arguments))
@@ -125,11 +128,12 @@ async def undo_requests(run: "LiveRun", record: StepRecord) -> None:
 
 
 async def _undo_one(run: "LiveRun", record: StepRecord, effect: Effect[..., Any], known: Request) -> None:
-    assert effect.undo is not None and known.answer is not None  # noqa: S101 - the caller looked
+    assert effect.undo is not None, "the caller looked"
+    assert known.answer is not None, "the caller looked"
     intent, tries, first = known.intent, 0, run.engine.clock.now()
     while True:
         tries += 1
-        call = _call(run, effect, f"{intent.key}.undo", record.id, tries)
+        call = make_call(run, effect, f"{intent.key}.undo", record.id, tries)
         try:
             answer = effect.schema.load(bytes(known.answer))
             await run_function(run, effect.undo, call, effect, bytes(intent.input), answer=answer)
@@ -139,7 +143,8 @@ async def _undo_one(run: "LiveRun", record: StepRecord, effect: Effect[..., Any]
             if wait is None:
                 raise Block(
                     "undo failed",
-                    f"The request {intent.effect} (key {intent.key}) of {record.id} could not be undone: {error}. Undo it "
+                    f"The request {intent.effect} (key {intent.key}) of {record.id} could not be undone: "
+                    f"{error}. Undo it "
                     "at the receiver, then retry the run.",
                     step=record.id,
                 ) from error
@@ -151,7 +156,7 @@ async def _undo_one(run: "LiveRun", record: StepRecord, effect: Effect[..., Any]
             return
 
 
-def _call(run: "LiveRun", effect: Effect[..., Any], key: str, step: str, attempt: int) -> EffectCall:
+def make_call(run: "LiveRun", effect: Effect[..., Any], key: str, step: str, attempt: int) -> EffectCall:
     return EffectCall(
         key,
         run.id,
@@ -161,6 +166,3 @@ def _call(run: "LiveRun", effect: Effect[..., Any], key: str, step: str, attempt
         trail=run.accepted.options.trail,
         resources=run.engine.resources,
     )
-
-
-make_call = _call

@@ -77,7 +77,8 @@ def begin(engine: "Engine", run: LiveRun, claim: Claim, messages: list[Message])
         run.block(
             Block(
                 "crashed",
-                f"The run was in flight {MAX_CRASHES} times when its process died, and never got any further. Look at what "
+                f"The run was in flight {MAX_CRASHES} times when its process died, and never got any further. "
+                "Look at what "
                 "its next step does, mend it, and retry the run.",
             )
         )

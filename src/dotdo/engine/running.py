@@ -42,7 +42,7 @@ class LiveRun:
 
     def __init__(self, engine: "Engine", history: History, journal: RunJournal, definition: Any) -> None:
         accepted = history.accepted
-        assert accepted is not None  # noqa: S101 - the first entry of every journal
+        assert accepted is not None
         self.engine, self.history, self.journal, self.definition = engine, history, journal, definition
         self.id = journal.run
         self.accepted: Accepted = accepted
@@ -138,7 +138,9 @@ class LiveRun:
     def _deadline_passed(self) -> None:
         seconds = self.accepted.options.deadline
         self.stop(
-            Stopping("failed", ErrorRecord("DeadlineExceeded", f"The run did not end within its deadline of {seconds} s."))
+            Stopping(
+                "failed", ErrorRecord("DeadlineExceeded", f"The run did not end within its deadline of {seconds} s.")
+            )
         )
 
     # -- the journal --------------------------------------------------------------------------------------------------
@@ -241,9 +243,8 @@ class LiveRun:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._step_broke(id, error)
-        elif task.cancelled() and not self.history.step(id).done:
-            if self.history.step(id).completion is None:
-                self.append("step_cancelled", Empty(), id)
+        elif task.cancelled() and not self.history.step(id).done and self.history.step(id).completion is None:
+            self.append("step_cancelled", Empty(), id)
         self.pump()
 
     def _step_broke(self, id: str, error: BaseException) -> None:
@@ -251,7 +252,9 @@ class LiveRun:
             self.block(error)
         elif not isinstance(error, StoreError | RunEvicted):
             self.engine.log.error("internal error in step %s of %s", id, self.id, exc_info=error)
-            self.block(Block("internal error", f"The engine failed in the step {id}: {error!r}", error=error_record(error)))
+            self.block(
+                Block("internal error", f"The engine failed in the step {id}: {error!r}", error=error_record(error))
+            )
 
     def _cancel_steps(self, code: ServiceCode) -> None:
         cancelled, code.cancelled = code.cancelled, []
@@ -276,7 +279,7 @@ class LiveRun:
     async def wait_until(self, key: str, due: int, kind: str, text: str) -> None:
         """A durable wait of a step: known to be over from the journal, so the run may leave memory meanwhile."""
         future: asyncio.Future[None] = self.engine.loop.create_future()
-        wake = self.engine.alarm.at(due, lambda: future.done() or future.set_result(None))
+        wake = self.engine.alarm.at(due, partial(_wake, future))
         self.waits[key] = WaitingFor(kind, text, due, key)
         self.leave()
         try:
@@ -322,13 +325,13 @@ class LiveRun:
 
     async def settle(self, step: str, generation: int, attempt: int) -> Completion | None:
         """Decides an attempt whose end was not seen; waits while the application's database cannot be asked."""
-        if self.engine.databases is None:
+        databases = self.engine.databases
+        if databases is None:
             return None
         wait = 1000
         while True:
             try:
-                databases = self.engine.databases
-                return await self.engine.threads.run(lambda: databases.settle((self.id, step, generation, attempt)))
+                return await self.engine.threads.run(partial(databases.settle, (self.id, step, generation, attempt)))
             except StoreError as error:
                 due = self.engine.clock.now() + wait
                 await self.wait_until(step, due, "settlement", f"to learn how attempt {attempt} ended: {error}")
@@ -358,7 +361,8 @@ class LiveRun:
         if code is not None and not self.is_stopping and not self._may_move(code):
             self._bug(
                 ReplayError(
-                    "The service waits for something that nothing can bring about: no step, timer or event is under way. "
+                    "The service waits for something that nothing can bring about: no step, timer or event is "
+                    "under way. "
                     "Look for a Future, Event or Queue that nobody fills."
                 )
             )
@@ -497,7 +501,9 @@ class LiveRun:
 
     def _bug(self, error: BaseException) -> None:
         if not isinstance(error, DotdoError):
-            message = f"The service raised {type(error).__name__}: {error}. Nothing was undone: mend it and retry the run."
+            message = (
+                f"The service raised {type(error).__name__}: {error}. Nothing was undone: mend it and retry the run."
+            )
             self.block(Block("bug", message, error=error_record(error)))
         else:
             self.block(Block(error.code, error.message, error=error_record(error)))
@@ -562,6 +568,11 @@ class LiveRun:
     async def undo_child(self, record: StepRecord) -> None:
         """Takes a child run back."""
         await undo_child(self, record)
+
+
+def _wake(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _retry_of(given: dict[str, Any] | None, default: Retry) -> Retry | None:

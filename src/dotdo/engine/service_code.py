@@ -9,7 +9,7 @@ import random
 import uuid
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from datetime import UTC, datetime
 from functools import partial
@@ -62,7 +62,7 @@ class ServiceCode:
         self, run_id: str, service: Service[..., Any], history: History, pins: Snapshot, catalogue: Catalogue
     ) -> None:
         accepted = history.accepted
-        assert accepted is not None  # noqa: S101 - the first entry of every journal
+        assert accepted is not None
         self.run_id, self.service, self._history = run_id, service, history
         self._accepted: Accepted = accepted
         self._pins, self._catalogue = pins.newest, catalogue
@@ -118,7 +118,7 @@ class ServiceCode:
         error = self.main.exception()
         return (None, error) if error is not None else (self.main.result(), None)
 
-    def end(self) -> "list[asyncio.Task[Any]]":
+    def end(self) -> "Sequence[asyncio.Task[Any]]":
         """Ends what is left of the code; returns the tasks that refuse to."""
         self.main = None  # it knows this object through its context: a cycle that only the collector would free
         return self.loop.evict()
@@ -137,7 +137,8 @@ class ServiceCode:
             for record in unmatched:
                 if record.id.partition(":")[0] == call.name:
                     return ReplayMismatch(
-                        f"The service {self.service.name}@{self.service.version} asked for the step {call.id} with input "
+                        f"The service {self.service.name}@{self.service.version} asked for the step {call.id} "
+                        "with input "
                         f"{_shorten(call.input)}, but its journal has {record.id}"
                         f"{_input_of(record)} instead. The code or something that it depends on has changed "
                         "since: bring back what it did, then retry the run."
@@ -156,7 +157,8 @@ class ServiceCode:
             )
         if self._early_timers:
             return ReplayMismatch(
-                f"The service {self.service.name}@{self.service.version} ended without the wait {self._early_timers[0]} "
+                f"The service {self.service.name}@{self.service.version} ended without the wait "
+                f"{self._early_timers[0]} "
                 "that its journal has. Bring that wait back, then retry the run."
             )
         return None
@@ -212,7 +214,7 @@ class ServiceCode:
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _pinned(self, definition: Any, version: int | None) -> Any:
-        kind = "action" if isinstance(definition, Action) else "service"
+        kind = _kind_of(definition)
         if version is not None and version != definition.version:
             return self._catalogue.get(kind, definition.name, version)
         pin = self._pins.get(definition.name)
@@ -253,7 +255,7 @@ class ServiceCode:
 
     def _fulfil(self, call: Call, record: StepRecord) -> None:
         future = call.future
-        assert future is not None  # noqa: S101 - only begun calls are fulfilled
+        assert future is not None
         if record.state == COMPLETED and record.completion is not None:
             future.set_result(self._load(call, record))
         elif record.error is not None:
@@ -271,18 +273,18 @@ class ServiceCode:
 
     def _load(self, call: Call, record: StepRecord) -> Any:
         completion = record.completion
-        assert completion is not None  # noqa: S101 - asked only of completed steps
+        assert completion is not None
         raw = bytes(completion.result)
         if not call.typed:
             return codec.decode(raw)
         definition = call.definition
         if (completion.action, completion.version) != (definition.name, definition.version):
-            kind = "action" if isinstance(definition, Action) else "service"
+            kind = _kind_of(definition)
             definition = self._catalogue.find(kind, completion.action, completion.version) or definition
         return definition.schema.load(raw)
 
     def _event(self, item: Handover) -> None:
-        assert item.event is not None  # noqa: S101 - events carry their data
+        assert item.event is not None
         value = codec.decode(bytes(item.event.value))
         waiting = self._awaited.get(item.name)
         while waiting:
@@ -299,6 +301,10 @@ class ServiceCode:
                 self._early_timers.remove(key)
                 self.loop.fire(timer)
                 self.loop.drain()
+
+
+def _kind_of(definition: object) -> str:
+    return "action" if isinstance(definition, Action) else "service"
 
 
 def _shorten(data: bytes | str) -> str:

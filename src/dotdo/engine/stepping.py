@@ -82,7 +82,7 @@ class StepRun:
 
     async def _wait_for_retry(self, retry: Retry) -> None:
         record = self.record
-        assert record.next_at is not None  # noqa: S101 - the caller looked
+        assert record.next_at is not None
         of = f" of {retry.attempts}" if retry.attempts else ""
         error = record.last_error.message if record.last_error else ""
         await self.run.wait_until(
@@ -91,7 +91,7 @@ class StepRun:
 
     async def _attempt(self, action: Action[..., Any], retry: Retry) -> None:
         run, record = self.run, self.record
-        # A service's step is launched when all that led to it is durable; what other steps append meanwhile need not be.
+        # A service's step is launched when all that led to it is durable; what others append meanwhile need not be.
         if run.engine.draining or not self._launched:
             await run.may_attempt()
         self._launched = False
@@ -162,8 +162,9 @@ class StepRun:
     async def _within(
         self, timeout: float, action: Action[..., Any], context: AsyncContext, arguments: dict[str, Any]
     ) -> Any:
+        limit = asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(timeout) as limit:
+            async with limit:
                 return await action.handler(*((context,) if action.takes_context else ()), **arguments)
         except TimeoutError:
             if limit.expired():
@@ -264,7 +265,7 @@ class StepRun:
         """An effect could not be delivered for good: what the step committed is taken back, then it has failed."""
         run, record = self.run, self.record
         completion = record.completion
-        assert completion is not None  # noqa: S101 - a committed step has one
+        assert completion is not None
         sent = [
             effect.effect
             for effect, delivery in zip(completion.effects, record.deliveries, strict=True)

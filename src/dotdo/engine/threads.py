@@ -1,6 +1,6 @@
 """Daemon threads for sync handlers: made on demand, reused, and never waited for at exit.
 
-The standard pool joins its threads when the interpreter ends, so that one stuck handler would keep a process from ending.
+The standard pool joins its threads when the interpreter ends, so one stuck handler would keep a process from ending.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class Threads:
     def _execute(self, function: Callable[[], T], future: "asyncio.Future[T]") -> None:
         try:
             result, error = Context().run(function), None
-        except BaseException as failure:  # noqa: BLE001 - handed to whoever waits
+        except BaseException as failure:  # handed to whoever waits
             result, error = None, failure
         try:
             self._loop.call_soon_threadsafe(_resolve, future, result, error)

@@ -53,9 +53,7 @@ async def undo_ended(run: "LiveRun", ended: Ended) -> None:
     failed = await undo_planned(run)
     if failed:
         raise Block("undo failed", "Could not be undone: " + "; ".join(failed) + ".")
-    run.end(
-        msgspec.structs.replace(ended, undo=how_much_undone(run), not_undone=_not_undone(run))
-    )
+    run.end(msgspec.structs.replace(ended, undo=how_much_undone(run), not_undone=_not_undone(run)))
 
 
 async def undo_planned(run: "LiveRun") -> list[str]:
@@ -111,7 +109,7 @@ def _plan(run: "LiveRun") -> list[str]:
     plan: list[str] = []
     for record in sorted(steps, key=lambda item: -item.seq):
         completion = record.completion
-        assert completion is not None  # noqa: S101 - selected above
+        assert completion is not None
         if _is_pivot(run, completion.action, completion.version):
             break
         if (completion.undo or record.child is not None) and not record.undone:
@@ -150,7 +148,7 @@ def _not_undone(run: "LiveRun") -> list[str]:
 async def _settle_unseen(run: "LiveRun") -> None:
     """After a crash: attempts that were in flight may have committed their SQL unseen; effects not sent are dropped."""
     stopping = run.history.stopping
-    assert stopping is not None  # noqa: S101 - the caller appended it
+    assert stopping is not None
     if run.crashed:
         for id, number in stopping.in_flight.items():
             record = run.history.step(id)

@@ -136,9 +136,7 @@ class SqlStore:
     def save_definitions(self, id: str, newest: dict[str, int], now: int) -> None:
         """Keeps a snapshot of versions."""
         with self._db.transaction():
-            self._db.write(
-                self._sql["save_definitions"], {"id": id, "newest": _encode(newest).decode(), "now": now}
-            )
+            self._db.write(self._sql["save_definitions"], {"id": id, "newest": _encode(newest).decode(), "now": now})
 
     def settle(self) -> None:
         """Housekeeping between writes."""
@@ -232,11 +230,12 @@ def _check_allowed(message: Message, status: str, undo: str) -> None:
             raise InvalidOperation(f"The run {run} has ended ({status}); it takes no {kind} any more.")
     elif kind == "retry":
         if status not in ("failed", "cancelled", "blocked"):
-            raise InvalidOperation(f"The run {run} is {status}; only a failed, cancelled or blocked run can be retried.")
-    elif kind == "undo":
-        if status not in ENDED or undo == "all":
-            what = "everything it did is undone already" if undo == "all" else f"it is {status}"
-            raise InvalidOperation(f"The run {run} cannot be undone: {what}. Only an ended run can be.")
+            raise InvalidOperation(
+                f"The run {run} is {status}; only a failed, cancelled or blocked run can be retried."
+            )
+    elif kind == "undo" and (status not in ENDED or undo == "all"):
+        what = "everything it did is undone already" if undo == "all" else f"it is {status}"
+        raise InvalidOperation(f"The run {run} cannot be undone: {what}. Only an ended run can be.")
 
 
 def _run(row: tuple[Any, ...]) -> Run:

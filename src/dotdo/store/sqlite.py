@@ -3,6 +3,8 @@
 Two connections: one writer, used on one thread at a time, and one reader. WAL with synchronous=FULL, so that what was
 acknowledged survives a power cut; checkpoints are made by a thread of their own, out of the writer's way.
 """
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# (apsw's stubs name collections.abc.Buffer, which Python 3.11 does not have, so its rows are partly unknown.)
 
 import fcntl
 import os
@@ -10,7 +12,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,7 @@ class SQLiteDatabase:
         return self.writer.changes()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> Generator[None]:
         """One durable transaction on the writer. Rolled back when the body raises; raises StoreUnavailable."""
         with self._errors("write"):
             self.writer.execute("begin immediate")
@@ -163,7 +165,8 @@ class SQLiteDatabase:
             raise _unusable(self.where, error) from None
         if tables and application != APPLICATION_ID:
             raise StoreUnusable(
-                f"{self.where} is a SQLite database of something else, not a dotdo store. An application's own database "
+                f"{self.where} is a SQLite database of something else, not a dotdo store. An application's own "
+                "database "
                 "must be another file: give it as sql=, and the store a file of its own."
             )
 
@@ -203,7 +206,7 @@ class SQLiteDatabase:
             connection.close()
 
     @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
+    def _errors(self, doing: str) -> Generator[None]:
         try:
             yield
         except (apsw.CorruptError, apsw.NotADBError) as error:
@@ -229,7 +232,8 @@ def _check_library(version: str) -> None:
 def _unusable(where: str, error: Exception) -> StoreUnusable:
     if isinstance(error, apsw.NotADBError | apsw.CorruptError):
         return StoreUnusable(
-            f"The store {where} is not a readable SQLite database ({error}). It may be damaged: restore a backup, or move "
+            f"The store {where} is not a readable SQLite database ({error}). It may be damaged: restore a "
+            "backup, or move "
             "it away to begin with an empty one. Nothing was changed."
         )
     return StoreUnusable(f"The store {where} cannot be opened: {error}.")

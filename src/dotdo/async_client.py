@@ -1,0 +1,406 @@
+"""`AsyncDo`: the client, with all its logic. `Do` (client.py) is the same without await.
+
+A client talks to a platform through the `Platform` protocol only. Embedded, it opens a store and runs an engine in
+this process, on the event loop of its caller.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
+
+import msgspec
+
+from dotdo import codec
+from dotdo.action import Action
+from dotdo.catalogue import Catalogue, default_catalogue, split_version
+from dotdo.clock import Clock
+from dotdo.embedding import open_engine
+from dotdo.engine.engine import Engine
+from dotdo.errors import ActionFailed, ClientClosed, DefinitionError, RunBlocked, RunCancelled, StillRunning
+from dotdo.journal import Entry
+from dotdo.platform import Platform
+from dotdo.records import Definition, Options, Run, RunFilter, RunKind
+from dotdo.service import Service
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+_trail: ContextVar[str | None] = ContextVar("dotdo_trail", default=None)
+Load = Callable[[Any], Any]
+Entries = list[Entry]  # in classes with a method `list` the name means that
+
+
+class AsyncHandle(Generic[R]):
+    """A started run: its id, and what can be asked of it."""
+
+    def __init__(self, client: "AsyncDo", id: str, load: Load) -> None:
+        self._client, self.id, self._load = client, id, load
+
+    async def result(self, *, timeout: float | None = None) -> R:
+        """Waits for the end and returns the output.
+
+        timeout: seconds. Raises ActionFailed, RunCancelled, RunBlocked, or StillRunning when the timeout passes.
+        """
+        return self._load(await self._client.runs.wait(self.id, timeout=timeout))
+
+    async def get(self) -> Run:
+        """The run as it stands."""
+        return await self._client.runs.get(self.id)
+
+    async def cancel(self, *, actor: str | None = None) -> None:
+        """Asks for the run to be cancelled; what it did is undone."""
+        await self._client.runs.cancel(self.id, actor=actor)
+
+    async def send_event(self, name: str, value: Any = None, *, key: str | None = None) -> None:
+        """Sends an event to the run. key: the sender's own; the same one twice is one event."""
+        await self._client.runs.send_event(self.id, name, value, key=key)
+
+    async def journal(self) -> list[Entry]:
+        """Every entry of the run so far."""
+        return await self._client.runs.journal(self.id)
+
+
+class AsyncRuns:
+    """`client.runs`: look at runs, and steer them."""
+
+    def __init__(self, client: "AsyncDo") -> None:
+        self._client = client
+
+    async def get(self, id: str) -> Run:
+        """A run as it stands. Raises UnknownName."""
+        return await (await self._client.platform()).get(id)
+
+    async def list(
+        self,
+        *,
+        status: str | None = None,
+        undo: str | None = None,
+        name: str | None = None,
+        trail: str | None = None,
+        parent: str | None = None,
+        since: int | None = None,
+        before: Run | None = None,
+        limit: int = 50,
+    ) -> list[Run]:
+        """Runs, newest first. since: ms since 1970. before: the last run of the page before."""
+        filter = RunFilter(
+            status=status,
+            undo=undo,
+            name=name,
+            trail=trail,
+            parent=parent,
+            since=since,
+            before=(before.created_at, before.id) if before else None,
+            limit=limit,
+        )
+        return await (await self._client.platform()).list_runs(filter)
+
+    async def wait(self, id: str, *, timeout: float | None = None) -> Run:
+        """Waits for the end and returns the run. Raises like `AsyncHandle.result`."""
+        platform = await self._client.platform()
+        return _check(await _within(timeout, platform.result(id), id))
+
+    async def journal(self, id: str, *, after: int = 0) -> Entries:
+        """The entries of a run after a number."""
+        return await (await self._client.platform()).journal(id, after)
+
+    async def cancel(self, id: str, *, actor: str | None = None) -> None:
+        """Asks for a run to be cancelled. Raises InvalidOperation when it has ended."""
+        await (await self._client.platform()).cancel(id, actor or self._client.actor)
+
+    async def retry(self, id: str, *, actor: str | None = None) -> None:
+        """Opens a failed, cancelled or blocked run again; committed steps that stand keep their results."""
+        await (await self._client.platform()).retry(id, actor or self._client.actor)
+
+    async def undo(self, id: str, *, actor: str | None = None) -> None:
+        """Takes back what an ended run did."""
+        await (await self._client.platform()).undo(id, actor or self._client.actor)
+
+    async def send_event(
+        self, id: str, name: str, value: Any = None, *, key: str | None = None, actor: str | None = None
+    ) -> None:
+        """Sends an event to a run. Raises InvalidOperation when it has ended."""
+        data = codec.encode(value, f"The value of the event {name!r}")
+        await (await self._client.platform()).send_event(id, name, data, key, actor or self._client.actor)
+
+
+class AsyncByName:
+    """An action or service by name, with options: `client.action("x", key="...")`."""
+
+    def __init__(self, client: "AsyncDo", kind: RunKind, name: str, options: Options, wait: float | None) -> None:
+        self._client, self._name, self._options, self._wait = client, name, options, wait
+        self._kind: RunKind = kind
+
+    async def invoke(self, **params: Any) -> Any:
+        """Runs it and returns its output as plain JSON values. Raises ActionFailed when it failed for good."""
+        run = await self._client.execute(self._kind, self._name, params, self._options, self._wait)
+        return run.result
+
+    async def start(self, **params: Any) -> AsyncHandle[Any]:
+        """Starts it; the handle's id is durable when this returns."""
+        return await self._client.accept(self._kind, self._name, params, self._options, _plain)
+
+
+class AsyncNames:
+    """`client.action` and `client.service`: call by name."""
+
+    def __init__(self, client: "AsyncDo", kind: RunKind) -> None:
+        self._client = client
+        self._kind: RunKind = kind
+
+    def __call__(
+        self,
+        name: str,
+        *,
+        key: str | None = None,
+        version: int | None = None,
+        trail: str | None = None,
+        deadline: float | None = None,
+        delay: float | None = None,
+        wait: float | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> AsyncByName:
+        """An action or service by name (`"x"` or `"x@2"`).
+
+        key: the same key and input again is the same run. deadline, delay, wait: seconds for the whole run, before its
+        start, and for this caller.
+        """
+        bare, pinned = split_version(name)
+        options = self._client.options(
+            Options(
+                key=key, version=version or pinned, trail=trail, deadline=deadline, delay=delay, labels=labels or {}
+            )
+        )
+        return AsyncByName(self._client, self._kind, bare, options, wait)
+
+    async def execute(
+        self,
+        *,
+        name: str,
+        params: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        version: int | None = None,
+        trail: str | None = None,
+        deadline: float | None = None,
+        delay: float | None = None,
+        wait: float | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> Run:
+        """Runs it by name and returns the run: `.id`, `.status`, `.result`. Raises ActionFailed."""
+        bare, pinned = split_version(name)
+        options = Options(
+            key=key, version=version or pinned, trail=trail, deadline=deadline, delay=delay, labels=labels or {}
+        )
+        return await self._client.execute(self._kind, bare, params or {}, self._client.options(options), wait)
+
+    async def list(self) -> list[Definition]:
+        """What can be called, with schemas."""
+        return await (await self._client.platform()).definitions(self._kind)
+
+
+class AsyncDo:
+    """A client. Without a URL it is embedded: it opens a store and runs an engine on the caller's event loop.
+
+    store: `sqlite:///dotdo.db`, a path, or `sqlite://` for one that is gone when the client closes; by default
+        `.dotdo/dotdo.db`. sql: the application's database(s), a URL or SQLAlchemy engine, or several by name.
+    resources: objects, (async) context managers or functions that make them, opened once and given to handlers by type.
+    catalogue: the definitions to offer; by default all that were made. check_replay: replay each finished run at once
+        and compare, for development and tests. clock: for tests. actor: who asks, for the journal. grace: seconds
+        that attempts in flight are given when the client closes.
+    """
+
+    def __init__(
+        self,
+        store: str | None = None,
+        *,
+        sql: Any = None,
+        resources: Sequence[Any] = (),
+        catalogue: Catalogue | None = None,
+        check_replay: bool | None = None,
+        clock: Clock | None = None,
+        actor: str | None = None,
+        grace: float = 10.0,
+    ) -> None:
+        self._open = lambda: open_engine(
+            store,
+            sql=sql,
+            resources=resources,
+            catalogue=catalogue or default_catalogue,
+            check_replay=check_replay,
+            clock=clock,
+            grace=grace,
+        )
+        self._opening: asyncio.Task[Engine] | None = None
+        self._closed = False
+        self.actor = actor
+        self.action = AsyncNames(self, "action")
+        self.service = AsyncNames(self, "service")
+        self.runs = AsyncRuns(self)
+
+    # -- typed calls --------------------------------------------------------------------------------------------------
+
+    @overload
+    async def run(self, definition: Action[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    async def run(self, definition: Service[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    async def run(self, definition: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Runs an action or service and returns its output, typed. Raises ActionFailed when it failed for good."""
+        kind, options, input = self._typed(definition, args, kwargs)
+        run = await self.execute(kind, definition.name, input, options, None)
+        return _loader(definition)(run)
+
+    @overload
+    async def start(self, definition: Action[P, R], /, *args: P.args, **kwargs: P.kwargs) -> AsyncHandle[R]: ...
+    @overload
+    async def start(self, definition: Service[P, R], /, *args: P.args, **kwargs: P.kwargs) -> AsyncHandle[R]: ...
+    async def start(self, definition: Any, /, *args: Any, **kwargs: Any) -> AsyncHandle[Any]:
+        """Starts an action or service; the handle's id is durable when this returns."""
+        kind, options, input = self._typed(definition, args, kwargs)
+        return await self.accept(kind, definition.name, input, options, _loader(definition))
+
+    def handle(self, id: str) -> AsyncHandle[Any]:
+        """The handle of a run that was started earlier."""
+        return AsyncHandle(self, id, _plain)
+
+    @contextlib.contextmanager
+    def trail(self, name: str) -> Generator[None]:
+        """Ties what is invoked inside together under one trail."""
+        token = _trail.set(name)
+        try:
+            yield
+        finally:
+            _trail.reset(token)
+
+    # -- what the methods above share ---------------------------------------------------------------------------------
+
+    def _typed(self, definition: Any, args: Any, kwargs: Any) -> tuple[RunKind, Options, bytes]:
+        if not isinstance(definition, Action | Service):
+            raise DefinitionError(f"{definition!r} is not an action or service; decorate it with @action or @service.")
+        options: Options = definition.options
+        overrides = definition.overrides
+        retry = overrides.retry
+        if retry is not None or overrides.timeout is not None:
+            numbers = None if retry is None else {name: getattr(retry, name) for name in _RETRY_NUMBERS}
+            options = msgspec.structs.replace(options, timeout=overrides.timeout, retry=numbers)
+        kind: RunKind = "action" if isinstance(definition, Action) else "service"
+        return kind, self.options(options), definition.schema.pack(args, kwargs)
+
+    def options(self, options: Options) -> Options:
+        """Options with the trail and actor that are in force."""
+        _check_options(options)
+        trail = options.trail or _trail.get()
+        if trail != options.trail or self.actor != options.actor:
+            return msgspec.structs.replace(options, trail=trail, actor=self.actor)
+        return options
+
+    async def execute(
+        self, kind: RunKind, name: str, params: Mapping[str, Any] | bytes, options: Options, wait: float | None
+    ) -> Run:
+        """Accepts a run and waits for its end."""
+        platform = await self.platform()
+        if wait is None:
+            return _check(await platform.execute(kind, name, params, options))
+        id = await platform.accept(kind, name, params, options)
+        return _check(await _within(wait, platform.result(id), id))
+
+    async def accept(
+        self, kind: RunKind, name: str, params: Mapping[str, Any] | bytes, options: Options, load: Load
+    ) -> AsyncHandle[Any]:
+        """Accepts a run."""
+        return AsyncHandle(self, await (await self.platform()).accept(kind, name, params, options), load)
+
+    async def platform(self) -> Platform:
+        """The platform, opened at first use. Raises StoreError; ClientClosed after `close`."""
+        if self._closed:
+            raise ClientClosed("The client is closed; open a new one.")
+        opening = self._opening
+        if opening is None:
+            opening = self._opening = asyncio.create_task(self._open())
+            try:
+                return await opening
+            except BaseException:
+                self._opening = None
+                raise
+        if opening.done():
+            return opening.result()
+        return await asyncio.shield(opening)
+
+    async def close(self) -> None:
+        """Drains and closes: attempts in flight end, runs go on at the next start."""
+        self._closed = True
+        if self._opening is not None:
+            await (await self._opening).close()
+            self._opening = None
+
+    async def __aenter__(self) -> Self:
+        await self.platform()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+_RETRY_NUMBERS = ("attempts", "delay", "factor", "max_delay", "jitter", "max_elapsed")
+
+
+def _plain(run: Run) -> Any:
+    return run.result
+
+
+def _loader(definition: Any) -> Load:
+    schema = definition.schema
+
+    def load(run: Run) -> Any:
+        return schema.load(codec.encode_result(run.result, "result"))
+
+    return load
+
+
+def _check(run: Run) -> Run:
+    """The run, if it completed. Raises what its outcome means otherwise."""
+    if run.status == "completed":
+        return run
+    error = run.error
+    message = error.message if error else ""
+    if run.status == "failed" and error is not None:
+        raise ActionFailed(
+            error.action or run.name,
+            error.type,
+            message,
+            attempts=error.attempts,
+            step=error.step,
+            run_id=run.id,
+            undo=run.undo,
+        )
+    outcome = RunBlocked if run.status == "blocked" else RunCancelled
+    failure = outcome(f"The run {run.id} of {run.name} is {run.status}: {message}")
+    failure.run_id = run.id
+    raise failure
+
+
+async def _within(timeout: float | None, work: Any, id: str) -> Run:
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            return await work
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        error = StillRunning(f"The run {id} had not ended after {timeout} s. It goes on; ask again by its id.")
+        error.run_id = id
+        raise error from None
+
+
+def _check_options(options: Options) -> None:
+    if options.key is not None and not 0 < len(options.key) <= 500:
+        raise DefinitionError("key: 1 to 500 characters are needed.")
+    for name in ("deadline", "delay"):
+        value = getattr(options, name)
+        if value is not None and not 0 <= value < 1e10:
+            raise DefinitionError(f"{name}={value!r}: a number of seconds, 0 or more, is needed.")

@@ -61,7 +61,9 @@ class Catalogue:
         """Like `get`, but None when there is no such definition."""
         versions = self._found[kind].get(name)
         if not versions:
-            return None
+            # Connectors register their effects in the default catalogue; who has one of their own uses them, too.
+            is_own = kind == "effect" and self is not default_catalogue
+            return default_catalogue.find(kind, name, version) if is_own else None
         return versions.get(max(versions) if version is None else version)
 
     def newest(self, kind: str, name: str) -> int | None:

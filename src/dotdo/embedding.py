@@ -79,9 +79,20 @@ def store_path(store: str | None) -> str | None:
     return rest[1:]
 
 
-def audit_key(path: str | None) -> bytes:
+def open_reader(store: str | None) -> SqlStore:
+    """Opens a store for reading, also beside a live engine: nothing is locked, made or changed. Raises StoreUnusable."""
+    path = store_path(store)
+    if path is None:
+        raise StoreUnusable("A temporary store (sqlite://) is gone when its client closes; there is nothing to read.")
+    return SqlStore(SQLiteDatabase(path, readonly=True))
+
+
+def audit_key(path: str | None, *, make: bool = True) -> bytes:
     """The key under which heads of journals are anchored: from DOTDO_AUDIT_KEY (hex), else from a file beside the store
-    that is made once. Keep it elsewhere too: whoever has it can forge, and without it the anchors cannot be checked."""
+    that is made once. Keep it elsewhere too: whoever has it can forge, and without it the anchors cannot be checked.
+
+    make: whether a missing file is made. Raises StoreUnusable.
+    """
     given = os.environ.get("DOTDO_AUDIT_KEY")
     if given:
         try:
@@ -95,8 +106,13 @@ def audit_key(path: str | None) -> bytes:
         return secrets.token_bytes(32)
     file = Path(path + ".audit-key")
     try:
-        return bytes.fromhex(file.read_text(encoding="ascii").strip())
+        key = bytes.fromhex(file.read_text(encoding="ascii").strip())
+        if len(key) < 16:
+            raise ValueError("it is too short; restore it from your copy")
+        return key
     except FileNotFoundError:
+        if not make:
+            raise StoreUnusable(f"There is no audit key {file}. Restore it, or give it as DOTDO_AUDIT_KEY.") from None
         key = secrets.token_bytes(32)
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as out:
             out.write(key.hex() + "\n")

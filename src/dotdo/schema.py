@@ -225,7 +225,7 @@ def _rename(given: dict[str, Any], fields: Mapping[str, Hint], path: str, proble
     return result
 
 
-def _rename_nested(value: object, hint: Hint, path: str, problems: list[Problem]) -> object:
+def _rename_nested(value: object, hint: Hint, path: str, problems: list[Problem]) -> Any:
     if isinstance(value, dict):
         fields = _fields(hint)
         given = cast("dict[str, Any]", value)
@@ -239,7 +239,7 @@ def _rename_nested(value: object, hint: Hint, path: str, problems: list[Problem]
         if inner is not None:
             items = cast("list[Any]", value)
             return [_rename_nested(item, inner, f"{path}[{n}]", problems) for n, item in enumerate(items)]
-    return value
+    return cast("object", value)
 
 
 def _plain(hint: Hint) -> Hint:

@@ -69,7 +69,7 @@ class Onboarding:
         given = {"sql": f"sqlite:///{database}", "resources": resources(), "clock": self.clock, "check_replay": True}
         client = Do(f"sqlite:///{store}", **{**given, **options})
         self._open.append(client)
-        return client
+        return client.__enter__()  # its engine takes what is due
 
     def users(self) -> list[tuple[str, str]]:
         """Name and address of each user in the database."""
@@ -77,7 +77,7 @@ class Onboarding:
             return connection.execute("select name, email from users order by rowid").fetchall()
 
     def process(self, key: str, name: str, email: str) -> "subprocess.Popen[str]":
-        """Onboards somebody in a process of its own, which prints the run's id and result as JSON."""
+        """Onboards somebody in a process of its own, which prints the run's id and result."""
         command = [sys.executable, "-m", "examples.onboarding.onboard", str(self.folder), key, name, email]
         root = str(Path(app.__file__).resolve().parents[2])
         environment = {**os.environ, "PYTHONPATH": root}

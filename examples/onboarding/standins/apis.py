@@ -204,5 +204,5 @@ def serve_apis(world: World) -> dict[str, Server]:
     Api.world = world
     servers = {api.name: Server(("127.0.0.1", 0), api) for api in (Billing, Crm, Slack)}
     for server in servers.values():
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     return servers

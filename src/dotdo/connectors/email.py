@@ -87,8 +87,8 @@ def send(
     return Sent(message_id(staged.id, sender), recipients, content.subject)
 
 
-# Mail may wait: eight tries over about a quarter of an hour, as servers that greylist ask for.
-@effect("email.send-message", dedup="none", on_unknown="resend", retry=Retry(attempts=8, factor=3, max_delay=600))
+# Mail may wait: up to an hour, which is longer than servers that greylist want it to.
+@effect("email.send-message", dedup="none", on_unknown="resend", retry=Retry(attempts=12, factor=3, max_delay=600))
 async def send_message(
     call: EffectCall,
     to: list[str],

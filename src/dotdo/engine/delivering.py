@@ -78,8 +78,8 @@ async def _deliver_one(
     while not delivery.delivered and not delivery.given_up:
         if delivery.next_at is not None and delivery.next_at > run.engine.clock.now():
             text = f"{staged.effect} to be delivered, try {delivery.tries + 1}"
-            if record.last_error is not None:
-                text += f", after: {record.last_error.message[:200]}"
+            if delivery.error is not None:
+                text += f", after: {delivery.error.message[:200]}"
             await run.wait_until(f"{record.id}/{index}", delivery.next_at, "delivery", text)
         if run.is_stopping and not delivery.begun and not record.id.startswith(OWN_STEPS):
             return  # effects not yet begun are dropped when the run stops; those of undos and on_failure are sent

@@ -5,12 +5,10 @@ what it hands to the writer, the reader and the handlers' threads.
 """
 
 import asyncio
-import gc
 import inspect
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -21,14 +19,17 @@ import msgspec
 from dotdo.catalogue import Catalogue, Snapshot
 from dotdo.clock import Clock
 from dotdo.engine.accepting import AcceptedRun, input_digest, new_run, run_id
+from dotdo.engine.answering import Answers, run_record
 from dotdo.engine.children import child_message
 from dotdo.engine.claiming import Claimer
 from dotdo.engine.committing import GroupCommit
-from dotdo.engine.history import History, StepRecord
+from dotdo.engine.forgetting import AppliedRows
+from dotdo.engine.history import History
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.resuming import Suspects, load_runs
 from dotdo.engine.running import LiveRun
 from dotdo.engine.threads import Threads
+from dotdo.engine.tuning import tune_interpreter
 from dotdo.engine.waking import Alarm
 from dotdo.errors import ClientClosed, KeyConflict, StoreError, UnknownName
 from dotdo.journal import Blocked, Ended, Entry
@@ -36,19 +37,12 @@ from dotdo.records import Definition, Options, Run, RunFilter, RunKind
 from dotdo.store.protocol import Claim, Message, Store
 
 if TYPE_CHECKING:
-    from dotdo.engine.applying import Databases, Key
+    from dotdo.engine.applying import Databases
 
 T = TypeVar("T")
 
 CAPACITY = 20_000
 GRACE_SECONDS = 10.0
-# SQLite gives up Python's global lock at each statement and asks for it again after. Beside a busy thread each such
-# hand-over takes one switch interval: 5 ms by default, which would make commits 10 times as slow.
-SWITCH_INTERVAL = 0.0005
-# Runs leave no cycles behind, but thousands in flight make each collection long: at Python's default thresholds the
-# collector takes a fifth of all time.
-COLLECT_AFTER = (20_000, 10, 20)
-FORGET_BATCH = 100
 
 
 class Engine:
@@ -77,13 +71,12 @@ class Engine:
         self.suspects = Suspects(self)
         self._given, self._grace = resources, grace
         self._stack = AsyncExitStack()
-        self._waiters: dict[str, list[asyncio.Future[Run]]] = {}
         self._snapshots: dict[str, Snapshot] = {}
         self._changes = -1
         self._snapshot = Snapshot("", {})
         self._kept: list[asyncio.Task[Any]] = []
         self._background: set[asyncio.Task[Any]] = set()
-        self._applied: dict[str, list[Key]] = {}
+        self.applied = AppliedRows(self)
         self._outliving = 0
         self._closed = False
 
@@ -92,11 +85,12 @@ class Engine:
     async def start(self) -> None:
         """Opens resources, joins the store and begins to claim what is due."""
         self.loop = asyncio.get_running_loop()
-        _tune_interpreter()
+        tune_interpreter()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="dotdo-reader")
         self.committer = GroupCommit(self.store, self.loop)
         self.alarm = Alarm(self.clock, self.loop)
         self.threads = Threads(self.loop)
+        self.answers = Answers(self.loop)
         try:
             for given in self._given:
                 await self._open_resource(given)
@@ -123,16 +117,10 @@ class Engine:
             run.release()
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
-        for database in list(self._applied):
-            await self._forget_now(database)
+        await self.applied.flush()
         if self._background:
             await asyncio.wait(self._background, timeout=grace)
-        for waiters in self._waiters.values():
-            for future in waiters:
-                if not future.done():
-                    future.set_exception(
-                        ClientClosed("The engine was stopped before the run ended; the run goes on later.")
-                    )
+        self.answers.fail_all(ClientClosed("The engine was stopped before the run ended; the run goes on later."))
         try:
             await self.committer.call(lambda: self.store.leave(self.node, self.clock.now()))
         except StoreError as error:
@@ -315,7 +303,7 @@ class Engine:
                 if claim is not None:
                     await self.resume([msgspec.structs.replace(claim, crashed=False)])
                 elif await self.read(lambda: self.store.get_run(id)) is None:
-                    self._resolve_error(id, error)
+                    self.answers.fail(id, error)
                 return
             except StoreError as again:
                 self.log.error("reading %s again failed: %s", id, again)
@@ -334,8 +322,8 @@ class Engine:
         def durable(error: BaseException | None) -> None:
             if error is None:
                 self.live.pop(run.id, None)
-                if run.id in self._waiters:
-                    self._resolve(run.id, run_record(run, ended.status, ended))
+                if self.answers.awaited(run.id):
+                    self.answers.give(run.id, run_record(run, ended.status, ended))
                 if message is not None:
                     self.hint(message.run)
 
@@ -349,34 +337,22 @@ class Engine:
             if error is None:
                 self.live.pop(run.id, None)
                 self.log.warning("run %s (%s) is blocked: %s", run.id, run.accepted.name, data.error.message)
-                if run.id in self._waiters:
-                    self._resolve(run.id, run_record(run, "blocked", None, data))
+                if self.answers.awaited(run.id):
+                    self.answers.give(run.id, run_record(run, "blocked", None, data))
 
         run.journal.when_written(written)
-
-    def _resolve(self, id: str, record: Run) -> None:
-        for future in self._waiters.pop(id, ()):
-            if not future.done():
-                future.set_result(record)
-
-    def _resolve_error(self, id: str, error: BaseException) -> None:
-        for future in self._waiters.pop(id, ()):
-            if not future.done():
-                future.set_exception(error)
 
     # -- Platform -----------------------------------------------------------------------------------------------------
 
     async def result(self, id: str) -> Run:
         """Waits until the run has ended or is blocked. Raises UnknownName."""
-        future: asyncio.Future[Run] = self.loop.create_future()
-        self._waiters.setdefault(id, []).append(future)
+        future = self.answers.wait(id)
         if id not in self.live:
             record = await self.read(lambda: self.store.get_run(id))
             if record is None and id not in self.live:
-                self._waiters.pop(id, None)
-                raise UnknownName(f"There is no run {id!r}.")
-            if record is not None and (record.ended or record.status == "blocked") and not future.done():
-                self._resolve(id, record)
+                self.answers.fail(id, UnknownName(f"There is no run {id!r}."))
+            elif record is not None and (record.ended or record.status == "blocked"):
+                self.answers.give(id, record)
         return await future
 
     async def get(self, id: str) -> Run:
@@ -478,60 +454,3 @@ class Engine:
         self._outliving -= 1
         if not future.cancelled() and future.exception() is not None:
             self.log.debug("a handler ended after its attempt: %r", future.exception())
-
-    def forget_applied(self, run: LiveRun, database: str, record: StepRecord, attempt: int) -> None:
-        """Has an applied row deleted some time after its completion is durable."""
-        key = (run.id, record.id, record.generation, attempt)
-
-        def durable(error: BaseException | None) -> None:
-            if error is None:
-                keys = self._applied.setdefault(database, [])
-                keys.append(key)
-                if len(keys) == 1:
-                    self.loop.call_later(1.0, self._forget_soon, database)
-                elif len(keys) == FORGET_BATCH:
-                    self._forget_soon(database)
-
-        run.journal.when_durable(durable)
-
-    def _forget_soon(self, database: str) -> None:
-        if not self._closed and self._applied.get(database):
-            self.spawn(self._forget_now(database))
-
-    async def _forget_now(self, database: str) -> None:
-        keys, databases = self._applied.pop(database, []), self.databases
-        if keys and databases is not None:
-            await self.threads.run(lambda: databases.forget(database, keys))
-
-
-def _tune_interpreter() -> None:
-    if sys.getswitchinterval() > SWITCH_INTERVAL:
-        sys.setswitchinterval(SWITCH_INTERVAL)
-    if 0 < gc.get_threshold()[0] < COLLECT_AFTER[0]:
-        gc.set_threshold(*COLLECT_AFTER)
-
-
-def run_record(run: LiveRun, status: Any, ended: Ended | None, blocked: Blocked | None = None) -> Run:
-    """A run in memory as callers see it."""
-    accepted = run.accepted
-    options = accepted.options
-    return Run(
-        id=run.id,
-        kind=accepted.kind,
-        name=accepted.name,
-        version=accepted.version,
-        status=status,
-        undo=ended.undo if ended else "none",  # type: ignore[arg-type]
-        generation=run.history.generation,
-        result=msgspec.json.decode(ended.result) if ended else None,
-        error=ended.error if ended else blocked.error if blocked else None,
-        not_undone=ended.not_undone if ended else [],
-        key=options.key,
-        trail=options.trail,
-        actor=options.actor,
-        labels=options.labels,
-        parent=accepted.parent,
-        root=run.id.partition(".")[0],
-        created_at=run.history.accepted_at,
-        ended_at=run.journal.at if ended else None,
-    )

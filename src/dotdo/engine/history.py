@@ -64,6 +64,7 @@ class Delivery(msgspec.Struct, gc=False):
     given_up: bool = False
     next_at: int | None = None
     first_at: int | None = None
+    error: ErrorRecord | None = None
 
 
 class StepRecord(msgspec.Struct, gc=False):
@@ -210,7 +211,7 @@ class History:
         delivery.given_up = data.next_at is None
         if delivery.first_at is None:
             delivery.first_at = entry.at
-        self.step(entry.step).last_error = data.error
+        delivery.error = data.error
 
     def _effects_dropped(self, entry: Entry, data: EffectsDropped) -> None:
         for index in data.effects:

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dotdo.action import Action, Overrides
-from dotdo.engine import undoing
-from dotdo.engine.children import start_child, take_child_message, undo_child
-from dotdo.engine.failing import Block, error_record, failure_record, is_failure
-from dotdo.engine.history import COMPLETED, FAILED, History, StepRecord
+from dotdo.engine import finishing, parking, undoing
+from dotdo.engine.children import start_child, undo_child
+from dotdo.engine.failing import Block, error_record
+from dotdo.engine.history import History, StepRecord
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.messages import apply_message
-from dotdo.engine.replaying import check_replay
 from dotdo.engine.service_code import Call, ServiceCode
 from dotdo.engine.stepping import StepRun, step_context
 from dotdo.engine.waking import Wake
-from dotdo.errors import DotdoError, InvalidInput, InvalidValue, ReplayError, RunEvicted, StoreError
+from dotdo.errors import InvalidInput, ReplayError, RunEvicted, StoreError
 from dotdo.journal import Accepted, Completion, Data, Empty, Ended, Entry, Fired, Stopping
 from dotdo.policy import Retry
 from dotdo.records import ErrorRecord, WaitingFor
@@ -31,10 +30,6 @@ from dotdo.store.protocol import Message
 
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
-
-# How long an idle run stays in memory before it is parked, in seconds.
-LINGER = 0.25
-LINGER_FOR_CHILD = 5.0
 
 
 class LiveRun:
@@ -56,13 +51,14 @@ class LiveRun:
         self.steps: dict[str, StepRun] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.waits: dict[str, WaitingFor] = {}
+        self._futures: dict[str, asyncio.Future[None]] = {}
         self.taken = 0  # the newest message that was taken
         self._handed = 0
         self._fresh = False
-        self._busy = 0
+        self.busy = 0
         self._unmatched: list[StepRecord] = []
         self._unsettled: set[str] = set()
-        self._conductor: asyncio.Task[None] | None = None
+        self.conductor: asyncio.Task[None] | None = None
         self._timer: tuple[str, Wake] | None = None
         self._deadline: Wake | None = None
         self._parking: asyncio.TimerHandle | None = None
@@ -109,7 +105,7 @@ class LiveRun:
         try:
             self.code.begin()
         except (ReplayError, InvalidInput) as error:
-            self._bug(error)
+            self.block_for(error)
             return
         self.pump(replaying=not fresh)
 
@@ -118,21 +114,28 @@ class LiveRun:
         if self.crashed:
             self._unsettled.add(record.id)
         if record.done:
-            self._action_done()
+            finishing.finish_action(self)
             return
         options = self.accepted.options
         overrides = Overrides(timeout=options.timeout, retry=_retry_of(options.retry, self.definition.retry))
-        self._busy += 1
+        self.busy += 1
         launch = partial(self._launch_action, record.id, self.definition, bytes(self.accepted.input), overrides)
         if self.journal.is_durable:
             launch()
         else:
             self.journal.when_durable(lambda error: None if error or self.over or self.is_stopping else launch())
 
-    def _arm_deadline(self) -> None:
+    @property
+    def deadline_at(self) -> int | None:
+        """When the whole run must have ended (ms), if it has a deadline."""
         options = self.accepted.options
-        if options.deadline is not None and self.history.ended is None:
-            due = self.history.accepted_at + round(((options.delay or 0) + options.deadline) * 1000)
+        if options.deadline is None or self.history.ended is not None:
+            return None
+        return self.history.accepted_at + round(((options.delay or 0) + options.deadline) * 1000)
+
+    def _arm_deadline(self) -> None:
+        due = self.deadline_at
+        if due is not None:
             self._deadline = self.engine.alarm.at(due, self._deadline_passed)
 
     def _deadline_passed(self) -> None:
@@ -164,7 +167,7 @@ class LiveRun:
             return
         code = self.code
         if code is None:
-            self._action_done()
+            finishing.finish_action(self)
             return
         self._pumping = True
         handovers = self.history.handovers
@@ -173,7 +176,7 @@ class LiveRun:
                 self._handed += 1
                 code.hand_over(handovers[self._handed - 1])
         except ReplayError as error:
-            self._bug(error)
+            self.block_for(error)
             return
         finally:
             self._pumping = False
@@ -181,7 +184,7 @@ class LiveRun:
 
     def _after(self, code: ServiceCode, replaying: bool) -> None:
         if code.main.done():
-            self._finish(code)
+            finishing.finish(self, code, fresh=self._fresh)
             return
         new, code.new = code.new, []
         if replaying:
@@ -192,19 +195,19 @@ class LiveRun:
             self._unmatched = code.unmatched()
             mismatch = code.mismatch(self._unmatched, new)
             if mismatch is not None:
-                self._bug(mismatch)
+                self.block_for(mismatch)
                 return
         if code.cancelled:
             self._cancel_steps(code)
         if new:
             self._launch_when_durable(new)
         self._arm_timer(code)
-        if self._busy == 0:
+        if self.busy == 0:
             self._idle()
 
     def _launch_when_durable(self, calls: list[Call]) -> None:
         """No attempt starts before every earlier entry of its run is durable."""
-        self._busy += len(calls)
+        self.busy += len(calls)
         if self.journal.is_durable:
             self._launch_all(calls, None)
         else:
@@ -234,7 +237,7 @@ class LiveRun:
         task.add_done_callback(partial(self._step_done, id))
 
     def _step_done(self, id: str, task: "asyncio.Task[None]") -> None:
-        self._busy -= 1
+        self.busy -= 1
         self.tasks.pop(id, None)
         self.steps.pop(id, None)
         if self.over:
@@ -268,26 +271,27 @@ class LiveRun:
 
     def enter(self) -> None:
         """One more part of the run is busy."""
-        self._busy += 1
+        self.busy += 1
 
     def leave(self) -> None:
         """One part less; when all wait, the run may be parked."""
-        self._busy -= 1
-        if self._busy == 0 and not self._pumping:
+        self.busy -= 1
+        if self.busy == 0 and not self._pumping:
             self._idle()
 
     async def wait_until(self, key: str, due: int, kind: str, text: str) -> None:
         """A durable wait of a step: known to be over from the journal, so the run may leave memory meanwhile."""
         future: asyncio.Future[None] = self.engine.loop.create_future()
         wake = self.engine.alarm.at(due, partial(_wake, future))
-        self.waits[key] = WaitingFor(kind, text, due, key)
+        self.waits[key], self._futures[key] = WaitingFor(kind, text, due, key), future
         self.leave()
         try:
             await future
         finally:
             wake.cancel()
             self.waits.pop(key, None)
-            self._busy += 1
+            self._futures.pop(key, None)
+            self.busy += 1
 
     async def wait_for_child(self, run: str, text: str, step: str) -> Message:
         """Waits for the message that a child run has ended."""
@@ -301,7 +305,7 @@ class LiveRun:
         finally:
             self.children.pop(run, None)
             self.waits.pop(step, None)
-            self._busy += 1
+            self.busy += 1
 
     async def may_attempt(self) -> None:
         """Returns when an attempt may start: every earlier entry is durable, and the engine is not draining."""
@@ -337,6 +341,18 @@ class LiveRun:
                 await self.wait_until(step, due, "settlement", f"to learn how attempt {attempt} ended: {error}")
                 wait = min(wait * 2, 60_000)
 
+    def _idle(self) -> None:
+        if not (self.over or self._parking is not None or self.engine.draining):
+            if self.code is not None and not self.is_stopping and not parking.may_move(self, self.code):
+                self.block_for(parking.deadlock())
+            else:
+                self._parking = self.engine.loop.call_later(parking.linger(self), self._park)
+
+    def _park(self) -> None:
+        self._parking = None
+        if not (self.over or self.busy or (self.conductor is not None and not self.waits)):
+            parking.park(self)
+
     def _arm_timer(self, code: ServiceCode) -> None:
         timer = code.loop.next_timer()
         if self._timer is not None:
@@ -353,64 +369,16 @@ class LiveRun:
             self.append("fired", Fired(due), key)
             self.pump()
 
-    def _idle(self) -> None:
-        if self.over or self._parking is not None or self.engine.draining:
-            return
-        code = self.code
-        linger = LINGER_FOR_CHILD if self.children else LINGER
-        if code is not None and not self.is_stopping and not self._may_move(code):
-            self._bug(
-                ReplayError(
-                    "The service waits for something that nothing can bring about: no step, timer or event is "
-                    "under way. "
-                    "Look for a Future, Event or Queue that nobody fills."
-                )
-            )
-            return
-        self._parking = self.engine.loop.call_later(linger, self.park)
-
-    def _may_move(self, code: ServiceCode) -> bool:
-        return bool(self.tasks or self._conductor or code.loop.next_timer() or code.awaited_events())
-
-    def park(self) -> None:
-        """Leaves memory if everything still waits; the row says for what, and when to come back."""
-        self._parking = None
-        if self.over or self._busy or self._conductor_busy():
-            return
-        waits = list(self.waits.values())
-        code = self.code
-        if code is not None and not self.is_stopping:
-            timer = code.loop.next_timer()
-            if timer is not None:
-                waits.append(WaitingFor("timer", f"a timer of the service ({timer.key})", timer.due))
-            waits += [WaitingFor("event", f"the event {name!r}") for name in code.awaited_events()]
-        if not waits:
-            return
-        waits.sort(key=lambda wait: (wait.until is None, wait.until or 0))
-        due = waits[0].until
-        if due is not None and due - self.engine.clock.now() < LINGER * 1000:
-            return
-        if self._deadline is not None and self.accepted.options.deadline is not None:
-            limit = self.history.accepted_at + round(
-                ((self.accepted.options.delay or 0) + self.accepted.options.deadline) * 1000
-            )
-            due = limit if due is None else min(due, limit)
-        self.journal.update("waiting", waiting_for=_together(waits), due_at=due)
-        self.engine.parked(self, due)
-
-    def _conductor_busy(self) -> bool:
-        return self._conductor is not None and not self.waits
-
     # -- ending -------------------------------------------------------------------------------------------------------
 
     def conduct(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs what brings the run to its end, as a task of the engine's loop."""
-        self._busy += 1
-        self._conductor = self.engine.loop.create_task(work, context=step_context())
-        self._conductor.add_done_callback(self._conducted)
+        self.busy += 1
+        self.conductor = self.engine.loop.create_task(work, context=step_context())
+        self.conductor.add_done_callback(self._conducted)
 
     def _conducted(self, task: "asyncio.Task[None]") -> None:
-        self._busy -= 1
+        self.busy -= 1
         if self.over:
             self.engine.swallow(task)
         elif not task.cancelled() and task.exception() is not None:
@@ -421,77 +389,30 @@ class LiveRun:
         if self.over or self.is_stopping:
             return
         self.is_stopping = True
-        in_flight = {id: self.history.step(id).attempt + 1 for id in self.tasks}
+        in_flight = {id: self.history.step(id).attempt + 1 for id in {*self.tasks, *self._unsettled}}
         stopping = msgspec.structs.replace(stopping, in_flight=in_flight)
         if self.code is not None:
             self.engine.keep(self.code.end())
+        self._stop_waits()
         self.conduct(undoing.stop(self, stopping))
 
-    def _finish(self, code: ServiceCode) -> None:
-        result, error = code.outcome()
-        if error is not None and not is_failure(error) and self.definition.on_bug == "block":
-            self._bug(error)
-        elif error is not None:
-            record, causes = failure_record(error)
-            status = "cancelled" if isinstance(error, asyncio.CancelledError) else "failed"
-            self.stop(Stopping(status, record, causes))
-        else:
-            self._finish_well(code, result)
+    def _stop_waits(self) -> None:
+        """Deliveries that wait for their next try look up at once, and see that the run stops."""
+        for key, future in self._futures.items():
+            if self.waits[key].kind == "delivery":
+                _wake(future)
 
-    def _finish_well(self, code: ServiceCode, result: Any) -> None:
-        try:
-            data, _ = self.definition.schema.dump(result)
-        except InvalidValue as error:
-            self._bug(error)
-            return
-        left = code.never_awaited()
-        if left:
-            self._bug(ReplayError(f"The step {left[0]} was called but never awaited, so it never ran. Await it."))
-            return
-        mismatch = code.leftover(fresh=self._fresh)
-        if mismatch is not None:
-            self._bug(mismatch)
-            return
-        if any(not task.done() for task in self.tasks.values()):
-            self.conduct(self._finish_slowly(data))
-        else:
-            self._complete(data)
-
-    async def _finish_slowly(self, data: bytes) -> None:
-        """The service has returned with steps in flight: they are cancelled, or delivered if committed, first."""
-        self.is_stopping = False
-        await self.settle_in_flight(deliver=True)
-        self._complete(data)
-
-    def _complete(self, data: bytes) -> None:
-        if self.journal.kept is not None:
-            mismatch = check_replay(self)
-            if mismatch is not None:
-                self._bug(mismatch)
-                return
-        self.end(Ended("completed", msgspec.Raw(data)))
-
-    def _action_done(self) -> None:
-        record = self.history.step(self.accepted.name)
-        if record.state == COMPLETED and record.completion is not None:
-            self.end(Ended("completed", record.completion.result))
-        elif record.state == FAILED and record.error is not None and not self.is_stopping:
-            self.stop(Stopping("failed", record.error, [record.id]))
-        elif self._busy == 0 and not self._conductor:
-            self._idle()
-
-    async def settle_in_flight(self, *, deliver: bool = False) -> None:
+    async def settle_in_flight(self) -> None:
         """Ends every attempt in flight: cancels what has not committed, waits for what is being sent."""
         for id, task in list(self.tasks.items()):
-            record = self.history.step(id)
-            if record.completion is None or (id in self.waits and not deliver):
+            if self.history.step(id).completion is None:
                 task.cancel()
         while self.tasks:
             self.leave()
             try:
                 await asyncio.wait(list(self.tasks.values()))
             finally:
-                self._busy += 1
+                self.busy += 1
 
     def end(self, ended: Ended) -> None:
         """Appends the terminal entry."""
@@ -499,14 +420,9 @@ class LiveRun:
         self.journal.update(ended.status, undo=ended.undo, ended=True)
         self.engine.ended(self, ended)
 
-    def _bug(self, error: BaseException) -> None:
-        if not isinstance(error, DotdoError):
-            message = (
-                f"The service raised {type(error).__name__}: {error}. Nothing was undone: mend it and retry the run."
-            )
-            self.block(Block("bug", message, error=error_record(error)))
-        else:
-            self.block(Block(error.code, error.message, error=error_record(error)))
+    def block_for(self, error: BaseException) -> None:
+        """Blocks the run for an error of its service's code."""
+        self.block(finishing.block_of(error))
 
     def block(self, block: Block) -> None:
         """The run waits for a person: what is in flight ends, then it leaves memory."""
@@ -516,15 +432,8 @@ class LiveRun:
         self.is_stopping = True
         if self.code is not None:
             self.engine.keep(self.code.end())
-        self.conduct(self._block(block))
-
-    async def _block(self, block: Block) -> None:
-        await self.settle_in_flight(deliver=True)
-        data = block.data()
-        self.append("blocked", data)
-        waiting_for = WaitingFor("person", f"{block.reason}: {data.error.message}", None, block.step)
-        self.journal.update("blocked", waiting_for=waiting_for)
-        self.engine.blocked(self, data)
+        self._stop_waits()
+        self.conduct(finishing.settle_and_block(self, block))
 
     def release(self) -> None:
         """Leaves memory at once: nothing of it acts any more."""
@@ -540,7 +449,7 @@ class LiveRun:
         for step in self.steps.values():
             if step.attempt is not None:
                 step.attempt.end("was given up, because its run left this process")
-        for task in [*self.tasks.values(), *([self._conductor] if self._conductor else [])]:
+        for task in [*self.tasks.values(), *([self.conductor] if self.conductor else [])]:
             task.cancel()
         if self.code is not None:
             self.engine.keep(self.code.end())
@@ -556,10 +465,6 @@ class LiveRun:
             if message.id > self.taken:
                 apply_message(self, message)
         self.pump()
-
-    def child_ended(self, message: Message) -> None:
-        """The message of a child run that has ended."""
-        take_child_message(self, message)
 
     async def undo_step(self, record: StepRecord) -> None:
         """Takes one committed step back."""
@@ -577,11 +482,3 @@ def _wake(future: "asyncio.Future[None]") -> None:
 
 def _retry_of(given: dict[str, Any] | None, default: Retry) -> Retry | None:
     return None if given is None else msgspec.structs.replace(default, **given)
-
-
-def _together(waits: list[WaitingFor]) -> WaitingFor:
-    first = waits[0]
-    if len(waits) == 1:
-        return first
-    more = f" (and {len(waits) - 1} more: {'; '.join(wait.text for wait in waits[1:4])})"
-    return WaitingFor(first.kind, first.text + more, first.until, first.step)

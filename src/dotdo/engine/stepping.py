@@ -110,7 +110,7 @@ class StepRun:
         else:
             self._commit(completion, number)
             if completion.sql:
-                run.engine.forget_applied(run, completion.sql[0], record, number)
+                run.engine.applied.forget(run, completion.sql[0], record, number)
         finally:
             self.attempt = None
 
@@ -266,14 +266,14 @@ class StepRun:
         run, record = self.run, self.record
         completion = record.completion
         assert completion is not None
-        sent = [
-            effect.effect
-            for effect, delivery in zip(completion.effects, record.deliveries, strict=True)
-            if delivery.delivered
-        ]
+        pairs = list(zip(completion.effects, record.deliveries, strict=True))
+        effect, refused = next((staged.effect, one.error) for staged, one in pairs if one.error and one.given_up)
+        assert refused is not None
+        message = f"{effect} could not be delivered: {refused.message}"
+        error = msgspec.structs.replace(refused, message=message, action=self.definition.name)
         await run.undo_step(record)
         await requesting.undo_requests(run, record)
-        self._fail(record.last_error or ErrorRecord("Error", "an effect could not be delivered"), sent)
+        self._fail(error, [staged.effect for staged, delivery in pairs if delivery.delivered])
 
     # -- after a crash ------------------------------------------------------------------------------------------------
 
@@ -284,7 +284,7 @@ class StepRun:
         completion = await run.settle(self.id, record.generation, number)
         if completion is not None:
             self._commit(completion, number)
-            run.engine.forget_applied(run, completion.sql[0], record, number)
+            run.engine.applied.forget(run, completion.sql[0], record, number)
         else:
             run.append("lost", Empty(), self.id, number)
 

@@ -4,6 +4,8 @@ Writes happen on one thread (the engine's writer) and are durable when they retu
 same time. The store keeps names and bytes, and never imports a definition.
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import msgspec
@@ -88,14 +90,21 @@ class Claim(msgspec.Struct, frozen=True):
     crashed: bool
 
 
-class Head(msgspec.Struct, frozen=True):
-    """A run's anchored head, for the audit."""
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """A run's anchored head and what else its row says, for the audit."""
 
     run: str
     seq: int
     digest: str
     anchor: str
     status: str
+    undo: str
+    name: str
+    version: int
+
+
+# One journal entry as the audit sees it: run, kind, header, data, data_digest, digest.
+Link = tuple[str, str, str, str, str, str]
 
 
 class Store(Protocol):
@@ -174,16 +183,13 @@ class Store(Protocol):
         """A snapshot of versions; empty when it is not there."""
         ...
 
-    def heads(self, after: str, limit: int) -> list[Head]:
-        """Anchored heads in order of run id, for the audit."""
+    def read_chains(self, first: str, last: str) -> AbstractContextManager[tuple[Iterator[Head], Iterator[Link]]]:
+        """For the audit: heads and journals of a range of ids, both in order of run, of one moment. Streamed, so that
+        memory stays bounded; what is written meanwhile waits in the log until the context ends."""
         ...
 
-    def read_chains(self, first: str, last: str) -> list[tuple[Any, ...]]:
-        """(run, seq, header, data, data_digest, digest) of the runs in a range of ids."""
-        ...
-
-    def orphans(self) -> list[str]:
-        """Runs that have a journal but no row."""
+    def find_runs(self, prefix: str, limit: int) -> list[str]:
+        """Ids that begin like that, newest first."""
         ...
 
     def count_by_status(self) -> dict[str, int]:

@@ -4,7 +4,8 @@ A batch goes through a handful of statements however many rows it has: each take
 Python's global lock at each statement, so beside a busy thread this is what keeps a commit fast.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -13,7 +14,7 @@ from dotdo.errors import FenceLost, InvalidOperation, UnknownName
 from dotdo.journal import Blocked, Ended, Entry
 from dotdo.records import ENDED, Run, RunFilter, WaitingFor
 from dotdo.store.migrate import Migratable, migrate
-from dotdo.store.protocol import Claim, Head, Message, Write
+from dotdo.store.protocol import Claim, Head, Link, Message, Write
 from dotdo.store.queries import load_queries
 
 _encode = msgspec.json.Encoder().encode
@@ -31,6 +32,7 @@ class Database(Migratable, Protocol):
     def write(self, sql: str, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]: ...
     def changes(self) -> int: ...
     def transaction(self) -> AbstractContextManager[None]: ...
+    def snapshot(self) -> AbstractContextManager[Callable[[str, dict[str, Any]], Iterator[Any]]]: ...
     def settle_log(self) -> None: ...
     def close(self) -> None: ...
 
@@ -202,17 +204,17 @@ class SqlStore:
         found = self._db.read(self._sql["load_definitions"], {"id": id})
         return msgspec.json.decode(found[0][0], type=dict[str, int]) if found else {}
 
-    def heads(self, after: str, limit: int) -> list[Head]:
-        """Anchored heads in order of run id."""
-        return [Head(*row) for row in self._db.read(self._sql["run_ids"], {"after": after, "limit": limit})]
+    @contextmanager
+    def read_chains(self, first: str, last: str) -> Generator[tuple[Iterator[Head], Iterator[Link]]]:
+        """Heads and journals of a range of ids, of one moment."""
+        with self._db.snapshot() as stream:
+            wanted = {"first": first, "last": last}
+            heads = (Head(*row) for row in stream(self._sql["read_heads"], wanted))
+            yield heads, stream(self._sql["read_chains"], wanted)
 
-    def read_chains(self, first: str, last: str) -> list[tuple[Any, ...]]:
-        """Headers and digests of the runs in a range of ids."""
-        return self._db.read(self._sql["read_chains"], {"first": first, "last": last})
-
-    def orphans(self) -> list[str]:
-        """Runs that have a journal but no row."""
-        return [row[0] for row in self._db.read(self._sql["orphan_journals"])]
+    def find_runs(self, prefix: str, limit: int) -> list[str]:
+        """Ids that begin like that, newest first."""
+        return [row[0] for row in self._db.read(self._sql["find_runs"], {"prefix": prefix, "limit": limit})]
 
     def count_by_status(self) -> dict[str, int]:
         """How many runs are in each state."""

@@ -12,7 +12,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,28 +35,29 @@ class SQLiteDatabase:
 
     dialect = "sqlite"
 
-    def __init__(self, path: str | None, *, exclusive: bool = True) -> None:
+    def __init__(self, path: str | None, *, readonly: bool = False) -> None:
+        """Opens or makes a store file. readonly: beside a live engine, without its lock; changes and makes nothing."""
         _check_library(apsw.sqlite_lib_version())
         self._temporary = tempfile.mkdtemp(prefix="dotdo-") if path is None else None
         self.path = Path(self._temporary, "dotdo.db") if self._temporary else Path(path or "").absolute()
-        self.where = str(self.path)
+        self.where, self.readonly = str(self.path), readonly
         self._lock: int | None = None
         self._checkpointer: threading.Thread | None = None
         self._stop = threading.Event()
         self._restart = False
         self._wake_checkpointer = threading.Event()
-        self._prepare_folder()
-        if exclusive:
+        self._check_path()
+        if not readonly:
+            self._prepare_folder()
             self._take_lock()
         try:
             self.writer = self._connect()
-            self._check_file()
-            self.reader = self._connect()
+            self.reader = self.writer if readonly else self._connect()
             self._read_lock = threading.Lock()
         except BaseException:
             self._release()
             raise
-        if exclusive:
+        if not readonly:
             self.writer.set_wal_hook(self._after_commit)
             self._checkpointer = threading.Thread(target=self._checkpoint, name="dotdo-checkpoint", daemon=True)
             self._checkpointer.start()
@@ -89,6 +90,24 @@ class SQLiteDatabase:
                     self.writer.execute("rollback")
                 raise
 
+    @contextmanager
+    def snapshot(self) -> Generator[Callable[[str, dict[str, Any]], Iterator[Any]]]:
+        """Queries of one moment: gives a function that streams the rows of one. Raises StoreUnavailable."""
+        cursors: list[apsw.Cursor] = []
+
+        def stream(sql: str, parameters: dict[str, Any]) -> Iterator[Any]:
+            cursors.append(self.reader.execute(sql, parameters))
+            return cursors[-1]
+
+        with self._read_lock, self._errors("read"):
+            self.reader.execute("begin")
+            try:
+                yield stream
+            finally:
+                for cursor in cursors:
+                    cursor.close(True)
+                self.reader.execute("rollback")
+
     def version(self) -> int:
         """The number of the last migration."""
         return int(self.write("pragma user_version")[0][0])
@@ -111,13 +130,21 @@ class SQLiteDatabase:
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
+    def _check_path(self) -> None:
+        if os.path.isdir(self.where):
+            raise StoreUnusable(f"{self.where} is a folder; name a file, such as {self.where}/dotdo.db.")
+        if self.readonly and not os.access(self.where, os.R_OK):
+            raise StoreUnusable(
+                f"The store {self.where} cannot be read by this user."
+                if os.path.exists(self.where)
+                else f"There is no store {self.where}. It is made when an application first runs; is the path right?"
+            )
+
     def _prepare_folder(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreUnusable(f"The folder of the store {self.where} cannot be made: {error.strerror}.") from None
-        if self.path.is_dir():
-            raise StoreUnusable(f"{self.where} is a folder; name a file, such as {self.where}/dotdo.db.")
         if not os.access(self.path.parent, os.W_OK) or (self.path.exists() and not os.access(self.path, os.W_OK)):
             raise StoreUnusable(
                 f"The store {self.where} cannot be written: its folder and file must be writable by this user "
@@ -146,29 +173,42 @@ class SQLiteDatabase:
 
     def _connect(self) -> apsw.Connection:
         try:
-            connection = apsw.Connection(self.where)
-            connection.set_busy_timeout(5_000)
-            connection.execute("pragma mmap_size = 0")
-            mode = connection.execute("pragma journal_mode = wal").fetchall()[0][0]
-            connection.execute("pragma synchronous = full; pragma wal_autocheckpoint = 0; pragma cache_size = -16000")
+            connection = self._open()
+            try:
+                self._set_up(connection)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
         except apsw.Error as error:
             raise _unusable(self.where, error) from None
+
+    def _open(self) -> apsw.Connection:
+        if not self.readonly:
+            return apsw.Connection(self.where)
+        beside = (os.path.exists(self.where + "-wal"), os.access(self.path.parent, os.W_OK))
+        if beside == (False, False):
+            # A copy on read-only media: nobody writes it, and SQLite could not make its shared memory there.
+            uri = f"{self.path.as_uri()}?immutable=1"
+            return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        return apsw.Connection(self.where, flags=apsw.SQLITE_OPEN_READONLY)
+
+    def _set_up(self, connection: apsw.Connection) -> None:
+        connection.set_busy_timeout(5_000)
+        connection.execute("pragma mmap_size = 0; pragma cache_size = -16000")
+        # First of all: a file of something else must stay as it is.
+        application = connection.execute("pragma application_id").fetchall()[0][0]
+        if application != APPLICATION_ID and connection.execute("select count(*) from sqlite_schema").fetchall()[0][0]:
+            raise StoreUnusable(
+                f"{self.where} is a SQLite database of something else, not a dotdo store. An application's own database "
+                "must be another file: give it as sql=, and the store a file of its own. Nothing was changed."
+            )
+        if self.readonly:
+            return
+        mode = connection.execute("pragma journal_mode = wal").fetchall()[0][0]
         if mode != "wal":
             raise StoreUnusable(f"The store {self.where} cannot use write-ahead logging (its file system gave {mode}).")
-        return connection
-
-    def _check_file(self) -> None:
-        try:
-            application = self.write("pragma application_id")[0][0]
-            tables = self.write("select count(*) from sqlite_schema")[0][0]
-        except apsw.Error as error:
-            raise _unusable(self.where, error) from None
-        if tables and application != APPLICATION_ID:
-            raise StoreUnusable(
-                f"{self.where} is a SQLite database of something else, not a dotdo store. An application's own "
-                "database "
-                "must be another file: give it as sql=, and the store a file of its own."
-            )
+        connection.execute("pragma synchronous = full; pragma wal_autocheckpoint = 0")
 
     def _release(self) -> None:
         if self._lock is not None:

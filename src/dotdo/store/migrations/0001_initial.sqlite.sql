@@ -47,7 +47,7 @@ create table journal (
     data_digest text not null,
     digest text not null,
     primary key (run, seq)
-) without rowid;
+) strict, without rowid;  -- strict: no value of another type can look the same to the digests
 
 -- Messages for a run from outside: events, operators' requests, children that ended. The owner moves them into the
 -- journal, in order, and deletes them in the same transaction.

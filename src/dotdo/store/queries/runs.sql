@@ -93,9 +93,14 @@ update runs set due_at = :now where id = :run and (due_at is null or due_at > :n
 -- An ended or blocked run is to be opened again; its owner journals the new generation.
 update runs set status = 'pending', ended_at = null, due_at = :now, waiting_for = null where id = :run;
 
--- name: run_ids
--- Every run's id and anchored head, in order, for the audit.
-select id, seq, digest, anchor, status from runs where id > :after order by id limit :limit;
+-- name: read_heads
+-- Anchored heads of a range of runs, in the order of read_chains, for the audit.
+select id, seq, digest, anchor, status, undo, name, version
+from runs where id >= :first and id <= :last order by id;
+
+-- name: find_runs
+-- Runs by how their id begins; newest first, because ids begin with the time.
+select id from runs where id >= :prefix and id <= :prefix || '~' order by id desc limit :limit;
 
 -- name: count_by_status
 -- How many runs there are in each state.

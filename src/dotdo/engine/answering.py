@@ -1,0 +1,73 @@
+"""Callers who wait for a run: told once its end, or its blocking, is durable."""
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dotdo.journal import Blocked, Ended
+from dotdo.records import Run
+
+if TYPE_CHECKING:
+    from dotdo.engine.running import LiveRun
+
+
+class Answers:
+    """The futures of those who wait, by run."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: dict[str, list[asyncio.Future[Run]]] = {}
+
+    def wait(self, run: str) -> "asyncio.Future[Run]":
+        """A future of how the run ends."""
+        future: asyncio.Future[Run] = self._loop.create_future()
+        self._waiting.setdefault(run, []).append(future)
+        return future
+
+    def awaited(self, run: str) -> bool:
+        """Whether anybody waits for the run."""
+        return run in self._waiting
+
+    def give(self, run: str, record: Run) -> None:
+        """The run has ended or is blocked."""
+        for future in self._waiting.pop(run, ()):
+            if not future.done():
+                future.set_result(record)
+
+    def fail(self, run: str, error: BaseException) -> None:
+        """It cannot be told how the run ends."""
+        for future in self._waiting.pop(run, ()):
+            if not future.done():
+                future.set_exception(error)
+
+    def fail_all(self, error: BaseException) -> None:
+        """The engine stops."""
+        for run in list(self._waiting):
+            self.fail(run, error)
+
+
+def run_record(run: "LiveRun", status: Any, ended: Ended | None, blocked: Blocked | None = None) -> Run:
+    """A run in memory as callers see it."""
+    accepted = run.accepted
+    options = accepted.options
+    return Run(
+        id=run.id,
+        kind=accepted.kind,
+        name=accepted.name,
+        version=accepted.version,
+        status=status,
+        undo=ended.undo if ended else "none",  # type: ignore[arg-type]
+        generation=run.history.generation,
+        result=msgspec.json.decode(ended.result) if ended else None,
+        error=ended.error if ended else blocked.error if blocked else None,
+        not_undone=ended.not_undone if ended else [],
+        key=options.key,
+        trail=options.trail,
+        actor=options.actor,
+        labels=options.labels,
+        parent=accepted.parent,
+        root=run.id.partition(".")[0],
+        created_at=run.history.accepted_at,
+        ended_at=run.journal.at if ended else None,
+    )

@@ -1,0 +1,92 @@
+"""How a run's code came to its end, and what follows: complete, stop and undo, or block."""
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dotdo.engine.failing import Block, error_record, failure_record, is_failure
+from dotdo.engine.history import COMPLETED, FAILED
+from dotdo.engine.replaying import check_replay
+from dotdo.engine.service_code import ServiceCode
+from dotdo.errors import DotdoError, InvalidValue, ReplayError
+from dotdo.journal import Ended, Stopping
+from dotdo.records import WaitingFor
+
+if TYPE_CHECKING:
+    from dotdo.engine.running import LiveRun
+
+
+def finish(run: "LiveRun", code: ServiceCode, *, fresh: bool) -> None:
+    """A service has returned or raised. fresh: it was never replayed."""
+    result, error = code.outcome()
+    if error is not None and not is_failure(error) and run.definition.on_bug == "block":
+        run.block_for(error)
+    elif error is not None:
+        record, causes = failure_record(error)
+        status = "cancelled" if isinstance(error, asyncio.CancelledError) else "failed"
+        run.stop(Stopping(status, record, causes))
+    else:
+        _finish_well(run, code, result, fresh)
+
+
+def _finish_well(run: "LiveRun", code: ServiceCode, result: Any, fresh: bool) -> None:
+    try:
+        data, _ = run.definition.schema.dump(result)
+    except InvalidValue as error:
+        run.block_for(error)
+        return
+    never_awaited = code.never_awaited()
+    if never_awaited:
+        run.block_for(
+            ReplayError(f"The step {never_awaited[0]} was called but never awaited, so it never ran. Await it.")
+        )
+        return
+    mismatch = code.leftover(fresh=fresh)
+    if mismatch is not None:
+        run.block_for(mismatch)
+    elif any(not task.done() for task in run.tasks.values()):
+        run.conduct(_finish_slowly(run, data))
+    else:
+        _complete(run, data)
+
+
+async def _finish_slowly(run: "LiveRun", data: bytes) -> None:
+    """The service has returned with steps in flight: they are cancelled, or delivered if committed, first."""
+    await run.settle_in_flight()
+    _complete(run, data)
+
+
+def _complete(run: "LiveRun", data: bytes) -> None:
+    mismatch = check_replay(run)
+    if mismatch is not None:
+        run.block_for(mismatch)
+    else:
+        run.end(Ended("completed", msgspec.Raw(data)))
+
+
+def finish_action(run: "LiveRun") -> None:
+    """The one step of a run of an action may have come to its end."""
+    record = run.history.step(run.accepted.name)
+    if record.state == COMPLETED and record.completion is not None:
+        run.end(Ended("completed", record.completion.result))
+    elif record.state == FAILED and record.error is not None:
+        run.stop(Stopping("failed", record.error, [record.id]))
+
+
+def block_of(error: BaseException) -> Block:
+    """Why an error of a service's code blocks its run."""
+    if isinstance(error, DotdoError):
+        return Block(error.code, error.message, error=error_record(error))
+    message = f"The service raised {type(error).__name__}: {error}. Nothing was undone: mend it and retry the run."
+    return Block("bug", message, error=error_record(error))
+
+
+async def settle_and_block(run: "LiveRun", block: Block) -> None:
+    """What is in flight ends, then the run waits for a person, out of memory."""
+    await run.settle_in_flight()
+    data = block.data()
+    run.append("blocked", data)
+    waiting_for = WaitingFor("person", f"{block.reason}: {data.error.message}", None, block.step)
+    run.journal.update("blocked", waiting_for=waiting_for)
+    run.engine.blocked(run, data)

@@ -1,0 +1,69 @@
+"""When all of a run waits: for what, in words and data, and how it leaves memory until then."""
+
+from typing import TYPE_CHECKING
+
+from dotdo.engine.service_code import ServiceCode
+from dotdo.errors import ReplayError
+from dotdo.records import WaitingFor
+
+if TYPE_CHECKING:
+    from dotdo.engine.running import LiveRun
+
+# How long an idle run stays in memory before it is parked, in seconds. A parent stays longer, or each child that ends
+# would have it replayed.
+LINGER = 0.25
+LINGER_FOR_CHILD = 5.0
+
+
+def linger(run: "LiveRun") -> float:
+    """Seconds for which an idle run stays in memory."""
+    return LINGER_FOR_CHILD if run.children else LINGER
+
+
+def may_move(run: "LiveRun", code: ServiceCode) -> bool:
+    """Whether anything that an idle service waits for can still come."""
+    return bool(run.tasks or run.conductor or code.loop.next_timer() or code.awaited_events())
+
+
+def deadlock() -> ReplayError:
+    """What is wrong with a service that waits for nothing that could come."""
+    return ReplayError(
+        "The service waits for something that nothing can bring about: no step, timer or event is under way. Look for "
+        "a Future, Event or Queue that nobody fills."
+    )
+
+
+def waits_of(run: "LiveRun") -> list[WaitingFor]:
+    """Everything that the run waits for, the earliest first."""
+    waits = list(run.waits.values())
+    code = run.code
+    if code is not None and not run.is_stopping:
+        timer = code.loop.next_timer()
+        if timer is not None:
+            waits.append(WaitingFor("timer", f"a timer of the service ({timer.key})", timer.due))
+        waits += [WaitingFor("event", f"the event {name!r}") for name in code.awaited_events()]
+    return sorted(waits, key=lambda wait: (wait.until is None, wait.until or 0))
+
+
+def park(run: "LiveRun") -> None:
+    """Leaves memory; the row says for what it waits, and when to come back."""
+    waits = waits_of(run)
+    if not waits:
+        return
+    due = waits[0].until
+    if due is not None and due - run.engine.clock.now() < LINGER * 1000:
+        return
+    limit = run.deadline_at
+    if limit is not None:
+        due = limit if due is None else min(due, limit)
+    run.journal.update("waiting", waiting_for=together(waits), due_at=due)
+    run.engine.parked(run, due)
+
+
+def together(waits: list[WaitingFor]) -> WaitingFor:
+    """Several waits as one: the first, with the others in words."""
+    first = waits[0]
+    if len(waits) == 1:
+        return first
+    more = f" (and {len(waits) - 1} more: {'; '.join(wait.text for wait in waits[1:4])})"
+    return WaitingFor(first.kind, first.text + more, first.until, first.step)

@@ -1,7 +1,7 @@
 """Beside one busy handler: the thread of a sync handler executes Python code without a pause, in the same process.
 
-It competes for the interpreter's lock all the time. Then a flood of onboardings with 500 in flight, and onboardings one at
-a time. The busy handler is itself an action of the same client.
+It competes for the interpreter's lock all the time. Then a flood of onboardings with 500 in flight, and onboardings one
+at a time. The busy handler is itself an action of the same client.
 """
 
 import asyncio

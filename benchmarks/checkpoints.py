@@ -1,9 +1,9 @@
 """Latency while the store is busy with something large: a checkpoint, or a result of many megabytes.
 
-Onboardings one at a time, beside actions with results of 50 kB that make the write-ahead log grow, so that the store copies
-it into its file again and again. Only a checkpoint writes that file; an onboarding counts as overlapping one when the
-file was written during it, or at most 10 ms before it (the clock of file times has such steps). Then the same beside
-results of 15 MB, just below what a value may be in this version; the bar is for 64 MB.
+Onboardings one at a time, beside actions with results of 50 kB that make the write-ahead log grow, so that the store
+copies it into its file again and again. Only a checkpoint writes that file; an onboarding counts as overlapping one
+when the file was written during it, or at most 10 ms before it (the clock of file times has such steps). Then the same
+beside results of 15 MB, just below what a value may be in this version; the bar is for 64 MB.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ def figures(scale: Scale) -> list[Figure]:
     """p50 and p99."""
     repetitions = range(scale.repetitions)
     found = [measure("benchmarks.checkpoints:overlapping", samples=scale.of(300)) for _ in repetitions]
-    large = [measure("benchmarks.checkpoints:beside_large", results=5) for _ in repetitions]
+    large = [measure("benchmarks.checkpoints:beside_large", results=3) for _ in repetitions]
     note = f"{found[0]['samples']} onboardings that overlapped a checkpoint"
     return [
         median("during a checkpoint: one onboarding, p50", [one["p50"] for one in found], "ms", None, note),

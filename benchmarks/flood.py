@@ -1,8 +1,8 @@
 """Throughput: onboardings with 500 in flight.
 
 One process is client and engine at once, as an application that embeds dotdo is. After a warm-up, floods in a row; each
-counts from the first submission to the last result. CPU is that of the whole process (all threads, user and system), per
-1000 steps, four to an onboarding; it moves less than the rate when others use the machine.
+counts from the first submission to the last result. CPU is that of the whole process (all threads, user and system),
+per 1000 steps, four to an onboarding; it moves less than the rate when others use the machine.
 """
 
 from typing import Any

@@ -4,43 +4,47 @@ What users get: no special path, every input and result journaled, the hash chai
 """
 
 import asyncio
-import itertools
 import threading
 from pathlib import Path
 from typing import Any
 
+from benchmarks import handlers
+from benchmarks.handlers import EMAIL as EMAIL
 from dotdo import AsyncDo, action, service
 
-EMAIL = "ada.lovelace@example.com"
-_numbers = itertools.count(1)
 
-# Handlers named *_gated wait for this: runs that shall stay in flight.
-gate = asyncio.Event()
-entered = 0
+class Gate:
+    """Keeps runs in flight: their handlers enter it and wait until it is opened."""
+
+    def __init__(self) -> None:
+        self._entered, self._expected = 0, 0
+        self._all_in, self._open = asyncio.Event(), asyncio.Event()
+
+    async def enter(self) -> None:
+        """For handlers."""
+        self._entered += 1
+        if self._entered == self._expected:
+            self._all_in.set()
+        await self._open.wait()
+
+    async def wait_for(self, handlers: int) -> None:
+        """Returns when so many have entered."""
+        self._expected = handlers
+        if self._entered < handlers:
+            await self._all_in.wait()
+
+    def open(self) -> None:
+        """Lets all go on."""
+        self._open.set()
 
 
-@action("create-user")
-async def create_user(email: str) -> dict[str, Any]:
-    """Makes up a user."""
-    return {"user_id": f"user-{next(_numbers):08d}", "email": email, "plan": "free"}
+gate = Gate()
 
 
-@action("set-up-billing")
-async def set_up_billing(user_id: str) -> dict[str, Any]:
-    """Makes up a customer."""
-    return {"user_id": user_id, "customer": f"cus_{user_id}", "status": "active"}
-
-
-@action("send-welcome")
-async def send_welcome(user_id: str) -> dict[str, Any]:
-    """Makes up a message."""
-    return {"user_id": user_id, "message_id": f"msg_{user_id}", "template": "welcome"}
-
-
-@action("notify-sales")
-async def notify_sales(user_id: str) -> dict[str, Any]:
-    """Makes up a notice."""
-    return {"user_id": user_id, "channel": "#sales", "sent": True}
+create_user = action("create-user")(handlers.create_user)
+set_up_billing = action("set-up-billing")(handlers.set_up_billing)
+send_welcome = action("send-welcome")(handlers.send_welcome)
+notify_sales = action("notify-sales")(handlers.notify_sales)
 
 
 @service("onboarding")
@@ -57,9 +61,7 @@ async def onboarding(email: str) -> dict[str, Any]:
 @action("notify-sales-gated")
 async def notify_sales_gated(user_id: str) -> dict[str, Any]:
     """Waits for the gate."""
-    global entered
-    entered += 1
-    await gate.wait()
+    await gate.enter()
     return {"user_id": user_id, "channel": "#sales", "sent": True}
 
 

@@ -1,7 +1,7 @@
 """Latency: onboardings, and single actions, one at a time.
 
-Each from the call to the typed result, in one process, after a warm-up; the p99 of a repetition is that of 300 runs. `Do`
-is the same through the client for code without async, which has a thread of its own for the engine.
+Each from the call to the typed result, in one process, after a warm-up; the p99 of a repetition is that of 300 runs.
+`Do` is the same through the client for code without async, which has a thread of its own for the engine.
 """
 
 import time
@@ -54,9 +54,9 @@ def alone_without_async(runs: int, repetitions: int) -> list[Latency]:
 
 def figures(scale: Scale) -> list[Figure]:
     """p50 and p99 of both."""
-    size = {"runs": scale.of(300), "repetitions": scale.repetitions}
-    found = measure("benchmarks.latency:alone", **size)
-    found["without async"] = measure("benchmarks.latency:alone_without_async", **size)
+    runs, times = scale.of(300), scale.repetitions
+    found = measure("benchmarks.latency:alone", runs=runs, repetitions=times)
+    found["without async"] = measure("benchmarks.latency:alone_without_async", runs=runs, repetitions=times)
 
     def of(what: str, which: str) -> list[float]:
         return [one[which] for one in found[what]]

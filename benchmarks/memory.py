@@ -39,10 +39,9 @@ async def held(runs: int) -> dict[str, float]:
             await in_flight(lambda _: client.run(jobs.onboarding, email=jobs.EMAIL), 500, 500)
             before = resident()
             handles = [await client.start(jobs.onboarding_gated, email=jobs.EMAIL) for _ in range(runs)]
-            while jobs.entered < runs:
-                await asyncio.sleep(0.01)
+            await jobs.gate.wait_for(runs)
             after = resident()
-            jobs.gate.set()
+            jobs.gate.open()
             for handle in handles:
                 await handle.result()
             return {"idle": idle / 2**20, "per_run": (after - before) / runs / 1024}
@@ -64,7 +63,7 @@ async def _leave_waiting(client: AsyncDo, runs: int) -> None:
         handles = await asyncio.gather(*(client.start(jobs.wait_an_hour, email=jobs.EMAIL) for _ in range(500)))
         ids += [handle.id for handle in handles]
     for id in ids:
-        while (await client.runs.get(id)).status != "waiting":
+        while (await client.runs.get(id)).status != "waiting":  # noqa: ASYNC110 - nothing tells that a run was parked
             await asyncio.sleep(0.05)
 
 

@@ -1,7 +1,7 @@
 """Fresh processes for measurements, so that no benchmark sees the heap, the caches or the threads of another.
 
 `measure` calls a function `module:name` there with keyword arguments of JSON, and returns what it returned. The folder
-for its files lies in benchmarks/results: on the disk of the repository, as /tmp may be memory, where a flush is nothing.
+for its files lies in benchmarks/results: on the repository's disk, since /tmp may be memory, where a flush is nothing.
 """
 
 import asyncio

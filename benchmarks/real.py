@@ -1,8 +1,9 @@
 """The onboarding for real: examples/onboarding, against its stand-in servers in another process.
 
-One `ctx.sql` row on SQLite, one HTTP request for the billing customer, an e-mail over SMTP and a Slack message over HTTP, in
-sequence: 100 in flight, then one at a time. The stand-ins write each arrival to their ledger with a flush before they
-answer, on the same two cores; their CPU is printed beside ours. What arrived is counted: one of each per onboarding.
+One `ctx.sql` row on SQLite, one HTTP request for the billing customer, an e-mail over SMTP and a Slack message over
+HTTP, in sequence: 100 in flight, then one at a time. The stand-ins write each arrival to their ledger with a flush
+before they answer, on the same two cores; their CPU is printed beside ours. What arrived is counted: one of
+each per onboarding.
 """
 
 import itertools
@@ -43,7 +44,12 @@ async def onboarded(runs: int) -> dict[str, float]:
             ours, theirs = time.process_time() - ours, _cpu_of_children() - theirs
             alone = await one_at_a_time(start, max(20, runs // 10))
         _check(world, next(_numbers) - 1)
-        return {"rate": runs / seconds, "cpu": ours / runs * 1000, "cpu_outside": theirs / runs * 1000, **latency(alone)}
+        return {
+            "rate": runs / seconds,
+            "cpu": ours / runs * 1000,
+            "cpu_outside": theirs / runs * 1000,
+            **latency(alone),
+        }
 
 
 def _check(world: StandIns, runs: int) -> None:

@@ -28,24 +28,26 @@ async def fill(folder: str, runs: int) -> None:
             ids.append((await client.start(jobs.onboarding_gated, email=jobs.EMAIL)).id)
 
         await in_flight(start, runs, 500)
-        while jobs.entered < runs:
-            await asyncio.sleep(0.01)
-        Path(folder, "ids.json").write_text(json.dumps(ids))
+        await jobs.gate.wait_for(runs)
+        _ids_in(folder).write_text(json.dumps(ids))
         print("all in flight", flush=True)
         await asyncio.Event().wait()
 
 
 async def resume(folder: str, runs: int, began: float) -> dict[str, float]:
     """In the process after it. began: the wall clock when it was started."""
-    ids = json.loads(Path(folder, "ids.json").read_text())
+    ids: list[str] = json.loads(_ids_in(folder).read_text())
     async with jobs.open_client(folder) as client:
-        while jobs.entered < runs:
-            await asyncio.sleep(0.01)
+        await jobs.gate.wait_for(runs)
         moved = time.time() - began
-        jobs.gate.set()
+        jobs.gate.open()
         for id in ids:
             await client.runs.wait(id)
         return {"moved": moved, "completed": time.time() - began}
+
+
+def _ids_in(folder: str) -> Path:
+    return Path(folder, "ids.json")
 
 
 def kill_and_resume(runs: int) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Replay: how fast a service's code is run from its journal, as after a restart.
 
-Recorded steps per second through `dotdo.engine.replaying.replay`, from stored entries (decoding them is in it) to the end of
-the code: of a service of 1,000 steps in sequence, and of the onboarding, where each replay also begins and ends a run.
+Recorded steps per second through `dotdo.engine.replaying.replay`, from stored entries (decoding them is in it) to the
+end of the code: of a service of 1,000 steps in sequence, and of the onboarding, where each replay also begins and ends
+a run.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """Cold start: from starting the interpreter to the first completed onboarding, on a store that does not exist yet.
 
-The program is what a user would write; the time is taken by the process that started it, when the result arrives on its
-standard output. With SQLAlchemy, the first step writes a row through `ctx.sql`. Compiled modules are there, as after any
-first start. `import dotdo` is measured inside an interpreter that has just started.
+The program is what a user would write; the time is taken by the process that started it, when the result arrives on
+its standard output. With SQLAlchemy, the first step writes a row through `ctx.sql`. Compiled modules are there, as
+after any first start. `import dotdo` is measured inside an interpreter that has just started.
 """
 
 import subprocess

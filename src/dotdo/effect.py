@@ -116,6 +116,8 @@ class Effect(Generic[P, R]):
         self.schema = schema_of(self.subject, function, 1 if self.takes_call else 0)
         self.is_async = inspect.iscoroutinefunction(function)
         self.undo: Callable[..., Any] | None = undo.function if isinstance(undo, Effect) else undo
+        _check_companion(self.subject, "undo", self.undo, ("answer", "input"))
+        _check_companion(self.subject, "lookup", lookup, ("input",))
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", name)
         self.__module__ = function.__module__
@@ -215,6 +217,20 @@ def takes_first(subject: str, function: Callable[..., Any], kind: type, names: t
         return False
     hint = hints.get(parameters[0])
     return hint is kind or (hint is None and parameters[0] in names)
+
+
+def _check_companion(subject: str, role: str, function: Callable[..., Any] | None, offered: tuple[str, ...]) -> None:
+    """Raises DefinitionError unless an undo or lookup can be called with the call record and what is offered to it."""
+    if function is None:
+        return
+    first, *others = [*inspect.signature(function).parameters.values(), None]
+    hint = hints_of(subject, function).get(first.name) if first else None
+    unknown = [one.name for one in others if one and one.default is one.empty and one.name not in offered]
+    if first is None or first.name in offered or hint not in (None, EffectCall) or unknown:
+        raise DefinitionError(
+            f"{subject}: its {role} {getattr(function, '__name__', function)} cannot be called. It takes the EffectCall "
+            f"first, then what it wants of: {', '.join(offered)}."
+        )
 
 
 def _is_closure(function: Callable[..., Any]) -> bool:

@@ -181,18 +181,22 @@ class Lab:
         await asyncio.to_thread(self.clock.advance_to_next)
 
     def _watch(self) -> None:
-        loop, write = asyncio.get_running_loop(), self.engine.store.write
+        loop, committer, write = asyncio.get_running_loop(), self.engine.committer, self.engine.store.write
 
         def watched(writes: Any) -> None:
             try:
                 write(writes)
             finally:
-                # Two turns of the loop later the engine has told everybody of this commit.
-                loop.call_soon_threadsafe(loop.call_soon, self._tell)
+                loop.call_soon_threadsafe(announce)
+
+        def announce() -> None:
+            # What the writer does next is done after the engine has told everybody of this commit.
+            committer.call(lambda: None).add_done_callback(self._tell)
 
         self.engine.store.write = watched  # type: ignore[method-assign]
 
-    def _tell(self) -> None:
+    def _tell(self, done: "asyncio.Future[None]") -> None:
+        done.exception()  # the committer may have been closed meanwhile
         committed, self._committed = self._committed, asyncio.Event()
         committed.set()
 

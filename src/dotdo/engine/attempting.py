@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from dotdo.effect import Effect, Staged, find_resource
+from dotdo.engine.failing import Block
 from dotdo.errors import AttemptOver, DefinitionError
 from dotdo.journal import StagedEffect
 
@@ -49,6 +50,7 @@ class Attempt:
         self.effects: list[StagedEffect] = []
         self.requests: list[str] = []
         self.work: SqlWork | None = None
+        self.block: Block | None = None  # raised by a request; the handler may swallow it, or wrap it in a group
         self._resources, self._databases = resources, databases
         self._request_with, self._loop, self._is_async = request_with, loop, is_async
         self._counts: dict[str, int] = {}
@@ -81,7 +83,13 @@ class Attempt:
         with self._lock:
             if self._over:
                 raise AttemptOver(f"The attempt {self.number} of {self.step} {self._over}; it commits nothing.")
+            if self.block is not None:
+                raise self.block
             self._committing = True
+
+    def close(self) -> None:
+        """The attempt has ended, however: tasks that the handler left behind can do nothing with its context."""
+        self._over = self._over or "has ended"
 
     def heartbeat(self) -> None:
         """Raises AttemptOver when the attempt is over."""

@@ -237,6 +237,8 @@ class Engine:
     def start_child(self, accepted: AcceptedRun) -> None:
         """Starts a child run that its parent has had accepted."""
         run = self._live_run(accepted)
+        if run.journal.kept is not None:
+            run.journal.kept.append(accepted.entry)  # written through the parent's journal, so not seen by its own
         self.loop.call_soon(self._start_fresh, run)
 
     def journal_of(self, run: str, claim: int, head: Entry, generation: int) -> RunJournal:

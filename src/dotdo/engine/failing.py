@@ -15,8 +15,11 @@ MAX_MESSAGE = 4_000
 MAX_TRACEBACK = 12_000
 
 
-class Block(Exception):
-    """Raised inside the engine: the run must wait for a person. `reason` in a word or two, the message in full."""
+class Block(BaseException):
+    """Raised inside the engine: the run must wait for a person. `reason` in a word or two, the message in full.
+
+    A request may raise it in a handler, and an `except Exception` there must not swallow it.
+    """
 
     def __init__(self, reason: str, message: str, *, step: str | None = None, error: ErrorRecord | None = None) -> None:
         super().__init__(message)

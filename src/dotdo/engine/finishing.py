@@ -45,7 +45,7 @@ def _finish_well(run: "LiveRun", code: ServiceCode, result: Any, fresh: bool) ->
     mismatch = code.leftover(fresh=fresh)
     if mismatch is not None:
         run.block_for(mismatch)
-    elif any(not task.done() for task in run.tasks.values()):
+    elif any(not run.history.step(id).done for id in run.tasks):
         run.conduct(_finish_slowly(run, data))
     else:
         _complete(run, data)

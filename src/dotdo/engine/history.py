@@ -51,7 +51,6 @@ class Request(msgspec.Struct, gc=False):
 
     intent: Requested
     answer: msgspec.Raw | None = None
-    undone: bool = False
     at: int = 0
 
 
@@ -193,10 +192,9 @@ class History:
 
     def _request_undone(self, entry: Entry, data: Answered) -> None:
         record = self.step(entry.step)
-        record.requests[data.request].undone = True
-        if all(request.undone for request in record.requests.values()):
-            # Undone requests are never replayed, and what is asked for next gets new keys.
-            record.requests, record.epoch = {}, record.epoch + 1
+        # An undone request is never replayed, whatever else the step asked for; the next one gets a new key.
+        del record.requests[data.request]
+        record.epoch += 1
 
     def _delivering(self, entry: Entry, data: Delivering) -> None:
         self.step(entry.step).deliveries[data.effect].begun = True

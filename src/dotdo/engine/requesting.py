@@ -117,8 +117,6 @@ async def run_function(
 async def undo_requests(run: "LiveRun", record: StepRecord) -> None:
     """Undoes the answered requests of a step that failed for good, newest first. Raises Block when one cannot be."""
     for known in sorted(record.requests.values(), key=lambda item: -item.at):
-        if known.undone:
-            continue
         intent = known.intent
         effect = run.engine.catalogue.find("effect", intent.effect, intent.version)
         if effect is None or effect.undo is None or known.answer is None:

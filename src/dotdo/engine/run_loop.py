@@ -206,7 +206,9 @@ class RunLoop(asyncio.AbstractEventLoop):
         """
         if self._closed:
             return []
-        if not self._generators and not self._collected and all(t.done() and not _is_unread(t) for t in self._tasks):
+        inside = isinstance(_get_running_loop(), RunLoop)
+        left = inside or self._generators or self._collected
+        if not left and all(task.done() and not _is_unread(task) for task in self._tasks):
             self._closed = True  # the common end of a run: there is no code left to tell
             self._tasks = []
             return []

@@ -6,7 +6,7 @@ an entry that says how it failed, or (if the node dies) nothing, and then the ne
 
 import asyncio
 from contextvars import Context as VariableContext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -24,6 +24,8 @@ from dotdo.records import ErrorRecord
 
 if TYPE_CHECKING:
     from dotdo.engine.running import LiveRun
+
+T = TypeVar("T")
 
 
 class StepRun:
@@ -52,7 +54,12 @@ class StepRun:
         if self.run.is_unsettled(self.id) and record.state == OPEN:
             await self._settle()
         if record.state == OPEN:
-            await self._attempts()
+            try:
+                await self._attempts()
+            except asyncio.CancelledError:
+                if not self.run.over and record.completion is None:
+                    await requesting.undo_requests(self.run, record)
+                raise
         if record.state == COMMITTED and not await deliver(self.run, record):
             await self._undeliverable()
 
@@ -100,9 +107,9 @@ class StepRun:
         attempt = self.attempt = self._new_attempt(action, number)
         try:
             completion = await self._run_handler(action, attempt, started)
-        except Block:
-            raise
         except BaseException as error:  # whatever a handler raises is its attempt's failure
+            if attempt.block is not None:
+                raise attempt.block from None
             if run.over or _is_cancelled(error):
                 attempt.end("was cancelled")
                 raise
@@ -112,6 +119,7 @@ class StepRun:
             if completion.sql:
                 run.engine.applied.forget(run, completion.sql[0], record, number)
         finally:
+            attempt.close()
             self.attempt = None
 
     def _new_attempt(self, action: Action[..., Any], number: int) -> Attempt:
@@ -133,7 +141,11 @@ class StepRun:
         )
 
     async def _request(self, attempt: Attempt, effect: Any, input: bytes, id: str) -> Any:
-        return await requesting.request(self.run, self.record, attempt, effect, input, id)
+        try:
+            return await requesting.request(self.run, self.record, attempt, effect, input, id)
+        except Block as block:
+            attempt.block = block
+            raise
 
     async def _run_handler(self, action: Action[..., Any], attempt: Attempt, started: int) -> Completion:
         arguments = action.schema.arguments(self.input)
@@ -150,11 +162,12 @@ class StepRun:
             attempt.begin_commit()
             completion = self._completion(action, attempt, started, result)
             if attempt.work is not None:
-                await attempt.work.commit_async(self._applied(attempt), completion)
+                commit = attempt.work.commit_async(self._applied(attempt), completion)
+                await _whatever_happens(asyncio.ensure_future(commit))
             return completion
         except BaseException:
             if attempt.work is not None:
-                await attempt.work.rollback_async()
+                await _whatever_happens(asyncio.ensure_future(attempt.work.rollback_async()), is_commit=False)
             raise
         finally:
             current.reset(token)
@@ -192,22 +205,22 @@ class StepRun:
                 raise
 
         future = self.run.engine.threads.run(work)
+        limit = asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(timeout):
+            async with limit:
                 return await asyncio.shield(future)
         except TimeoutError:
-            if future.done():
-                raise
+            if not limit.expired():
+                raise  # the handler's own
             if not attempt.end("timed out"):
-                return await future  # its commit had begun: it counts
+                return await _whatever_happens(future)
             # A thread cannot be killed: its context is dead now, and the retry waits until its SQL is rolled back.
             await self.run.outlive(future, attempt)
             raise AttemptTimedOut(f"The attempt did not end within {timeout} s.") from None
         except asyncio.CancelledError:
-            if attempt.end("was cancelled"):
-                await self.run.outlive(future, attempt)
-                raise
-            self._commit(await future, attempt.number)
+            if not attempt.end("was cancelled"):
+                return await _whatever_happens(future)
+            await self.run.outlive(future, attempt)
             raise
 
     def _completion(self, action: Action[..., Any], attempt: Attempt, started: int, result: Any) -> Completion:
@@ -287,6 +300,26 @@ class StepRun:
             run.engine.applied.forget(run, completion.sql[0], record, number)
         else:
             run.append("lost", Empty(), self.id, number)
+
+
+async def _whatever_happens(work: "asyncio.Future[T]", *, is_commit: bool = True) -> T:
+    """Waits for a commit or rollback that has begun; the connection is in its hands until it ends.
+
+    A cancellation meanwhile comes too late for a commit, so it does not count; after a rollback it does.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if not is_commit:
+                cancelled = error
+            elif task is not None:
+                task.uncancel()
+    if cancelled is not None and work.exception() is None:
+        raise cancelled
+    return work.result()
 
 
 def _is_cancelled(error: BaseException) -> bool:

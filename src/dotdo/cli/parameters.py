@@ -1,0 +1,90 @@
+"""The parameters of `dotdo run`: words such as `name=Ada`, `tags:=["a"]`, `-` or `@input.json` to an input by name."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import click
+import msgspec
+
+from dotdo.schema import Schema, camel
+
+
+def read_parameters(words: Sequence[str], schema: Schema) -> dict[str, Any]:
+    """The input that words stand for; a whole input first, then single parameters over it. Raises UsageError.
+
+    `name=value` is text where the parameter takes text, else JSON where it is JSON; the schema judges the rest.
+    `name:=json` is JSON. `-` reads a whole JSON input from stdin, `@file` from a file.
+    """
+    given: dict[str, Any] = {}
+    single: dict[str, Any] = {}
+    for word in words:
+        if word == "-":
+            given |= _object(sys.stdin.read(), "stdin")
+        elif word.startswith("@"):
+            given |= _object(_text_of(Path(word[1:])), word[1:])
+        else:
+            name, value = _parameter(word, schema)
+            if name in single:
+                raise click.UsageError(f"{name} is given twice.")
+            single[name] = value
+    return given | single
+
+
+def _parameter(word: str, schema: Schema) -> tuple[str, Any]:
+    name, equals, value = word.partition("=")
+    if not equals or not name.strip(":"):
+        raise click.UsageError(f"{word!r} is no parameter: give NAME=VALUE, NAME:=JSON, @FILE or - (stdin).")
+    if name.endswith(":"):
+        return name[:-1], _json(value, f"{name[:-1]}:=")
+    if takes_text(schema, name):
+        return name, value
+    try:
+        return name, msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return name, value
+
+
+def takes_text(schema: Schema, name: str) -> bool:
+    """Whether a parameter's JSON is a text (str, datetime, UUID, an enum of texts...) or null; unknown names count."""
+    inputs = schema.input_schema()
+    properties = cast("dict[str, dict[str, Any]]", inputs.get("properties", {}))
+    for declared, found in properties.items():
+        if name in (declared, camel(declared)):
+            return _is_text(found, cast("dict[str, Any]", inputs.get("$defs", {})))
+    return True
+
+
+def _is_text(schema: dict[str, Any], definitions: dict[str, Any]) -> bool:
+    if "$ref" in schema:
+        return _is_text(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    choices: list[Any] = schema.get("enum", [])
+    if choices:
+        return all(isinstance(choice, str) or choice is None for choice in choices)
+    options = cast("list[dict[str, Any]]", schema.get("anyOf", []))
+    if options:
+        others = [option for option in options if option.get("type") != "null"]
+        return bool(others) and all(_is_text(option, definitions) for option in others)
+    return schema.get("type") == "string"
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    value = _json(text, where)
+    if not isinstance(value, dict):
+        raise click.UsageError(f"{where} must hold a JSON object of parameters by name.")
+    return cast("dict[str, Any]", value)
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise click.UsageError(f"{where} is not JSON: {error}.") from None
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise click.UsageError(f"{path} cannot be read: {error}") from None

@@ -1,0 +1,78 @@
+"""`dotdo run`: an action or service by name, with an engine of its own for the time it takes."""
+
+import difflib
+from typing import Any
+
+import click
+
+from dotdo.async_client import AsyncDo
+from dotdo.catalogue import Catalogue, split_version
+from dotdo.cli.attending import report, wait_for_end, with_engine
+from dotdo.cli.loading import load_application
+from dotdo.cli.output import json_option
+from dotdo.cli.parameters import read_parameters
+from dotdo.cli.settings import app_option, sql_option, store_option
+from dotdo.errors import UnknownName
+from dotdo.records import Options, RunKind
+
+
+@click.command()
+@click.argument("name")
+@click.argument("parameters", nargs=-1, metavar="[NAME=VALUE | NAME:=JSON | @FILE | -]...")
+@app_option
+@store_option
+@sql_option
+@click.option("--key", metavar="TEXT", help="Idempotency key: the same key and input again is the same run.")
+@click.option("--version", type=click.IntRange(min=1), metavar="N", help="Version; also NAME@N.  [default: the newest]")
+@click.option("--trail", metavar="TEXT", help="Ties this run to others.")
+@click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop waiting after so long (exit code 3).")
+@json_option
+def run(
+    name: str,
+    parameters: tuple[str, ...],
+    app: str,
+    store: str,
+    sql: tuple[str, ...],
+    key: str | None,
+    version: int | None,
+    trail: str | None,
+    wait: float | None,
+    as_json: bool,
+) -> int:
+    """Run an action or service, wait for its end, and print its result as JSON.
+
+    A parameter is NAME=VALUE: text where the definition takes text, else JSON. NAME:=JSON is always JSON. @FILE and -
+    (stdin) read the whole input as a JSON object.
+
+    \b
+    dotdo run hello name=Ada
+    dotdo run order items:='["tea", "milk"]' express=true
+    echo '{"name": "Ada"}' | dotdo run hello -
+    """
+    application = load_application(app)
+    bare, pinned = split_version(name)
+    definition = find_definition(application.catalogue, bare, version or pinned, app)
+    kind: RunKind = "action" if application.catalogue.kind_of(bare) == "action" else "service"
+    params = read_parameters(parameters, definition.schema)
+    definition.schema.accept(params)  # refused before the store is opened or made
+    options = Options(key=key, version=definition.version, trail=trail)
+
+    async def work(client: AsyncDo) -> int:
+        handle = await client.accept(kind, bare, params, client.options(options), lambda ended: ended)
+        return report(await wait_for_end(client, handle.id, wait, quiet=as_json), as_json=as_json)
+
+    return with_engine(application, store, sql, work)
+
+
+def find_definition(catalogue: Catalogue, name: str, version: int | None, app: str) -> Any:
+    """The action or service of that name and version. Raises UnknownName, with what is near."""
+    kind = catalogue.kind_of(name)
+    if kind is not None:
+        return catalogue.get(kind, name, version)
+    names = sorted({definition.name for kind in ("action", "service") for definition in catalogue.all(kind)})
+    near = difflib.get_close_matches(name, names, n=3)
+    if near:
+        hint = f"Did you mean {' or '.join(near)}?"
+    else:
+        hint = f"It defines {', '.join(names[:20])}." if names else "It defines none."
+    raise UnknownName(f"{app} defines no action or service {name!r}. {hint}")

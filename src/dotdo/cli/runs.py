@@ -1,0 +1,268 @@
+"""`dotdo runs`: look at runs, follow one, and cancel, retry or undo one.
+
+Looking reads the store beside a live engine. Steering runs an engine here, and so needs the application and a store that
+no other process holds.
+"""
+
+import time
+from typing import Any
+
+import click
+import msgspec
+
+from dotdo.async_client import AsyncDo
+from dotdo.cli.attending import report, wait_for_end, with_engine
+from dotdo.cli.loading import load_application
+from dotdo.cli.output import (
+    Span,
+    clock_time,
+    json_option,
+    print_json,
+    print_json_line,
+    print_lines,
+    print_table,
+    say,
+    status_span,
+)
+from dotdo.cli.settings import app_option, sql_option, store_option
+from dotdo.cli.showing import View
+from dotdo.embedding import open_reader
+from dotdo.errors import StillRunning, UnknownName
+from dotdo.journal import Entry
+from dotdo.records import Run, RunFilter, Status
+from dotdo.store.protocol import Store
+from dotdo.timeline import Builder, duration, timeline
+
+# How often `watch` looks into the store, in seconds.
+LOOK = 0.1
+MAX_NAMED = 5
+
+id_argument = click.argument("id")
+wait_option = click.option(
+    "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop waiting after so long (exit code 3)."
+)
+
+
+@click.group()
+def runs() -> None:
+    """Look at runs, and cancel, retry or undo them.
+
+    ID is a run's id or the beginning of one, with or without `run_`; `latest` is the newest run.
+    """
+
+
+@runs.command("ls")
+@store_option
+@click.option("--status", type=click.Choice(list(Status.__args__)), help="Only runs in this state.")
+@click.option("--name", metavar="TEXT", help="Only runs of this action or service.")
+@click.option("--trail", metavar="TEXT", help="Only runs with this trail.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many.")
+@json_option
+def ls(store: str, status: str | None, name: str | None, trail: str | None, limit: int, as_json: bool) -> None:
+    """List runs, newest first."""
+    opened = open_reader(store)
+    found = opened.list_runs(RunFilter(status=status, name=name, trail=trail, limit=limit))
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        restricted = any((status, name, trail))
+        say("No run is like that." if restricted else f"The store {opened.where} has no runs yet.")
+        return
+    headings = ["RUN", "NAME", "STATUS", "STARTED", "TOOK", "WHY"]
+    print_table(headings, [_row(run) for run in found], flexible="WHY")
+    if len(found) == limit:
+        say(f"(the newest {limit}; --limit for more)")
+
+
+def _row(run: Run) -> list[Span]:
+    took = duration(run.ended_at - run.created_at) if run.ended_at is not None else ""
+    why = ""
+    if run.waiting_for is not None:
+        why = f"waits for {run.waiting_for.text}"
+    elif run.error is not None:
+        why = f"{run.error.action}: {run.error.message}" if run.error.action else run.error.message
+    return [
+        (run.id, ""),
+        (f"{run.name}@{run.version}" if run.version > 1 else run.name, "bold"),
+        status_span(run.status, run.undo),
+        (clock_time(run.created_at), ""),
+        (took, ""),
+        (why, "dim"),
+    ]
+
+
+@runs.command("show")
+@id_argument
+@store_option
+@click.option("-v", "--verbose", is_flag=True, help="With inputs, whole results and tracebacks.")
+@json_option
+def show(id: str, store: str, verbose: bool, as_json: bool) -> None:
+    """Show a run as a timeline: steps, attempts, effects, undo, and what it waits for."""
+    opened = open_reader(store)
+    run = find_run(opened, id)
+    entries = opened.read_journal(run.id)
+    if as_json:
+        print_json({"run": run, "journal": [entry_json(entry) for entry in entries]})
+    else:
+        print_lines(View(run, timeline(entries), verbose=verbose).lines())
+
+
+@runs.command("watch")
+@id_argument
+@app_option
+@store_option
+@sql_option
+@wait_option
+@click.option("--resume", is_flag=True, help="Run an engine here meanwhile, when no other process does.")
+@json_option
+def watch(
+    id: str, app: str, store: str, sql: tuple[str, ...], wait: float | None, resume: bool, as_json: bool
+) -> int:
+    """Follow a run until it has ended or is blocked; prints each entry of its journal as it comes."""
+    opened = open_reader(store)
+    run = find_run(opened, id)
+    if not resume:
+        return follow(opened, run, wait, as_json=as_json)
+    opened.close()
+
+    async def work(client: AsyncDo) -> int:
+        return report(await wait_for_end(client, run.id, wait, quiet=as_json), as_json=as_json)
+
+    return with_engine(load_application(app), store, sql, work)
+
+
+def follow(opened: Store, run: Run, wait: float | None, *, as_json: bool) -> int:
+    """Prints a run's entries until it has ended. Raises StillRunning."""
+    builder, seen = Builder(), 0
+    end = None if wait is None else time.monotonic() + wait
+    while True:
+        # The row first: a terminal row then has its whole journal.
+        run = opened.get_run(run.id) or run
+        for entry in opened.read_journal(run.id, seen):
+            seen = entry.seq
+            _print_entry(run, builder, entry, as_json=as_json)
+        if run.ended or run.status == "blocked":
+            break
+        if end is not None and time.monotonic() >= end:
+            error = StillRunning(f"The run {run.id} had not ended after {wait:g} s.")
+            error.run_id = run.id
+            raise error
+        time.sleep(LOOK)
+    if as_json:
+        print_json_line({"run": run})
+        return 0 if run.status == "completed" else 1
+    return report(run, as_json=False)
+
+
+def _print_entry(run: Run, builder: Builder, entry: Entry, *, as_json: bool) -> None:
+    if as_json:
+        print_json_line(entry_json(entry))
+        return
+    builder.add(entry)
+    subject = f"{entry.step.partition(':')[0]} " if entry.step else ""
+    attempt = f" (attempt {entry.attempt})" if entry.attempt > 1 else ""
+    print_lines(
+        [[(f"{clock_time(entry.at, exact=True)}  ", "dim"), (subject, ""), (entry.kind.replace("_", " ") + attempt, "")]]
+    )
+
+
+@runs.command("cancel")
+@id_argument
+@app_option
+@store_option
+@sql_option
+@wait_option
+@json_option
+def cancel(id: str, app: str, store: str, sql: tuple[str, ...], wait: float | None, as_json: bool) -> int:
+    """Cancel a run, undo what it did, and wait until that is done."""
+
+    async def ask(client: AsyncDo, run: str) -> None:
+        await client.runs.cancel(run)
+
+    return steer(id, app, store, sql, wait, ask, done=lambda run: run.status == "cancelled", as_json=as_json)
+
+
+@runs.command("retry")
+@id_argument
+@app_option
+@store_option
+@sql_option
+@wait_option
+@json_option
+def retry(id: str, app: str, store: str, sql: tuple[str, ...], wait: float | None, as_json: bool) -> int:
+    """Open a failed, cancelled or blocked run again, and wait for its end. Completed steps keep their results."""
+
+    async def ask(client: AsyncDo, run: str) -> None:
+        await client.runs.retry(run)
+
+    return steer(id, app, store, sql, wait, ask, done=lambda run: run.status == "completed", as_json=as_json)
+
+
+@runs.command("undo")
+@id_argument
+@app_option
+@store_option
+@sql_option
+@wait_option
+@json_option
+def undo(id: str, app: str, store: str, sql: tuple[str, ...], wait: float | None, as_json: bool) -> int:
+    """Take back what an ended run did, newest first, and wait until that is done."""
+
+    async def ask(client: AsyncDo, run: str) -> None:
+        await client.runs.undo(run)
+
+    return steer(id, app, store, sql, wait, ask, done=lambda run: run.status != "blocked", as_json=as_json)
+
+
+def steer(
+    id: str,
+    app: str,
+    store: str,
+    sql: tuple[str, ...],
+    wait: float | None,
+    ask: Any,
+    *,
+    done: Any,
+    as_json: bool,
+) -> int:
+    """Asks something of a run, and waits for its end with an engine of its own. Returns 0 if that did what was asked."""
+    reader = open_reader(store)
+    run = find_run(reader, id)
+    reader.close()
+
+    async def work(client: AsyncDo) -> int:
+        await ask(client, run.id)
+        ended = await wait_for_end(client, run.id, wait, quiet=as_json)
+        code = report(ended, as_json=as_json)
+        return 0 if done(ended) else code or 1
+
+    return with_engine(load_application(app), store, sql, work)
+
+
+def find_run(store: Store, id: str) -> Run:
+    """The run that an id, or the beginning of one, means. Raises UnknownName."""
+    if id == "latest":
+        newest = store.list_runs(RunFilter(limit=1))
+        if not newest:
+            raise UnknownName(f"The store {store.where} has no runs yet.")
+        return newest[0]
+    prefix = id if id.startswith("run_") else f"run_{id}"
+    exact = store.get_run(prefix)
+    if exact is not None:
+        return exact
+    found = [one for one in store.find_runs(prefix, MAX_NAMED + 1) if "." in prefix or "." not in one]
+    if len(found) == 1:
+        run = store.get_run(found[0])
+        if run is not None:
+            return run
+    if not found:
+        raise UnknownName(f"There is no run {id!r} in {store.where}; `dotdo runs ls` lists them.")
+    more = ", ..." if len(found) > MAX_NAMED else ""
+    raise UnknownName(f"{id!r} is the beginning of several runs: {', '.join(found[:MAX_NAMED])}{more}. Give more of it.")
+
+
+def entry_json(entry: Entry) -> dict[str, Any]:
+    """An entry for JSON output, with its data as JSON."""
+    names = ("seq", "kind", "step", "generation", "attempt", "at")
+    return {**{name: getattr(entry, name) for name in names}, "data": msgspec.Raw(entry.data.encode()), "digest": entry.digest}

@@ -1,0 +1,209 @@
+"""How `dotdo runs show` and `watch` print a run: a header, its timeline, and where to look next."""
+
+from collections.abc import Sequence
+
+from dotdo.cli.output import STATUS_STYLES, Span, clock_time, mark, one_line, status_span, until, width
+from dotdo.records import ErrorRecord, Run
+from dotdo.timeline import EffectItem, Moment, StepItem, Timeline, Try, duration
+
+Line = Sequence[Span]
+DIM, BAD, GOOD = "dim", "red", "green"
+NAME_WIDTH = 30
+STEP_MARKS = {
+    "open": ("…", ".", "blue"),
+    "committed": ("◐", "~", "cyan"),
+    "completed": ("✓", "+", GOOD),
+    "failed": ("✗", "x", BAD),
+    "cancelled": ("-", "-", "yellow"),
+}
+EFFECT_WORDS = {
+    "pending": ("not delivered yet", "cyan"),
+    "delivered": ("delivered", GOOD),
+    "answered": ("answered", GOOD),
+    "failed": ("could not be delivered", BAD),
+    "dropped": ("dropped, never sent", "yellow"),
+    "undone": ("undone", "yellow"),
+}
+
+
+class View:
+    """A run as lines. verbose: with inputs, results in full, and tracebacks."""
+
+    def __init__(self, run: Run, timeline: Timeline, *, verbose: bool = False) -> None:
+        self.run, self.timeline, self.verbose = run, timeline, verbose
+        self._limit = 100_000 if verbose else max(width() - 20, 40)
+
+    def lines(self) -> list[Line]:
+        """All of it."""
+        lines = [*self._header(), []]
+        for item in self.timeline.items:
+            lines += self.moment(item) if isinstance(item, Moment) else self.step(item)
+        return [*lines, *self._ending(), *self._next()]
+
+    # -- above and below the timeline ---------------------------------------------------------------------------------
+
+    def _header(self) -> list[Line]:
+        run = self.run
+        lines: list[Line] = [
+            [
+                (f"{run.name}@{run.version}", "bold"),
+                (f"  {run.kind}  ", DIM),
+                status_span(run.status, run.undo),
+            ],
+            [(run.id, DIM)],
+            [],
+        ]
+        took = f", took {duration(run.ended_at - run.created_at)}" if run.ended_at is not None else ""
+        facts = {
+            "started": clock_time(run.created_at, exact=True) + took,
+            "by": run.actor,
+            "key": run.key,
+            "trail": run.trail,
+            "labels": ", ".join(f"{name}={value}" for name, value in run.labels.items()),
+            "parent": run.parent,
+            "reopened": f"{run.generation} times" if run.generation > 1 else "once" if run.generation else None,
+            "input": one_line(self.timeline.input, self._limit),
+        }
+        lines += [_fact(label, value) for label, value in facts.items() if value]
+        return lines
+
+    def _ending(self) -> list[Line]:
+        run = self.run
+        lines: list[Line] = []
+        if run.status == "completed":
+            lines += [[], _fact("result", one_line(run.result, self._limit))]
+        elif run.error is not None:
+            where = f"{run.error.action}: " if run.error.action else ""
+            lines += [[], _fact("error", where + _error(run.error), BAD)]
+            lines += self._traceback(run.error)
+        elif run.waiting_for is not None:
+            when = f", {until(run.waiting_for.until)}" if run.waiting_for.until is not None else ""
+            lines += [[], _fact("waits for", run.waiting_for.text + when, "cyan")]
+        lines += [_fact("not undone", effect, "yellow") for effect in run.not_undone]
+        return lines
+
+    def _next(self) -> list[Line]:
+        """What can be done about the run now."""
+        run, short = self.run, self.run.id
+        hints: list[tuple[str, str]] = []
+        if run.status in ("failed", "cancelled"):
+            hints.append((f"dotdo runs retry {short}", "open it again; completed steps keep their results"))
+        elif run.status == "blocked":
+            hints.append((f"dotdo runs retry {short}", "go on, once what blocks it is mended"))
+            hints.append((f"dotdo runs cancel {short}", "give it up and undo what it did"))
+        elif not run.ended:
+            hints.append((f"dotdo runs watch {short}", "follow it"))
+        if run.ended and run.undo != "all" and any(step.state == "completed" for step in self.timeline.steps):
+            hints.append((f"dotdo runs undo {short}", "take back what it did"))
+        hints += [
+            (f"dotdo runs show {step.child}", f"the child run {step.name}")
+            for step in self.timeline.steps
+            if step.child is not None
+        ]
+        if not self.verbose:
+            hints.append((f"dotdo runs show {short} -v", "with inputs, whole results and tracebacks"))
+        size = max(len(command) for command, _ in hints) if hints else 0
+        return [[]] + [
+            [(f"{'next' if number == 0 else '':<12}", DIM), (f"{command:<{size}}", ""), (f"  {what}", DIM)]
+            for number, (command, what) in enumerate(hints)
+        ]
+
+    # -- the timeline -------------------------------------------------------------------------------------------------
+
+    def moment(self, moment: Moment) -> list[Line]:
+        """Something that happened to the run as a whole."""
+        style = STATUS_STYLES.get(moment.text, DIM) if moment.kind == "ended" else DIM
+        style = BAD if moment.kind == "blocked" else style
+        return [[self._at(moment.at), (mark("■ ", "= ") if moment.kind == "ended" else mark("· ", "  "), style), (moment.text, style)]]
+
+    def step(self, step: StepItem) -> list[Line]:
+        """A step with its attempts and effects."""
+        symbol, plain, style = STEP_MARKS[step.state]
+        if step.purpose == "undo" and step.state == "completed":
+            symbol, plain, style = "↩", "<", "yellow"
+        name = {"undo": f"undo {step.name}", "on_failure": f"{step.name} (on failure)"}.get(step.purpose, step.name)
+        version = f"@{step.version}" if step.version > 1 else ""
+        line: list[Span] = [self._at(step.at), (mark(symbol, plain) + " ", style), (f"{name + version:<{NAME_WIDTH}}", "")]
+        line += self._outcome(step)
+        lines: list[Line] = [line]
+        if self.verbose and step.input is not None:
+            lines.append(_detail("input   ", one_line(step.input, self._limit)))
+        for failure in step.failures:
+            lines += self._failure("attempt", failure)
+        if step.fallback is not None:
+            lines.append(_detail("fallback", f"{step.fallback} gave this result"))
+        for effect in step.effects:
+            lines += self._effect(effect)
+        if step.child is not None:
+            lines.append(_detail("child   ", step.child))
+        if step.undo_error is not None:
+            lines.append(_detail("undo    ", f"failed: {_error(step.undo_error)}", BAD))
+        return lines
+
+    def _outcome(self, step: StepItem) -> list[Span]:
+        took = f"{duration(step.ended_at - step.at):>9}  " if step.ended_at is not None else " " * 11
+        spans: list[Span] = [(took, DIM)]
+        if step.state == "failed":
+            attempts = len(step.failures)
+            spans.append((f"failed after {attempts} attempts" if attempts > 1 else "failed", BAD))
+            if not step.failures and step.error is not None:
+                spans.append((f": {_error(step.error)}", BAD))
+        elif step.state == "open":
+            spans.append(("waits for its next attempt" if step.failures else "in progress", "blue"))
+        elif step.state == "committed":
+            spans.append(("committed, effects are being delivered", "cyan"))
+        elif step.state == "cancelled":
+            spans.append(("cancelled", "yellow"))
+        elif step.purpose == "step" or self.verbose:
+            room = self._limit if self.verbose else max(width() - NAME_WIDTH - 28 - (10 if step.undone else 0), 20)
+            spans.append((f"{mark('→', '->')} {one_line(step.result, room)}", DIM))
+        if step.undone:
+            spans.append((f"  {mark('↩', '<')} undone", "yellow"))
+        return spans
+
+    def _failure(self, what: str, failure: Try) -> list[Line]:
+        wait = failure.next_at - failure.at if failure.next_at is not None else None
+        after = f"  (again in {duration(wait)})" if wait else ""
+        lines = [_detail(f"{what} {failure.number}", f"{self._offset(failure.at)}  {_error(failure.error)}", BAD, after)]
+        return lines + self._traceback(failure.error)
+
+    def _effect(self, effect: EffectItem) -> list[Line]:
+        word, style = EFFECT_WORDS[effect.state]
+        if effect.requested and effect.state in ("pending", "failed"):
+            word = "not answered yet" if effect.state == "pending" else "refused"
+        tries = f" at try {len(effect.tries) + 1}" if effect.tries and effect.state == "delivered" else ""
+        when = f"{self._offset(effect.at)}  " if effect.at is not None else ""
+        label = "request " if effect.requested else "effect  "
+        lines: list[Line] = [
+            [
+                *_detail(label, f"{when}{effect.name}", ""),
+                (f" {word}{tries}", style),
+                (f"  key {effect.key}", DIM),
+            ]
+        ]
+        for failure in effect.tries:
+            lines += self._failure("  try", failure)
+        return lines
+
+    def _traceback(self, error: ErrorRecord) -> list[Line]:
+        if not self.verbose or not error.traceback:
+            return []
+        return [[(" " * 16 + line, DIM)] for line in error.traceback.rstrip().splitlines()]
+
+    def _at(self, ms: int) -> Span:
+        return f"{self._offset(ms):>10}  ", DIM
+
+    def _offset(self, ms: int) -> str:
+        return f"+{duration(max(ms - self.run.created_at, 0))}"
+
+
+def _fact(label: str, value: str, style: str = "") -> Line:
+    return [(f"{label:<12}", DIM), (value, style)]
+
+
+def _detail(label: str, text: str, style: str = DIM, more: str = "") -> list[Span]:
+    return [(" " * 14 + f"{label}  ", DIM), (text, style), (more, DIM)]
+
+
+def _error(error: ErrorRecord) -> str:
+    return f"{error.type}: {error.message}" if error.message else error.type

@@ -228,8 +228,8 @@ def _check_companion(subject: str, role: str, function: Callable[..., Any] | Non
     unknown = [one.name for one in others if one and one.default is one.empty and one.name not in offered]
     if first is None or first.name in offered or hint not in (None, EffectCall) or unknown:
         raise DefinitionError(
-            f"{subject}: its {role} {getattr(function, '__name__', function)} cannot be called. It takes the EffectCall "
-            f"first, then what it wants of: {', '.join(offered)}."
+            f"{subject}: its {role} {getattr(function, '__name__', function)} cannot be called. It takes the "
+            f"EffectCall first, then what it wants of: {', '.join(offered)}."
         )
 
 

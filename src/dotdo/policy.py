@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from dotdo.errors import DefinitionError, Fail, InputError, RetryLater
+from dotdo.errors import CalledOutside, DefinitionError, Fail, InputError, RetryLater
 
 ExceptionTypes = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -42,10 +42,10 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
             raise DefinitionError("Retry: delay and max_delay must be >= 0 and factor >= 1.")
 
     def retries(self, error: BaseException) -> bool:
-        """Whether this kind of error is retried at all. `Fail` and refused inputs never are."""
+        """Whether this kind of error is retried at all. `Fail`, refused inputs and misplaced calls never are."""
         if isinstance(error, RetryLater):
             return True
-        if isinstance(error, (Fail, InputError)):
+        if isinstance(error, Fail | InputError | CalledOutside):
             return False
         return isinstance(error, self.on) and not isinstance(error, self.never_on)
 

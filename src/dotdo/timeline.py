@@ -85,6 +85,7 @@ class StepItem(msgspec.Struct, kw_only=True):
     error: ErrorRecord | None = None
     fallback: str | None = None
     child: str | None = None
+    undoable: bool = False
     undone: bool = False
     undo_error: ErrorRecord | None = None
 
@@ -153,7 +154,7 @@ class Builder:
         step = self._step(entry, data.started)
         step.state = "committed"
         step.version, step.input = data.version, msgspec.json.decode(data.input)
-        step.result = msgspec.json.decode(data.result)
+        step.result, step.undoable = msgspec.json.decode(data.result), data.undo
         step.fallback = f"{data.action}@{data.version}" if data.fallback else None
         step.effects += [EffectItem(name=staged.effect, key=staged.key, tries=[]) for staged in data.effects]
         return step
@@ -275,14 +276,14 @@ class Builder:
         return self._moment(entry, f"cancelling was asked for{_by(data.actor)}")
 
     def _stopping(self, entry: Entry, data: Stopping) -> Moment:
-        causes = ", ".join(_name_of(step)[0] for step in data.causes)
+        causes = ", ".join(step_name(step) for step in data.causes)
         why = f", because {causes} failed" if causes else f": {data.error.message}"
         return self._moment(entry, f"stops, to end as {data.status}{why}")
 
     def _undo_planned(self, entry: Entry, data: UndoPlanned) -> Moment | None:
         if not data.steps:
             return None
-        return self._moment(entry, "to be undone: " + ", ".join(_name_of(step)[0] for step in data.steps))
+        return self._moment(entry, "to be undone: " + ", ".join(step_name(step) for step in data.steps))
 
     def _blocked(self, entry: Entry, data: Blocked) -> Moment:
         return self._moment(entry, f"blocked ({data.reason.replace('_', ' ')})", data.error)
@@ -296,6 +297,11 @@ class Builder:
 
     def _ended(self, entry: Entry, data: Ended) -> Moment:
         return self._moment(entry, data.status, data.error)
+
+
+def step_name(step: str) -> str:
+    """A step's id as people read it: without the digest of its input."""
+    return _name_of(step)[0]
 
 
 def _name_of(step: str) -> tuple[str, Purpose]:

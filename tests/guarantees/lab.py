@@ -1,7 +1,7 @@
 """A laboratory for services: an engine on a file of its own, a hand-moved clock, and actions whose every move is seen.
 
-Nothing waits for a length of time: a test waits for a commit that makes something true (`until`), for a handler to reach
-a gate (`reached`), or moves the clock. When a lab closes, the invariants of every run in its store are checked.
+Nothing waits for a length of time: a test waits for a commit that makes something true (`until`), for a handler to
+reach a gate (`reached`), or moves the clock. When a lab closes, the invariants of every run in its store are checked.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A run can be cancelled in every phase: what is in flight ends first, one plan is committed, then it is undone in order."""
+"""A run can be cancelled in every phase: what is in flight ends, one plan is committed, and it is undone in order."""
 
 import asyncio
 from pathlib import Path
@@ -69,7 +69,7 @@ ALL_UNDONE = ["unbook hotel", "unbook flight"]
 
 
 async def cancelled(lab: Lab, id: str) -> list[str]:
-    """Waits for the end of a cancelled run, checks its row and the order of its last phase, and returns what was said."""
+    """Waits for the end of a cancelled run, checks its row and the order of its phases, and returns what was said."""
     with pytest.raises(RunCancelled, match="cancelled by ada"):
         await lab.client.handle(id).result()
     run = await lab.client.runs.get(id)

@@ -1,4 +1,4 @@
-"""A child service is a run of its own: it completes, fails, is cancelled and undone with its parent, and outlives crashes."""
+"""A child service is a run of its own: it completes, fails, is cancelled and undone with its parent."""
 
 import asyncio
 from pathlib import Path

@@ -195,7 +195,7 @@ async def test_event_does_not_start_a_delayed_run_before_its_time(tmp_path: Path
     async with laboratory(tmp_path) as lab:
         handle = await lab.client.start(approves.with_(delay=3600))
         await handle.send_event("approved", {"by": "Eva"})
-        await lab.until_journal_has(handle.id, "event")
+        await lab.engine.claimer._sweep()
         await lab.until(lambda: lab.engine.live == {})
         waiting = await handle.get()
         assert (waiting.status, lab.world.said) == ("pending", [])

@@ -1,4 +1,4 @@
-"""Operators retry and undo: each opens a new generation, does only what must be done again, and changes nothing that ended."""
+"""Operators retry and undo: each opens a new generation, does again only what must be, and changes nothing that ended."""
 
 from pathlib import Path
 

@@ -23,6 +23,14 @@ COMMANDS = {
 }
 
 
+class Group(click.Group):
+    """Commands in the order of their definition."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In order."""
+        return list(self.commands)
+
+
 class LazyGroup(click.Group):
     """Imports a command when it is called, so that each starts fast."""
 
@@ -69,8 +77,13 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         result: Any = dotdo.main(arguments, prog_name="dotdo", standalone_mode=False)
         return result or 0
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        from dotdo.cli.output import say_usage
+
+        say_usage(error)
         return error.exit_code
     except click.Abort:
         click.echo("Interrupted.", err=True)

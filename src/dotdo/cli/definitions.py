@@ -6,18 +6,19 @@ from typing import Any
 import click
 
 from dotdo.catalogue import Catalogue, split_version
+from dotdo.cli import Group
 from dotdo.cli.loading import load_application
 from dotdo.cli.output import Span, json_option, one_line, print_json, print_lines, print_table, say
 from dotdo.cli.settings import app_option
 from dotdo.records import Definition
 
 
-@click.group()
+@click.group(cls=Group)
 def actions() -> None:
     """The actions of the application."""
 
 
-@click.group()
+@click.group(cls=Group)
 def services() -> None:
     """The services (durable workflows) of the application."""
 
@@ -57,7 +58,7 @@ def show_list(kind: str, catalogue: Catalogue, app: str, *, as_json: bool) -> No
         numbers = ", ".join(str(item.version) for item in versions)
         rows.append([(name, "bold"), (numbers, ""), (_signature(newest), ""), (newest.doc.partition("\n")[0], "dim")])
     if rows:
-        print_table(["NAME", "VERSIONS", "INPUT", "WHAT IT DOES"], rows, flexible="WHAT IT DOES")
+        print_table(["NAME", "VERSIONS", "INPUT", "WHAT IT DOES"], rows)
     else:
         say(f"{app} defines no {kind}s.")
 

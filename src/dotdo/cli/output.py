@@ -35,6 +35,7 @@ STATUS_STYLES = {
 }
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _state = {"json": False}
+MIN_LAST = 12  # a column that is cut further says nothing
 
 
 def json_option(command: Any) -> Any:
@@ -76,6 +77,16 @@ def say_error(error: DotdoError) -> None:
         print_json({"error": told})
 
 
+def say_usage(error: click.ClickException) -> None:
+    """A wrong use of the command line, and where to read how it is used."""
+    click.echo(click.style("error: ", fg="red", bold=True) + clean(error.format_message()), err=True)
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        click.echo(f"`{context.command_path} --help` tells how it is used.", err=True)
+    if _state["json"]:
+        print_json({"error": {"code": "usage", "message": error.format_message()}})
+
+
 def is_terminal() -> bool:
     """Whether stdout is a terminal."""
     return sys.stdout.isatty()
@@ -103,13 +114,20 @@ def print_lines(lines: Sequence[Sequence[Span]]) -> None:
 
     terminal = console()
     for line in lines:
-        terminal.print(Text.assemble(*((clean(text), style) for text, style in line)), soft_wrap=True)
+        # What does not fit goes on below the second piece; the first is a label or an indentation.
+        pieces = [(clean(text), style) for text, style in line]
+        first = Text.assemble(*pieces[:1])
+        rest = Text.assemble(*pieces[1:])
+        indent = first.cell_len
+        for number, part in enumerate(rest.wrap(terminal, max(terminal.width - indent, 20)) or [rest]):
+            part.rstrip()
+            terminal.print(first + part if number == 0 else Text(" " * indent) + part, soft_wrap=True)
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[Span]], *, flexible: str = "") -> None:
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[Span]]) -> None:
     """Prints a table; tab-separated without headings when stdout is no terminal.
 
-    flexible: the heading of the column that is cut when the terminal is narrow.
+    On a terminal the last column is cut to what is left, or left out, and then the first one is cut.
     """
     if not is_terminal():
         for row in rows:
@@ -118,13 +136,22 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[Span]], *, flex
     from rich.table import Table
     from rich.text import Text
 
+    cells = [[Text(" ".join(clean(text).split()), style) for text, style in row] for row in rows]
+    terminal = console()
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in headings:
-        is_flexible = heading == flexible
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=None if is_flexible else len(heading))
-    for row in rows:
-        table.add_row(*(Text(" ".join(clean(text).split()), style) for text, style in row))
-    console().print(table)
+    widths = [max(len(heading), *(row[n].cell_len for row in cells)) for n, heading in enumerate(headings)]
+    room = terminal.width - 2 * (len(widths) - 1)
+    left = room - sum(widths[:-1])
+    if left >= MIN_LAST:
+        widths[-1] = min(widths[-1], left)
+    else:
+        del widths[-1]
+        widths[0] = max(min(widths[0], room + 2 - sum(widths[1:])), MIN_LAST)
+    for heading, size in zip(headings, widths, strict=False):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", width=size)
+    for row in cells:
+        table.add_row(*row[: len(widths)])
+    terminal.print(table)
 
 
 def clean(text: str) -> str:

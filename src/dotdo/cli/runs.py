@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from dotdo.async_client import AsyncDo
+from dotdo.cli import Group
 from dotdo.cli.attending import report, wait_for_end, with_engine
 from dotdo.cli.loading import load_application
 from dotdo.cli.output import (
@@ -43,7 +44,7 @@ wait_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def runs() -> None:
     """Look at runs, and cancel, retry or undo them.
 
@@ -70,7 +71,7 @@ def ls(store: str, status: str | None, name: str | None, trail: str | None, limi
         say("No run is like that." if restricted else f"The store {opened.where} has no runs yet.")
         return
     headings = ["RUN", "NAME", "STATUS", "STARTED", "TOOK", "WHY"]
-    print_table(headings, [_row(run) for run in found], flexible="WHY")
+    print_table(headings, [_row(run) for run in found])
     if len(found) == limit:
         say(f"(the newest {limit}; --limit for more)")
 
@@ -92,7 +93,7 @@ def _row(run: Run) -> list[Span]:
     ]
 
 
-@runs.command("show")
+@runs.command("show", short_help="Show a run as a timeline.")
 @id_argument
 @store_option
 @click.option("-v", "--verbose", is_flag=True, help="With inputs, whole results and tracebacks.")
@@ -108,7 +109,7 @@ def show(id: str, store: str, verbose: bool, as_json: bool) -> None:
         print_lines(View(run, timeline(entries), verbose=verbose).lines())
 
 
-@runs.command("watch")
+@runs.command("watch", short_help="Follow a run until it has ended.")
 @id_argument
 @app_option
 @store_option
@@ -167,7 +168,7 @@ def _print_entry(run: Run, builder: Builder, entry: Entry, *, as_json: bool) -> 
     )
 
 
-@runs.command("cancel")
+@runs.command("cancel", short_help="Cancel a run and undo what it did.")
 @id_argument
 @app_option
 @store_option
@@ -183,7 +184,7 @@ def cancel(id: str, app: str, store: str, sql: tuple[str, ...], wait: float | No
     return steer(id, app, store, sql, wait, ask, done=lambda run: run.status == "cancelled", as_json=as_json)
 
 
-@runs.command("retry")
+@runs.command("retry", short_help="Open a failed or blocked run again.")
 @id_argument
 @app_option
 @store_option
@@ -199,7 +200,7 @@ def retry(id: str, app: str, store: str, sql: tuple[str, ...], wait: float | Non
     return steer(id, app, store, sql, wait, ask, done=lambda run: run.status == "completed", as_json=as_json)
 
 
-@runs.command("undo")
+@runs.command("undo", short_help="Take back what an ended run did.")
 @id_argument
 @app_option
 @store_option

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from dotdo.cli.output import STATUS_STYLES, Span, clock_time, mark, one_line, status_span, until, width
 from dotdo.records import ErrorRecord, Run
-from dotdo.timeline import EffectItem, Moment, StepItem, Timeline, Try, duration
+from dotdo.timeline import EffectItem, Moment, StepItem, Timeline, Try, duration, step_name
 
 Line = Sequence[Span]
 DIM, BAD, GOOD = "dim", "red", "green"
 NAME_WIDTH = 30
+SHORT_ID = 20  # what is typed to name a run: its time in ms and some random bits
 STEP_MARKS = {
     "open": ("…", ".", "blue"),
     "committed": ("◐", "~", "cyan"),
@@ -79,12 +80,15 @@ class View:
         elif run.waiting_for is not None:
             when = f", {until(run.waiting_for.until)}" if run.waiting_for.until is not None else ""
             lines += [[], _fact("waits for", run.waiting_for.text + when, "cyan")]
-        lines += [_fact("not undone", effect, "yellow") for effect in run.not_undone]
+        for effect in run.not_undone:
+            step, _, name = effect.rpartition(": ")
+            lines.append(_fact("not undone", f"{step_name(step)}: {name}" if step else name, "yellow"))
         return lines
 
     def _next(self) -> list[Line]:
         """What can be done about the run now."""
-        run, short = self.run, self.run.id
+        run = self.run
+        short = run.id if "." in run.id else run.id[:SHORT_ID]
         hints: list[tuple[str, str]] = []
         if run.status in ("failed", "cancelled"):
             hints.append((f"dotdo runs retry {short}", "open it again; completed steps keep their results"))
@@ -93,7 +97,7 @@ class View:
             hints.append((f"dotdo runs cancel {short}", "give it up and undo what it did"))
         elif not run.ended:
             hints.append((f"dotdo runs watch {short}", "follow it"))
-        if run.ended and run.undo != "all" and any(step.state == "completed" for step in self.timeline.steps):
+        if run.ended and any(step.undoable and not step.undone for step in self.timeline.steps):
             hints.append((f"dotdo runs undo {short}", "take back what it did"))
         hints += [
             (f"dotdo runs show {step.child}", f"the child run {step.name}")
@@ -101,7 +105,7 @@ class View:
             if step.child is not None
         ]
         if not self.verbose:
-            hints.append((f"dotdo runs show {short} -v", "with inputs, whole results and tracebacks"))
+            hints.append((f"dotdo runs show {short} -v", "with inputs, results and tracebacks"))
         size = max(len(command) for command, _ in hints) if hints else 0
         return [[]] + [
             [(f"{'next' if number == 0 else '':<12}", DIM), (f"{command:<{size}}", ""), (f"  {what}", DIM)]

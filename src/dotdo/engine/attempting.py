@@ -9,6 +9,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -54,6 +55,7 @@ class Attempt:
         self._resources, self._databases = resources, databases
         self._request_with, self._loop, self._is_async = request_with, loop, is_async
         self._counts: dict[str, int] = {}
+        self._asking: set[Future[Any]] = set()  # requests that a thread waits for
         self._over: str | None = None
         self._committing = False
         self._lock = threading.Lock()
@@ -76,7 +78,9 @@ class Attempt:
             if self._committing:
                 return False
             self._over = self._over or why
-            return True
+        for asking in list(self._asking):
+            asking.cancel()
+        return True
 
     def begin_commit(self) -> None:
         """From here on the attempt can no longer be declared over. Raises AttemptOver when it was already."""
@@ -118,7 +122,15 @@ class Attempt:
 
     def request_and_wait(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The same from a handler's thread."""
-        return asyncio.run_coroutine_threadsafe(self.request(effect, args, kwargs), self._loop).result()
+        asking = asyncio.run_coroutine_threadsafe(self.request(effect, args, kwargs), self._loop)
+        self._asking.add(asking)
+        try:
+            return asking.result()
+        except CancelledError:
+            self.heartbeat()
+            raise
+        finally:
+            self._asking.discard(asking)
 
     def connection(self, database: str | None) -> Any:
         """The connection of the attempt's transaction, begun at first use."""

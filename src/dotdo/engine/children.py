@@ -12,7 +12,7 @@ import msgspec
 
 from dotdo.engine.accepting import new_run
 from dotdo.engine.failing import Block
-from dotdo.engine.history import StepRecord
+from dotdo.engine.history import OPEN, StepRecord
 from dotdo.errors import InvalidOperation
 from dotdo.journal import ChildStarted, Completion, Empty, Ended, StepFailed
 from dotdo.records import ErrorRecord, Options
@@ -53,10 +53,8 @@ async def start_child(run: "LiveRun", call: "Call") -> None:
     try:
         message = await run.wait_for_child(child.run, text, call.id)
     except asyncio.CancelledError:
-        if run.over:
-            raise
-        message = await _cancel_child(run, child.run, text, call.id)
-        _finish(run, call.id, record, message, cancelled=True)
+        if not run.over and run.status != "blocked":
+            await cancel_child(run, record)
         raise
     _finish(run, call.id, record, message, cancelled=False)
 
@@ -83,13 +81,16 @@ def _accept_child(run: "LiveRun", call: "Call", record: StepRecord) -> StepRecor
     return record
 
 
-async def _cancel_child(run: "LiveRun", child: str, text: str, step: str) -> Message:
+async def cancel_child(run: "LiveRun", record: StepRecord) -> None:
+    """Has a child run cancelled and waits for its end; a child that completed first counts as completed."""
+    child = record.child
+    assert child is not None, "the caller looked"
     try:
-        await run.engine.post(Message(child, "cancel", "", "null", None, "parent", run.engine.clock.now()))
+        await run.engine.post(Message(child.run, "cancel", "", "null", None, "parent", run.engine.clock.now()))
     except InvalidOperation:
-        pass_through = run.engine.log  # it has ended already: its message is on its way
-        pass_through.debug("child %s had ended before it was cancelled", child)
-    return await run.wait_for_child(child, text, step)
+        run.engine.log.debug("child %s had ended before it was cancelled", child.run)  # its message is on its way
+    message = await run.wait_for_child(child.run, f"the child run {child.run} to end", record.id)
+    _finish(run, record.id, record, message, cancelled=True)
 
 
 def _finish(run: "LiveRun", step: str, record: StepRecord, message: Message, *, cancelled: bool) -> None:
@@ -127,8 +128,10 @@ def take_child_message(run: "LiveRun", message: Message) -> None:
     future = run.children.get(message.name)
     if future is not None and not future.done():
         future.set_result(message)
-    else:
+    elif any(record.child and record.child.run == message.name and record.state == OPEN for record in run.known()):
         run.early[message.name] = message
+    else:
+        run.journal.take(message.id)  # nobody will ask: an operator undid or retried the child by hand
 
 
 async def undo_child(run: "LiveRun", record: StepRecord) -> None:

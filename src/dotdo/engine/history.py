@@ -113,6 +113,7 @@ class History:
         self.accepted_at = 0
         self.steps: dict[str, StepRecord] = {}
         self.handovers: list[Handover] = []
+        self.senders: set[str] = set()  # of events: the same key twice is one event
         self.generation = 0
         self.crashes = 0  # takeovers after a crash since the run last got somewhere
         self.stopping: Stopping | None = None
@@ -230,6 +231,8 @@ class History:
 
     def _event(self, entry: Entry, data: EventReceived) -> None:
         self.handovers.append(Handover("event", data.name, entry.at, data))
+        if data.sender is not None:
+            self.senders.add(data.sender)
 
     def _child_started(self, entry: Entry, data: ChildStarted) -> None:
         self.step(entry.step).child = data

@@ -26,6 +26,8 @@ def apply_message(run: "LiveRun", message: Message) -> None:
         return
     run.journal.take(message.id)
     if message.kind == "event":
+        if message.sender is not None and message.sender in run.history.senders:
+            return  # sent again after the first one was taken
         data = EventReceived(message.name, msgspec.Raw(message.value.encode()), message.sender, message.actor)
         run.append("event", data)
     elif message.kind == "cancel":

@@ -5,7 +5,7 @@ entry of the run is durable. The code of a service is only ever driven from plai
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from dotdo.action import Action, Overrides
 from dotdo.engine import finishing, parking, undoing
 from dotdo.engine.children import start_child, undo_child
 from dotdo.engine.failing import Block, error_record
-from dotdo.engine.history import History, StepRecord
+from dotdo.engine.history import OPEN, History, StepRecord
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.messages import apply_message
 from dotdo.engine.service_code import Call, ServiceCode
@@ -246,9 +246,14 @@ class LiveRun:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._step_broke(id, error)
-        elif task.cancelled() and not self.history.step(id).done and self.history.step(id).completion is None:
+        elif task.cancelled() and self._ended_without_outcome(self.history.step(id)):
             self.append("step_cancelled", Empty(), id)
         self.pump()
+
+    def _ended_without_outcome(self, record: StepRecord) -> bool:
+        if record.child is not None and self.status == "blocked":
+            return False  # the child goes on, and the run will wait for it again
+        return record.state == OPEN
 
     def _step_broke(self, id: str, error: BaseException) -> None:
         if isinstance(error, Block):
@@ -405,7 +410,8 @@ class LiveRun:
     async def settle_in_flight(self) -> None:
         """Ends every attempt in flight: cancels what has not committed, waits for what is being sent."""
         for id, task in list(self.tasks.items()):
-            if self.history.step(id).completion is None:
+            # One that is on its way out already may be taking back what it asked for: it is not cancelled twice.
+            if self.history.step(id).completion is None and not task.cancelling():
                 task.cancel()
         while self.tasks:
             self.leave()
@@ -465,6 +471,10 @@ class LiveRun:
             if message.id > self.taken:
                 apply_message(self, message)
         self.pump()
+
+    def known(self) -> Iterable[StepRecord]:
+        """The steps that the journal knows."""
+        return self.history.steps.values()
 
     async def undo_step(self, record: StepRecord) -> None:
         """Takes one committed step back."""

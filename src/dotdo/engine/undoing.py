@@ -11,6 +11,7 @@ import msgspec
 
 from dotdo.action import NO_OVERRIDES, Action, undo_input
 from dotdo.engine import requesting
+from dotdo.engine.children import cancel_child
 from dotdo.engine.failing import Block, message_of
 from dotdo.engine.history import COMMITTED, COMPLETED, FAILED, OPEN, StepRecord
 from dotdo.engine.service_code import OWN_STEPS
@@ -31,7 +32,7 @@ async def stop(run: "LiveRun", stopping: Stopping) -> None:
     await run.settle_in_flight()
     await _settle_unseen(run)
     if history.plan is None:
-        run.append("undo_planned", UndoPlanned(_plan(run)))
+        run.append("undo_planned", UndoPlanned(_plan(run) if run.undoes else []))
         run.journal.update("undoing", owner=run.engine.node)
     failed = await undo_planned(run)
     if failed:
@@ -99,8 +100,6 @@ async def undo_step(run: "LiveRun", record: StepRecord) -> None:
 
 def _plan(run: "LiveRun") -> list[str]:
     """The committed steps that declare an undo, newest first, down to the last pivot."""
-    if not run.undoes:
-        return []
     steps = [
         record
         for id, record in run.history.steps.items()
@@ -158,7 +157,9 @@ async def _settle_unseen(run: "LiveRun") -> None:
                     kind = "committed" if completion.effects else "completed"
                     run.append(kind, completion, id, number)
     for record in list(run.history.steps.values()):
-        if record.state == COMMITTED and not record.id.startswith(OWN_STEPS):
+        if record.state == OPEN and record.child is not None:
+            await cancel_child(run, record)
+        elif record.state == COMMITTED and not record.id.startswith(OWN_STEPS):
             left = [n for n, d in enumerate(record.deliveries) if not d.delivered and not d.given_up]
             if left:
                 run.append("effects_dropped", EffectsDropped(left), record.id, record.attempt)

@@ -131,7 +131,7 @@ class SqlStore:
             reopens = message.kind in ("retry", "undo") or (message.kind == "cancel" and status == "blocked")
             if reopens:
                 self._db.write(self._sql["reopen_run"], {"run": message.run, "now": message.at})
-            else:
+            elif message.kind != "event" or status != "pending":  # an event does not start a delayed run early
                 self._db.write(self._sql["wake_run"], {"run": message.run, "now": message.at})
             return owner
 

@@ -1,11 +1,24 @@
 """Requests: the intent is journaled before the call, the answer is replayed, and a step that fails takes them back."""
 
+import asyncio
 from typing import Any
 
+import apsw
 import msgspec
 import pytest
 
-from dotdo import ActionFailed, AsyncContext, Context, DefinitionError, Effect, EffectCall, Fail, action, service
+from dotdo import (
+    ActionFailed,
+    AsyncContext,
+    Context,
+    DefinitionError,
+    Effect,
+    EffectCall,
+    Fail,
+    RunBlocked,
+    action,
+    service,
+)
 from dotdo.journal import read
 from tests.workshop import PATIENCE, Receiver, Workshop, data, kinds
 
@@ -58,8 +71,6 @@ def test_intent_is_durable_before_the_call(workshop: Workshop):
 
 def stored(workshop: Workshop, run: str) -> list[tuple[str]]:
     """The kinds of a run's entries as another connection to the store sees them: what is committed."""
-    import apsw
-
     connection = apsw.Connection(str(workshop.store), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         return list(connection.execute("select kind from journal where run = ? order by seq", (run,)))
@@ -200,9 +211,8 @@ def test_request_that_was_refused_is_not_undone(workshop: Workshop):
     @action("buy", retry=1, catalogue=workshop.catalogue)
     async def buy(ctx: AsyncContext) -> None:
         await ctx.request(workshop.order, text="bread")
-        await ctx.request(workshop.order, text="milk")
 
-    workshop.receiver.fail("order", *[], Fail("sold out"))
+    workshop.receiver.fail("order", Fail("sold out"))
     handle = workshop.open().start(buy)
     with pytest.raises(ActionFailed, match="sold out"):
         handle.result(timeout=PATIENCE)
@@ -334,3 +344,74 @@ def test_journal_says_whose_attempt_asked(workshop: Workshop):
     assert asked == [("requested", "buy", 2), ("answered", "buy", 2)]
     answered = [read(entry) for entry in handle.journal() if entry.kind == "answered"]
     assert bytes(answered[0].answer) == b'"order bread: 1"'
+
+
+@pytest.mark.parametrize("shape", ["async", "group", "thread"])
+def test_handler_cannot_swallow_that_nobody_knows_what_happened(workshop: Workshop, shape: str):
+    """The answer was lost with its engine and nothing can find out: a person must decide, whatever the handler does."""
+    once = Effect("order-once", order_and_hang, catalogue=workshop.catalogue)
+
+    async def swallow(ctx: AsyncContext) -> str:
+        try:
+            return await ctx.request(once, text="bread")
+        except Exception:
+            return "it has probably happened"
+
+    async def wrap_in_a_group(ctx: AsyncContext) -> str:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(ctx.request(once, text="bread"))
+        return task.result()
+
+    def swallow_in_a_thread(ctx: Context) -> str:
+        try:
+            return ctx.request(once, text="bread")
+        except Exception:
+            return "it has probably happened"
+
+    handlers: dict[str, Any] = {"async": swallow, "group": wrap_in_a_group, "thread": swallow_in_a_thread}
+    buy = action("buy", retry=3, catalogue=workshop.catalogue)(handlers[shape])
+
+    before = workshop.open(grace=0.0)
+    handle = before.start(buy)
+    workshop.receiver.wait_for("order-once")
+    before.close()
+    after = workshop.open()
+    with pytest.raises(RunBlocked, match="Nobody knows whether order-once happened"):
+        after.runs.wait(handle.id, timeout=PATIENCE)
+
+    run = after.runs.get(handle.id)
+    assert run.waiting_for is not None
+    assert (run.status, run.waiting_for.kind) == ("blocked", "person")
+    assert workshop.receiver.texts("order-once") == ["bread"]
+
+
+async def order_and_hang(call: EffectCall, text: str) -> str:
+    """The order arrives, and its answer never."""
+    call.resource(Receiver).take("order-once", text, call)
+    await asyncio.get_running_loop().create_future()
+    return "never"
+
+
+def test_lost_answer_is_asked_for_again_where_the_receiver_honours_the_key(workshop: Workshop):
+    keyed = Effect("order-once", order_and_hang_at_first, dedup="key", catalogue=workshop.catalogue)
+
+    @action("buy", retry=3, catalogue=workshop.catalogue)
+    async def buy(ctx: AsyncContext) -> str:
+        return await ctx.request(keyed, text="bread")
+
+    before = workshop.open(grace=0.0)
+    handle = before.start(buy)
+    workshop.receiver.wait_for("order-once")
+    before.close()
+    after = workshop.open()
+
+    assert after.runs.wait(handle.id, timeout=PATIENCE).result == "order-once bread: 2"
+    first, second = workshop.receiver.keys("order-once")
+    assert first == second
+
+
+async def order_and_hang_at_first(call: EffectCall, text: str) -> str:
+    answer = call.resource(Receiver).take("order-once", text, call)
+    if len(call.resource(Receiver).heard) == 1:
+        await asyncio.get_running_loop().create_future()
+    return answer

@@ -10,7 +10,8 @@ on conflict do nothing;
 -- name: wake_receivers
 -- Makes parked runs due that have just been sent a message.
 update runs set due_at = :now
-where id in (select value ->> 0 from each(:rows)) and ended_at is null and (due_at is null or due_at > :now);
+where id in (select value ->> 0 from each(:rows))
+    and ended_at is null and status <> 'blocked' and (due_at is null or due_at > :now);
 
 -- name: read_inbox
 -- The messages of several runs, in order of arrival.

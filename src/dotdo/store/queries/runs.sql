@@ -20,7 +20,8 @@ update runs set
     generation = cast(new.value ->> 4 as bigint),
     waiting_for = new.value ->> 5,
     due_at = case
-        when new.value ->> 11 is null and exists (select 1 from inbox where inbox.run = runs.id)
+        when new.value ->> 11 is null and new.value ->> 2 <> 'blocked'
+            and exists (select 1 from inbox where inbox.run = runs.id)
         then cast(new.value ->> 12 as bigint)
         else cast(new.value ->> 6 as bigint)
     end,
@@ -86,8 +87,8 @@ limit :limit;
 select status, undo, kind, owner, generation from runs where id = :run;
 
 -- name: wake_run
--- Makes a run due at once because a message came.
-update runs set due_at = :now where id = :run and (due_at is null or due_at > :now);
+-- Makes a run due at once because a message came. A blocked run waits for a person, whatever comes.
+update runs set due_at = :now where id = :run and status <> 'blocked' and (due_at is null or due_at > :now);
 
 -- name: reopen_run
 -- An ended or blocked run is to be opened again; its owner journals the new generation.

@@ -5,14 +5,18 @@ receiver has heard, or for what the engine waits for (`clock.advance_to_next`). 
 of every run in its store are checked, and the engine must not have logged an error that the test did not expect.
 """
 
+import asyncio
 import json
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dotdo import Catalogue, Do, Effect, EffectCall, Handle, Retry
+from dotdo.engine.engine import Engine
 from dotdo.journal import Entry, read
+from dotdo.records import WaitingFor
 from dotdo.testing import ManualClock
 from tests.guarantees.invariants import check_store
 
@@ -86,30 +90,55 @@ async def ask(call: EffectCall, text: str) -> str:
     return call.resource(Receiver).take("ask", text, call)
 
 
-class Workshop:
-    """Definitions, a clock, a receiver, and the clients opened on one store.
+async def hang(call: EffectCall, text: str) -> str:
+    """What arrives and is never answered."""
+    call.resource(Receiver).take("hang", text, call)
+    return await asyncio.get_running_loop().create_future()
 
-    send, order, ask: effects to stage and request; an order is undone by a `cancel`. expected: texts that the errors
-    logged by the engine may contain.
+
+class Workshop:
+    """Definitions, a clock, a receiver, and the clients opened on one store; options are for each of these.
+
+    send, order, ask, hang: effects to stage and request; an order is undone by a `cancel`, a `hang` never answers and
+    honours no key. expected: texts that the errors logged by the engine may contain.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.store = folder, folder / "store" / "dotdo.db"
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.folder, self.store, self._options = folder, folder / "store" / "dotdo.db", options
         self.catalogue, self.clock, self.receiver = Catalogue(), ManualClock(), Receiver()
         self.send = Effect("send", send, dedup="key", retry=PLAIN, catalogue=self.catalogue)
         self.order = Effect("order", order, dedup="key", undo=cancel_order, retry=PLAIN, catalogue=self.catalogue)
         self.ask = Effect("ask", ask, dedup="key", retry=PLAIN, catalogue=self.catalogue)
+        self.hang = Effect("hang", hang, retry=PLAIN, catalogue=self.catalogue)
         self.expected: list[str] = []
         self._clients: list[Do] = []
+        self._committed = threading.Event()
         self._errors = _Errors()
         logging.getLogger("dotdo").addHandler(self._errors)
 
     def open(self, **options: Any) -> Do:
         """A client whose engine runs until the workshop closes, or it is closed."""
         given = {"catalogue": self.catalogue, "clock": self.clock, "resources": [self.receiver], "check_replay": True}
-        client = Do(f"sqlite:///{self.store}", **{**given, "grace": 5.0, **options})
+        client = Do(f"sqlite:///{self.store}", **{**given, "grace": 5.0, **self._options, **options})
         self._clients.append(client)
-        return client.__enter__()
+        self._watch(client.__enter__())
+        return client
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Returns when the condition holds; it is looked at after each commit. Raises TimeoutError."""
+        while True:
+            self._committed.clear()
+            if condition():
+                return
+            if not self._committed.wait(PATIENCE):
+                raise TimeoutError("No commit has made that true.")
+
+    def until_waiting(self, client: Do, handle: Handle[Any]) -> WaitingFor:
+        """What a run waits for, once it has left memory and its row says so."""
+        self.until(lambda: client.runs.get(handle.id).status == "waiting")
+        waiting_for = client.runs.get(handle.id).waiting_for
+        assert waiting_for is not None
+        return waiting_for
 
     def close(self) -> None:
         """Closes the clients, then looks for what went wrong unseen."""
@@ -120,6 +149,19 @@ class Workshop:
             check_store(self.store)
         unexpected = [text for text in self._errors.texts if not any(part in text for part in self.expected)]
         assert not unexpected, f"The engine logged errors: {unexpected}"
+
+    def _watch(self, client: Do) -> None:
+        engine = client._portal.call(client._inner.platform)
+        assert isinstance(engine, Engine)
+        write = engine.store.write
+
+        def watched(writes: Any) -> None:
+            try:
+                write(writes)
+            finally:
+                self._committed.set()
+
+        engine.store.write = watched  # type: ignore[method-assign]
 
 
 class _Errors(logging.Handler):

@@ -1,9 +1,9 @@
 """The audit: checks every run's journal against its hash chain, its anchored head, and its row.
 
-A fast sweep over all entries only tells which runs are sound; each other run is then looked at by itself, in a moment of
-its own, to say what is wrong where. Beside a live engine a run may move between the two; nothing is reported unless the
-second look shows it. Memory is bounded: journals are streamed, in several snapshots, so that the store's log can be
-started over meanwhile.
+A fast sweep over all entries only tells which runs are sound; each other run is then looked at by itself, in a moment
+of its own, to say what is wrong where. Beside a live engine a run may move between the two; nothing is reported unless
+the second look shows it. Memory is bounded: journals are streamed, in several snapshots, so that the store's log can
+be started over meanwhile.
 """
 
 import hashlib
@@ -55,8 +55,8 @@ class Audit:
             yield Finding(
                 "",
                 0,
-                "no run's head verifies under this audit key: it is the key of another store, or all heads were edited. "
-                "Without the right key, a journal that was truncated or rewritten as a whole cannot be told",
+                "no run's head verifies under this audit key: it is another store's, or all heads were edited; "
+                "without the right key, a journal that was truncated or rewritten as a whole cannot be told",
             )
         first: str | None = run or ""
         while first is not None:

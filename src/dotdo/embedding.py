@@ -11,7 +11,7 @@ from dotdo.clock import Clock, SystemClock
 from dotdo.engine.engine import Engine
 from dotdo.errors import DefinitionError, StoreUnusable
 from dotdo.store.sql import SqlStore
-from dotdo.store.sqlite import SQLiteDatabase
+from dotdo.store.sqlite import SQLiteDatabase, lock_holder
 
 DEFAULT_STORE = ".dotdo/dotdo.db"
 
@@ -80,11 +80,17 @@ def store_path(store: str | None) -> str | None:
 
 
 def open_reader(store: str | None) -> SqlStore:
-    """Opens a store for reading, also beside a live engine: nothing is locked, made or changed. Raises StoreUnusable."""
+    """Opens a store for reading, also beside a live engine; locks, makes and changes nothing. Raises StoreUnusable."""
     path = store_path(store)
     if path is None:
         raise StoreUnusable("A temporary store (sqlite://) is gone when its client closes; there is nothing to read.")
     return SqlStore(SQLiteDatabase(path, readonly=True))
+
+
+def engine_on(store: str | None) -> str | None:
+    """The process that runs an engine on a store, in words, as far as can be told from here; None if there is none."""
+    path = store_path(store)
+    return None if path is None else lock_holder(path)
 
 
 def audit_key(path: str | None, *, make: bool = True) -> bytes:

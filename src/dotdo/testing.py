@@ -57,9 +57,18 @@ class ManualClock:
     def advance_to_next(self, *, within: Duration | None = None, timeout: float = 10.0) -> timedelta:
         """Moves to the earliest time that something waits for, and returns how far that was.
 
-        It blocks until something waits, so a test need not guess when an attempt has failed and its backoff begun. Call
-        it from another thread than the engine's: with `Do` from any, with `AsyncDo` through `asyncio.to_thread`. A wait
-        that has been given up meanwhile still counts.
+        Parameters and errors as of `time_to_next`, which it waits for.
+        """
+        step = self.time_to_next(within=within, timeout=timeout)
+        self.advance(step)
+        return step
+
+    def time_to_next(self, *, within: Duration | None = None, timeout: float = 10.0) -> timedelta:
+        """Blocks until something waits for a time to come, and returns how far off the earliest such time is.
+
+        So a test need not guess when an attempt has failed and its backoff begun. Call it from another thread than the
+        engine's: with `Do` from any, with `AsyncDo` through `asyncio.to_thread`. A wait that has been given up
+        meanwhile still counts.
 
         within: overlook what is further off, such as a deadline. timeout: seconds of real time after which
         TimeoutError is raised.
@@ -70,9 +79,7 @@ class ManualClock:
                 raise TimeoutError(f"Nothing came to wait for a time within {timeout:g} s.")
             due = self._next(limit)
             assert due is not None
-            step = timedelta(milliseconds=due - self._now)
-        self.advance(step)
-        return step
+            return timedelta(milliseconds=due - self._now)
 
     def _next(self, limit: int | None) -> int | None:
         return min((due for due in self._asked if limit is None or due - self._now <= limit), default=None)

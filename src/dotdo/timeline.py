@@ -261,9 +261,9 @@ class Builder:
     def _accepted(self, entry: Entry, data: Accepted) -> None:
         self.timeline.input = msgspec.json.decode(data.input)
 
-    def _claimed(self, entry: Entry, data: Claimed) -> Moment:
-        why = "its process had died" if data.crashed else "it had left memory, or its process had ended in order"
-        return self._moment(entry, f"taken up again by {data.node}; {why}")
+    def _claimed(self, entry: Entry, data: Claimed) -> Moment | None:
+        # That a run left memory and came back is everyday; that its process died is not.
+        return self._moment(entry, f"taken up by {data.node}, after its process had died") if data.crashed else None
 
     def _fired(self, entry: Entry, data: Fired) -> Moment:
         delay = _TIMER.match(entry.step)
@@ -305,7 +305,7 @@ def step_name(step: str) -> str:
 
 
 def _name_of(step: str) -> tuple[str, Purpose]:
-    """The action's name out of a step's id: `name:digest`, `name:digest#2`, `name:key`, `undo:...`, `on_failure:name`."""
+    """The name out of a step's id: `name:digest`, `name:digest#2`, `name:key`, `undo:...`, `on_failure:name`."""
     if step.startswith("undo:"):
         return _name_of(step.removeprefix("undo:"))[0], "undo"
     if step.startswith("on_failure:"):

@@ -80,6 +80,14 @@ def test_advance_to_next_moves_to_the_earliest_wait():
     assert clock.advance_to_next() == timedelta(seconds=3)
 
 
+def test_time_to_next_tells_without_moving():
+    clock = ManualClock()
+    before = clock.now()
+    clock.until(before + 2000)
+    assert clock.time_to_next() == clock.time_to_next() == timedelta(seconds=2)
+    assert clock.now() == before
+
+
 def test_advance_to_next_blocks_until_something_waits():
     clock = ManualClock()
     moved: list[timedelta] = []

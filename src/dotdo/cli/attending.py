@@ -31,6 +31,8 @@ GRACE = 10.0
 # How often the display of a waiting command is brought up to date, in seconds.
 REFRESH = 0.5
 
+UNDONE = {"none": "", "all": "; what it had done is undone", "partial": "; what it had done is undone in part"}
+
 Work = Callable[[AsyncDo], Coroutine[Any, Any, int]]
 
 
@@ -38,6 +40,7 @@ def with_engine(application: Application, store: str, sql: tuple[str, ...], work
     """Opens an engine on the store, does the work, drains, and returns the work's exit code. Raises StoreError."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("dotdo.action").setLevel(logging.INFO)
+    logging.getLogger("dotdo.engine").setLevel(logging.ERROR)  # how the run ended is told by `report`
     client = AsyncDo(
         store,
         sql=databases(sql),
@@ -84,8 +87,8 @@ async def wait_for_end(client: AsyncDo, id: str, seconds: float | None, *, quiet
         return waiting.result()
     except TimeoutError:
         error = StillRunning(
-            f"The run {id} had not ended after {seconds:g} s. It is kept, and goes on while an engine runs on this store: "
-            f"start your application, or use `dotdo runs watch {id} --resume`."
+            f"The run {id} had not ended after {seconds:g} s. It is kept, and goes on while an engine runs on this "
+            f"store: start your application, or use `dotdo runs watch {id} --resume`."
         )
         error.run_id = id
         raise error from None
@@ -126,8 +129,7 @@ def report(run: Run, *, as_json: bool) -> int:
     if not as_json:
         say_error(outcome_error(run))
     verb = {"failed": "failed", "cancelled": "was cancelled"}.get(run.status, f"is {run.status}")
-    undone = {"all": "; what it had done is undone", "partial": "; what it had done is undone in part"}
-    say(f"{run.name} {verb}{took}{undone.get(run.undo, '')}. More: dotdo runs show {run.id}")
+    say(f"{run.name} {verb}{took}{UNDONE[run.undo]}. More: dotdo runs show {run.id}")
     return 1
 
 

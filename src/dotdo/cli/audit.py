@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import click
@@ -13,6 +13,7 @@ from dotdo.cli.runs import find_run
 from dotdo.cli.settings import store_option
 from dotdo.embedding import audit_key, open_reader, store_path
 from dotdo.errors import UnknownName
+from dotdo.store.protocol import Store
 from dotdo.timeline import duration
 
 # So many findings are kept for JSON and printed as text; all are counted.
@@ -46,17 +47,25 @@ def verify(id: str | None, store: str, as_json: bool) -> int:
             if count <= MAX_SHOWN:
                 found.append(finding)
     if as_json:
-        print_json({"sound": not count, "runs": checking.runs, "entries": checking.entries, "findings": found, "count": count})
+        print_json(
+            {"sound": not count, "runs": checking.runs, "entries": checking.entries, "findings": found, "count": count}
+        )
     else:
         print_lines([_line(finding) for finding in found])
         seconds = time.monotonic() - started
-        looked = f"{checking.entries:,} entries of {checking.runs:,} runs, {duration(round(seconds * 1000))}"
+        looked = f"{counted(checking.entries, 'entry', 'entries')} of {counted(checking.runs, 'run', 'runs')}"
+        looked += f", {duration(round(seconds * 1000))}"
         if count:
             more = f" (the first {MAX_SHOWN} are shown)" if count > MAX_SHOWN else ""
-            say(f"{mark('✗', 'x')} {count:,} {'thing is' if count == 1 else 'things are'} wrong{more}; {looked}.")
+            say(f"{mark('✗', 'x')} {counted(count, 'thing is', 'things are')} wrong{more}; {looked}.")
         else:
             say(f"{mark('✓', '+')} Nothing was tampered with; {looked}.")
     return 1 if count else 0
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """A number of things in words."""
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def _line(finding: Finding) -> list[Span]:
@@ -65,7 +74,7 @@ def _line(finding: Finding) -> list[Span]:
     return [(f"{where}{entry}: ", "bold"), (finding.text, "red")]
 
 
-def whole_id(store, id: str) -> str:
+def whole_id(store: Store, id: str) -> str:
     """A run's id from its beginning; as it is when it is whole, because a tampered run may have no row."""
     try:
         return find_run(store, id).id
@@ -76,7 +85,7 @@ def whole_id(store, id: str) -> str:
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator:
+def _progress(*, quiet: bool) -> Generator[Callable[[Audit], None]]:
     if quiet or not sys.stderr.isatty():
         yield lambda checking: None
         return

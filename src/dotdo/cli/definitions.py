@@ -73,7 +73,7 @@ def show_one(kind: str, catalogue: Catalogue, name: str, *, as_json: bool) -> No
     versions = [item.version for item in catalogue.all(kind) if item.name == bare]
     lines: list[Sequence[Span]] = [[(f"{bare}@{definition.version}", "bold"), (f"  {kind}", "dim")]]
     if definition.doc:
-        lines += [[("  " + line, "")] for line in definition.doc.splitlines()]
+        lines += [[("  ", ""), (line, "")] for line in definition.doc.splitlines()]
     if len(versions) > 1:
         lines += [[], [("versions  ", "dim"), (", ".join(map(str, versions)), "")]]
     lines += _schema_lines("input", definition.input_schema)
@@ -90,9 +90,7 @@ def show_one(kind: str, catalogue: Catalogue, name: str, *, as_json: bool) -> No
 
 def _signature(definition: Definition) -> str:
     required = definition.input_schema.get("required", [])
-    return ", ".join(
-        name if name in required else f"{name}?" for name in definition.input_schema.get("properties", {})
-    )
+    return ", ".join(name if name in required else f"{name}?" for name in definition.input_schema.get("properties", {}))
 
 
 def _schema_lines(label: str, schema: dict[str, Any]) -> list[Sequence[Span]]:
@@ -140,5 +138,3 @@ def _policy(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-

@@ -23,7 +23,9 @@ def init(folder: Path) -> None:
     present = [name for name in FILES if (folder / name).exists()]
     if present:
         what = " and ".join(filter(None, [", ".join(present[:-1]), present[-1]]))
-        raise click.UsageError(f"{what} exist{'s' if len(present) == 1 else ''} in {folder.absolute()}; nothing was written.")
+        raise click.UsageError(
+            f"{what} exist{'s' if len(present) == 1 else ''} in {folder.absolute()}; nothing was written."
+        )
     starter = resources.files("dotdo.cli").joinpath("starter")
     try:
         for name, source in FILES.items():

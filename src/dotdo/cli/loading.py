@@ -1,4 +1,4 @@
-"""Imports the application, so that its definitions are in a catalogue, and says clearly what is wrong when it cannot."""
+"""Imports the application, so that its definitions are in a catalogue; says clearly what is wrong when it cannot."""
 
 import importlib.util
 import inspect
@@ -38,12 +38,16 @@ def load_application(app: str) -> Application:
     except ModuleNotFoundError as error:
         raise DefinitionError(_missing(app, error)) from None
     except SystemExit:
-        text = f'{app} ended the process while it was imported. Put what it does as a program under `if __name__ == "__main__":`.'
-        raise DefinitionError(text) from None
+        raise DefinitionError(
+            f"{app} ended the process while it was imported. What it does as a program belongs under "
+            '`if __name__ == "__main__":`.'
+        ) from None
     except Exception as error:  # whatever the application raises is its own, and told as such
         raise DefinitionError(f"{app} cannot be loaded: {type(error).__name__}: {error}{_place(app, error)}") from None
     catalogue = getattr(module, "catalogue", None)
-    return Application(app, catalogue if isinstance(catalogue, Catalogue) else default_catalogue, _resources(app, module))
+    return Application(
+        app, catalogue if isinstance(catalogue, Catalogue) else default_catalogue, _resources(app, module)
+    )
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -100,7 +104,9 @@ def _syntax(error: SyntaxError) -> str:
 def _missing(app: str, error: ModuleNotFoundError) -> str:
     name = error.name or str(error)
     if name.partition(".")[0] == app.partition(".")[0]:
-        return f"There is no module {name!r}. --app takes a file, such as app.py, or a module that can be imported here."
+        return (
+            f"There is no module {name!r}. --app takes a file, such as app.py, or a module that can be imported here."
+        )
     place = _place(app, error)
     return f"{app} needs the module {name!r}, which is not installed for {sys.executable}.{place}"
 

@@ -25,7 +25,9 @@ from dotdo.records import Options, RunKind
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key and input again is the same run.")
 @click.option("--version", type=click.IntRange(min=1), metavar="N", help="Version; also NAME@N.  [default: the newest]")
 @click.option("--trail", metavar="TEXT", help="Ties this run to others.")
-@click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop waiting after so long (exit code 3).")
+@click.option(
+    "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop waiting after so long (exit code 3)."
+)
 @json_option
 def run(
     name: str,

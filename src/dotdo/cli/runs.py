@@ -1,18 +1,19 @@
 """`dotdo runs`: look at runs, follow one, and cancel, retry or undo one.
 
-Looking reads the store beside a live engine. Steering runs an engine here, and so needs the application and a store that
-no other process holds.
+Looking reads the store beside a live engine. Steering runs an engine here, and so needs the application, and a store
+that no other process holds.
 """
 
 import time
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import click
 import msgspec
 
 from dotdo.async_client import AsyncDo
 from dotdo.cli import Group
-from dotdo.cli.attending import report, wait_for_end, with_engine
+from dotdo.cli.attending import UNDONE, report, wait_for_end, with_engine
 from dotdo.cli.loading import load_application
 from dotdo.cli.output import (
     Span,
@@ -27,7 +28,7 @@ from dotdo.cli.output import (
 )
 from dotdo.cli.settings import app_option, sql_option, store_option
 from dotdo.cli.showing import View
-from dotdo.embedding import open_reader
+from dotdo.embedding import engine_on, open_reader
 from dotdo.errors import StillRunning, UnknownName
 from dotdo.journal import Entry
 from dotdo.records import Run, RunFilter, Status
@@ -39,9 +40,18 @@ LOOK = 0.1
 MAX_NAMED = 5
 
 id_argument = click.argument("id")
+F = TypeVar("F", bound=Callable[..., Any])
+
 wait_option = click.option(
     "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop waiting after so long (exit code 3)."
 )
+
+
+def steering(command: F) -> F:
+    """Adds what every command needs that runs an engine for one run."""
+    for option in (json_option, wait_option, sql_option, store_option, app_option, id_argument):
+        command = option(command)
+    return command
 
 
 @click.group(cls=Group)
@@ -79,7 +89,7 @@ def ls(store: str, status: str | None, name: str | None, trail: str | None, limi
 def _row(run: Run) -> list[Span]:
     took = duration(run.ended_at - run.created_at) if run.ended_at is not None else ""
     why = ""
-    if run.waiting_for is not None:
+    if run.waiting_for is not None and run.status != "blocked":
         why = f"waits for {run.waiting_for.text}"
     elif run.error is not None:
         why = f"{run.error.action}: {run.error.message}" if run.error.action else run.error.message
@@ -106,31 +116,29 @@ def show(id: str, store: str, verbose: bool, as_json: bool) -> None:
     if as_json:
         print_json({"run": run, "journal": [entry_json(entry) for entry in entries]})
     else:
-        print_lines(View(run, timeline(entries), verbose=verbose).lines())
+        print_lines(View(run, timeline(entries), engine_on(store), verbose=verbose).lines())
 
 
 @runs.command("watch", short_help="Follow a run until it has ended.")
-@id_argument
-@app_option
-@store_option
-@sql_option
-@wait_option
+@steering
 @click.option("--resume", is_flag=True, help="Run an engine here meanwhile, when no other process does.")
-@json_option
-def watch(
-    id: str, app: str, store: str, sql: tuple[str, ...], wait: float | None, resume: bool, as_json: bool
-) -> int:
+def watch(resume: bool, as_json: bool, **target: Any) -> int:
     """Follow a run until it has ended or is blocked; prints each entry of its journal as it comes."""
+    store, wait = target["store"], target["wait"]
     opened = open_reader(store)
-    run = find_run(opened, id)
+    run = find_run(opened, target["id"])
     if not resume:
+        if not run.ended and engine_on(store) is None:
+            say(
+                "No process runs an engine on this store now, so nothing moves. Start your application or add --resume."
+            )
         return follow(opened, run, wait, as_json=as_json)
     opened.close()
 
     async def work(client: AsyncDo) -> int:
         return report(await wait_for_end(client, run.id, wait, quiet=as_json), as_json=as_json)
 
-    return with_engine(load_application(app), store, sql, work)
+    return with_engine(load_application(target["app"]), store, target["sql"], work)
 
 
 def follow(opened: Store, run: Run, wait: float | None, *, as_json: bool) -> int:
@@ -164,81 +172,79 @@ def _print_entry(run: Run, builder: Builder, entry: Entry, *, as_json: bool) -> 
     subject = f"{entry.step.partition(':')[0]} " if entry.step else ""
     attempt = f" (attempt {entry.attempt})" if entry.attempt > 1 else ""
     print_lines(
-        [[(f"{clock_time(entry.at, exact=True)}  ", "dim"), (subject, ""), (entry.kind.replace("_", " ") + attempt, "")]]
+        [
+            [
+                (f"{clock_time(entry.at, exact=True)}  ", "dim"),
+                (subject, ""),
+                (entry.kind.replace("_", " ") + attempt, ""),
+            ]
+        ]
     )
 
 
 @runs.command("cancel", short_help="Cancel a run and undo what it did.")
-@id_argument
-@app_option
-@store_option
-@sql_option
-@wait_option
-@json_option
-def cancel(id: str, app: str, store: str, sql: tuple[str, ...], wait: float | None, as_json: bool) -> int:
+@steering
+def cancel(as_json: bool, **target: Any) -> int:
     """Cancel a run, undo what it did, and wait until that is done."""
 
-    async def ask(client: AsyncDo, run: str) -> None:
-        await client.runs.cancel(run)
+    def tell(run: Run) -> int:
+        if run.status != "cancelled":
+            report(run, as_json=as_json)
+            return 1  # it had come to another end first, or what it did could not be undone
+        if as_json:
+            print_json(run)
+        say(f"{run.name} was cancelled{UNDONE[run.undo]}. More: dotdo runs show {run.id}")
+        return 0
 
-    return steer(id, app, store, sql, wait, ask, done=lambda run: run.status == "cancelled", as_json=as_json)
+    return steer(target, lambda client, id: client.runs.cancel(id), tell, as_json=as_json)
 
 
 @runs.command("retry", short_help="Open a failed or blocked run again.")
-@id_argument
-@app_option
-@store_option
-@sql_option
-@wait_option
-@json_option
-def retry(id: str, app: str, store: str, sql: tuple[str, ...], wait: float | None, as_json: bool) -> int:
+@steering
+def retry(as_json: bool, **target: Any) -> int:
     """Open a failed, cancelled or blocked run again, and wait for its end. Completed steps keep their results."""
 
-    async def ask(client: AsyncDo, run: str) -> None:
-        await client.runs.retry(run)
+    def tell(run: Run) -> int:
+        return report(run, as_json=as_json)
 
-    return steer(id, app, store, sql, wait, ask, done=lambda run: run.status == "completed", as_json=as_json)
+    return steer(target, lambda client, id: client.runs.retry(id), tell, as_json=as_json)
 
 
 @runs.command("undo", short_help="Take back what an ended run did.")
-@id_argument
-@app_option
-@store_option
-@sql_option
-@wait_option
-@json_option
-def undo(id: str, app: str, store: str, sql: tuple[str, ...], wait: float | None, as_json: bool) -> int:
+@steering
+def undo(as_json: bool, **target: Any) -> int:
     """Take back what an ended run did, newest first, and wait until that is done."""
 
-    async def ask(client: AsyncDo, run: str) -> None:
-        await client.runs.undo(run)
+    def tell(run: Run) -> int:
+        if run.status == "blocked":
+            return report(run, as_json=as_json)
+        if as_json:
+            print_json(run)
+        done = {"all": "Everything that it did is undone.", "partial": "What it did is undone in part."}
+        say(f"{done.get(run.undo, 'It had done nothing that can be undone.')} More: dotdo runs show {run.id}")
+        return 0
 
-    return steer(id, app, store, sql, wait, ask, done=lambda run: run.status != "blocked", as_json=as_json)
+    return steer(target, lambda client, id: client.runs.undo(id), tell, as_json=as_json)
 
 
 def steer(
-    id: str,
-    app: str,
-    store: str,
-    sql: tuple[str, ...],
-    wait: float | None,
-    ask: Any,
+    target: dict[str, Any],
+    ask: Callable[[AsyncDo, str], Awaitable[None]],
+    tell: Callable[[Run], int],
     *,
-    done: Any,
     as_json: bool,
 ) -> int:
-    """Asks something of a run, and waits for its end with an engine of its own. Returns 0 if that did what was asked."""
+    """Asks something of a run with an engine of its own, waits for its end, and returns what `tell` makes of that."""
+    store = target["store"]
     reader = open_reader(store)
-    run = find_run(reader, id)
+    run = find_run(reader, target["id"])
     reader.close()
 
     async def work(client: AsyncDo) -> int:
         await ask(client, run.id)
-        ended = await wait_for_end(client, run.id, wait, quiet=as_json)
-        code = report(ended, as_json=as_json)
-        return 0 if done(ended) else code or 1
+        return tell(await wait_for_end(client, run.id, target["wait"], quiet=as_json))
 
-    return with_engine(load_application(app), store, sql, work)
+    return with_engine(load_application(target["app"]), store, target["sql"], work)
 
 
 def find_run(store: Store, id: str) -> Run:
@@ -260,10 +266,16 @@ def find_run(store: Store, id: str) -> Run:
     if not found:
         raise UnknownName(f"There is no run {id!r} in {store.where}; `dotdo runs ls` lists them.")
     more = ", ..." if len(found) > MAX_NAMED else ""
-    raise UnknownName(f"{id!r} is the beginning of several runs: {', '.join(found[:MAX_NAMED])}{more}. Give more of it.")
+    raise UnknownName(
+        f"{id!r} is the beginning of several runs: {', '.join(found[:MAX_NAMED])}{more}. Give more of it."
+    )
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:
     """An entry for JSON output, with its data as JSON."""
     names = ("seq", "kind", "step", "generation", "attempt", "at")
-    return {**{name: getattr(entry, name) for name in names}, "data": msgspec.Raw(entry.data.encode()), "digest": entry.digest}
+    return {
+        **{name: getattr(entry, name) for name in names},
+        "data": msgspec.Raw(entry.data.encode()),
+        "digest": entry.digest,
+    }

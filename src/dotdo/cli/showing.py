@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dotdo.cli.output import STATUS_STYLES, Span, clock_time, mark, one_line, status_span, until, width
+from dotdo.cli.output import NO_BREAK, STATUS_STYLES, Span, clock_time, mark, one_line, status_span, until, width
 from dotdo.records import ErrorRecord, Run
 from dotdo.timeline import EffectItem, Moment, StepItem, Timeline, Try, duration, step_name
 
@@ -28,15 +28,18 @@ EFFECT_WORDS = {
 
 
 class View:
-    """A run as lines. verbose: with inputs, results in full, and tracebacks."""
+    """A run as lines.
 
-    def __init__(self, run: Run, timeline: Timeline, *, verbose: bool = False) -> None:
-        self.run, self.timeline, self.verbose = run, timeline, verbose
+    engine: which process runs the store's engine, if one does. verbose: with inputs, results in full, and tracebacks.
+    """
+
+    def __init__(self, run: Run, timeline: Timeline, engine: str | None, *, verbose: bool = False) -> None:
+        self.run, self.timeline, self.engine, self.verbose = run, timeline, engine, verbose
         self._limit = 100_000 if verbose else max(width() - 20, 40)
 
     def lines(self) -> list[Line]:
         """All of it."""
-        lines = [*self._header(), []]
+        lines: list[Line] = [*self._header(), *([[]] if self.timeline.items else [])]
         for item in self.timeline.items:
             lines += self.moment(item) if isinstance(item, Moment) else self.step(item)
         return [*lines, *self._ending(), *self._next()]
@@ -80,6 +83,8 @@ class View:
         elif run.waiting_for is not None:
             when = f", {until(run.waiting_for.until)}" if run.waiting_for.until is not None else ""
             lines += [[], _fact("waits for", run.waiting_for.text + when, "cyan")]
+        if not run.ended and run.status != "blocked" and self.engine is None:
+            lines += [_fact("no engine", "no process runs an engine on this store now, so nothing moves", "yellow")]
         for effect in run.not_undone:
             step, _, name = effect.rpartition(": ")
             lines.append(_fact("not undone", f"{step_name(step)}: {name}" if step else name, "yellow"))
@@ -96,7 +101,10 @@ class View:
             hints.append((f"dotdo runs retry {short}", "go on, once what blocks it is mended"))
             hints.append((f"dotdo runs cancel {short}", "give it up and undo what it did"))
         elif not run.ended:
-            hints.append((f"dotdo runs watch {short}", "follow it"))
+            resume = " --resume" if self.engine is None else ""
+            hints.append((f"dotdo runs watch {short}{resume}", "run an engine for it here" if resume else "follow it"))
+            if self.engine is None:
+                hints.append((f"dotdo runs cancel {short}", "give it up and undo what it did"))
         if run.ended and any(step.undoable and not step.undone for step in self.timeline.steps):
             hints.append((f"dotdo runs undo {short}", "take back what it did"))
         hints += [
@@ -107,10 +115,12 @@ class View:
         if not self.verbose:
             hints.append((f"dotdo runs show {short} -v", "with inputs, results and tracebacks"))
         size = max(len(command) for command, _ in hints) if hints else 0
-        return [[]] + [
+        lines: list[Line] = [[]]
+        lines += [
             [(f"{'next' if number == 0 else '':<12}", DIM), (f"{command:<{size}}", ""), (f"  {what}", DIM)]
             for number, (command, what) in enumerate(hints)
         ]
+        return lines
 
     # -- the timeline -------------------------------------------------------------------------------------------------
 
@@ -118,7 +128,13 @@ class View:
         """Something that happened to the run as a whole."""
         style = STATUS_STYLES.get(moment.text, DIM) if moment.kind == "ended" else DIM
         style = BAD if moment.kind == "blocked" else style
-        return [[self._at(moment.at), (mark("■ ", "= ") if moment.kind == "ended" else mark("· ", "  "), style), (moment.text, style)]]
+        return [
+            [
+                self._at(moment.at),
+                (mark("■ ", "= ") if moment.kind == "ended" else mark("· ", "  "), style),
+                (moment.text, style),
+            ]
+        ]
 
     def step(self, step: StepItem) -> list[Line]:
         """A step with its attempts and effects."""
@@ -127,7 +143,11 @@ class View:
             symbol, plain, style = "↩", "<", "yellow"
         name = {"undo": f"undo {step.name}", "on_failure": f"{step.name} (on failure)"}.get(step.purpose, step.name)
         version = f"@{step.version}" if step.version > 1 else ""
-        line: list[Span] = [self._at(step.at), (mark(symbol, plain) + " ", style), (f"{name + version:<{NAME_WIDTH}}", "")]
+        line: list[Span] = [
+            self._at(step.at),
+            (mark(symbol, plain) + " ", style),
+            (f"{name + version:<{NAME_WIDTH}}", ""),
+        ]
         line += self._outcome(step)
         lines: list[Line] = [line]
         if self.verbose and step.input is not None:
@@ -168,7 +188,9 @@ class View:
     def _failure(self, what: str, failure: Try) -> list[Line]:
         wait = failure.next_at - failure.at if failure.next_at is not None else None
         after = f"  (again in {duration(wait)})" if wait else ""
-        lines = [_detail(f"{what} {failure.number}", f"{self._offset(failure.at)}  {_error(failure.error)}", BAD, after)]
+        lines = [
+            _detail(f"{what} {failure.number}", f"{self._offset(failure.at)}  {_error(failure.error)}", BAD, after)
+        ]
         return lines + self._traceback(failure.error)
 
     def _effect(self, effect: EffectItem) -> list[Line]:
@@ -182,7 +204,7 @@ class View:
             [
                 *_detail(label, f"{when}{effect.name}", ""),
                 (f" {word}{tries}", style),
-                (f"  key {effect.key}", DIM),
+                (f"  key{NO_BREAK}{effect.key}", DIM),
             ]
         ]
         for failure in effect.tries:

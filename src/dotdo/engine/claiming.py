@@ -28,12 +28,8 @@ class Claimer:
         self._task = engine.loop.create_task(self._work())
 
     def hint(self) -> None:
-        """Something may be due."""
+        """Something may be due, now or earlier than was known."""
         self._hint.set()
-
-    def due(self, at: int) -> None:
-        """Something will be due at that time."""
-        self._engine.alarm.at(at, self.hint)
 
     async def close(self) -> None:
         """Claims nothing any more."""

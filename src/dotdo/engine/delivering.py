@@ -73,14 +73,16 @@ async def _deliver_one(
             "module that defines it, then retry the run.",
             step=record.id,
         )
-    if delivery.begun:
-        await _recover(run, record, index, effect, staged, delivery)
+    if delivery.begun and effect.lookup is None:
+        raise _unknown(effect, staged, record)
     while not delivery.delivered and not delivery.given_up:
         if delivery.next_at is not None and delivery.next_at > run.engine.clock.now():
             text = f"{staged.effect} to be delivered, try {delivery.tries + 1}"
             if delivery.error is not None:
                 text += f", after: {delivery.error.message[:200]}"
             await run.wait_until(f"{record.id}/{index}", delivery.next_at, "delivery", text)
+        if run.engine.draining:
+            await run.may_attempt()
         if run.is_stopping and not delivery.begun and not record.id.startswith(OWN_STEPS):
             return  # effects not yet begun are dropped when the run stops; those of undos and on_failure are sent
         await _try(run, record, index, effect, staged, delivery)
@@ -89,14 +91,19 @@ async def _deliver_one(
 async def _try(
     run: "LiveRun", record: StepRecord, index: int, effect: Effect[..., Any], staged: StagedEffect, delivery: Delivery
 ) -> None:
-    if effect.dedup == "none" and effect.on_unknown == "ask":
+    may_have_happened = delivery.begun or delivery.tries > 0
+    if effect.dedup != "key" and (effect.lookup is not None or effect.on_unknown == "ask"):
         # Only so can a later owner know that this may have happened.
         run.append("delivering", Delivering(index), record.id, record.attempt)
         await run.journal.durable()
     tries = delivery.tries + 1
     call = make_call(run, effect, staged.key, record.id, tries)
     try:
-        answer = await run_effect(run, effect, call, bytes(staged.input))
+        answer = None
+        if may_have_happened and effect.dedup != "key" and effect.lookup is not None:
+            answer = await run_function(run, effect.lookup, call, effect, bytes(staged.input))
+        if answer is None:
+            answer = await run_effect(run, effect, call, bytes(staged.input))
         data, _ = effect.schema.dump(answer)
     except Exception as error:  # whatever an effect raises is its try's failure
         if run.over:
@@ -118,20 +125,9 @@ def _next_at(run: "LiveRun", effect: Effect[..., Any], delivery: Delivery, tries
     return None if delay is None else now + delay
 
 
-async def _recover(
-    run: "LiveRun", record: StepRecord, index: int, effect: Effect[..., Any], staged: StagedEffect, delivery: Delivery
-) -> None:
+def _unknown(effect: Effect[..., Any], staged: StagedEffect, record: StepRecord) -> Block:
     """A try had begun when the node stopped, and a lost answer is never guessed."""
-    if effect.lookup is not None:
-        call = make_call(run, effect, staged.key, record.id, delivery.tries)
-        found = await run_function(run, effect.lookup, call, effect, bytes(staged.input))
-        if found is not None:
-            data, _ = effect.schema.dump(found)
-            run.append("delivered", Delivered(index, delivery.tries, msgspec.Raw(data)), record.id, record.attempt)
-        else:
-            delivery.begun = False
-        return
-    raise Block(
+    return Block(
         "unknown outcome",
         f"Nobody knows whether {effect.name} was delivered (key {staged.key}): the node stopped while it was sent, and "
         "the receiver does not honour our key. Find out at the receiver; to send it again, retry the run.",

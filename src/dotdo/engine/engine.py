@@ -79,6 +79,7 @@ class Engine:
         self.applied = AppliedRows(self)
         self._outliving = 0
         self._closed = False
+        self.quiet = asyncio.Event()  # while draining: a run has come to rest
 
     # -- beginning and end --------------------------------------------------------------------------------------------
 
@@ -112,9 +113,9 @@ class Engine:
         await self.claimer.close()
         await self._drain(grace)
         self.alarm.close()
-        tasks = [task for run in self.live.values() for task in run.tasks.values()]
+        tasks = [task for run in self.live.values() for task in run.acting()]
         for run in list(self.live.values()):
-            run.release()
+            run.give_back()
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
         await self.applied.flush()
@@ -128,18 +129,13 @@ class Engine:
         await self._stop_parts()
 
     async def _drain(self, grace: float) -> None:
+        """Waits until no attempt, delivery or undo is under way, `grace` seconds at most."""
         end = self.loop.time() + grace
-        while True:
-            busy = [
-                task
-                for run in self.live.values()
-                for id, task in run.tasks.items()
-                if id in run.steps and run.steps[id].attempt is not None
-            ]
-            left = end - self.loop.time()
-            if not busy or left <= 0:
-                return
-            await asyncio.wait(busy, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        while any(run.busy for run in self.live.values()) and self.loop.time() < end:
+            self.quiet.clear()
+            waiting = self.loop.create_task(self.quiet.wait())
+            await asyncio.wait([waiting], timeout=end - self.loop.time())
+            waiting.cancel()
 
     async def _stop_parts(self) -> None:
         await self.committer.close()
@@ -218,8 +214,7 @@ class Engine:
         run.release()
         await run.journal.durable()
         self.live.pop(run.id, None)
-        if accepted.row.due_at is not None:
-            self.claimer.due(accepted.row.due_at)
+        self.claimer.hint()
 
     def _live_run(self, accepted: AcceptedRun) -> LiveRun:
         history = History()
@@ -276,15 +271,13 @@ class Engine:
         """Loads claimed runs and lets them go on."""
         await load_runs(self, claims)
 
-    def parked(self, run: LiveRun, due: int | None) -> None:
+    def parked(self, run: LiveRun) -> None:
         """A run leaves memory; its row is being written."""
         run.release()
 
         def written(error: BaseException | None) -> None:
             if error is None:
                 self.live.pop(run.id, None)
-                if due is not None:
-                    self.claimer.due(due)
                 self.claimer.hint()
 
         run.journal.when_written(written)

@@ -57,7 +57,7 @@ def park(run: "LiveRun") -> None:
     if limit is not None:
         due = limit if due is None else min(due, limit)
     run.journal.update("waiting", waiting_for=together(waits), due_at=due)
-    run.engine.parked(run, due)
+    run.engine.parked(run)
 
 
 def together(waits: list[WaitingFor]) -> WaitingFor:

@@ -55,7 +55,6 @@ def _resume(engine: "Engine", claim: Claim, entries: list[Entry], history: Histo
         text = f"no process offers the {accepted.kind} {accepted.name}@{accepted.version}; start one that defines it"
         due = engine.clock.now() + LOOK_AGAIN
         journal.update("waiting", waiting_for=WaitingFor("action", text, due), due_at=due)
-        engine.claimer.due(due)
         return
     if engine.check_replay:
         journal.kept = list(entries)

@@ -22,7 +22,7 @@ from dotdo.engine.service_code import Call, ServiceCode
 from dotdo.engine.stepping import StepRun, step_context
 from dotdo.engine.waking import Wake
 from dotdo.errors import InvalidInput, ReplayError, RunEvicted, StoreError
-from dotdo.journal import Accepted, Completion, Data, Empty, Ended, Entry, Fired, Stopping
+from dotdo.journal import Accepted, Data, Empty, Ended, Entry, Fired, Stopping
 from dotdo.policy import Retry
 from dotdo.records import ErrorRecord, WaitingFor
 from dotdo.service import Service
@@ -43,6 +43,7 @@ class LiveRun:
         self.accepted: Accepted = accepted
         self.over = False
         self.crashed = False
+        self.began = False  # a suspect waits for its turn before it begins
         self.is_stopping = False
         self.status = "running"
         self.undoes: bool = getattr(definition, "undoes", True)
@@ -70,6 +71,7 @@ class LiveRun:
 
     def start(self, messages: list[Message], *, fresh: bool) -> None:
         """Begins or resumes the run; a plain callback of the engine's loop."""
+        self.began = True
         try:
             # A cancellation comes after the replay: only that tells which attempts a dead owner had in flight.
             late = [m for m in messages if m.kind in ("cancel", "deadline") and self.history.blocked is None]
@@ -238,6 +240,8 @@ class LiveRun:
 
     def _step_done(self, id: str, task: "asyncio.Task[None]") -> None:
         self.busy -= 1
+        if self.engine.draining:
+            self.engine.quiet.set()
         self.tasks.pop(id, None)
         self.steps.pop(id, None)
         if self.over:
@@ -317,13 +321,11 @@ class LiveRun:
         if not self.journal.is_durable:
             await self.journal.durable()
         if self.engine.draining:
-            await self.engine.loop.create_future()  # until the run is released
-
-    async def outlive(self, future: "asyncio.Future[Any]", attempt: Any) -> None:
-        """A handler's thread goes on after its attempt: wait for its rollback if it has a transaction open."""
-        self.engine.count_outliving(future)
-        if attempt.work is not None:
-            await asyncio.wait([future])
+            self.leave()
+            try:
+                await self.engine.loop.create_future()  # until the run is released
+            finally:
+                self.busy += 1
 
     def is_unsettled(self, id: str) -> bool:
         """Whether an attempt of an earlier owner may have ended unseen; asked once per step."""
@@ -332,21 +334,8 @@ class LiveRun:
         self._unsettled.discard(id)
         return True
 
-    async def settle(self, step: str, generation: int, attempt: int) -> Completion | None:
-        """Decides an attempt whose end was not seen; waits while the application's database cannot be asked."""
-        databases = self.engine.databases
-        if databases is None:
-            return None
-        wait = 1000
-        while True:
-            try:
-                return await self.engine.threads.run(partial(databases.settle, (self.id, step, generation, attempt)))
-            except StoreError as error:
-                due = self.engine.clock.now() + wait
-                await self.wait_until(step, due, "settlement", f"to learn how attempt {attempt} ended: {error}")
-                wait = min(wait * 2, 60_000)
-
     def _idle(self) -> None:
+        self.engine.quiet.set()
         if not (self.over or self._parking is not None or self.engine.draining):
             if self.code is not None and not self.is_stopping and not parking.may_move(self, self.code):
                 self.block_for(parking.deadlock())
@@ -384,6 +373,7 @@ class LiveRun:
 
     def _conducted(self, task: "asyncio.Task[None]") -> None:
         self.busy -= 1
+        self.engine.quiet.set()
         if self.over:
             self.engine.swallow(task)
         elif not task.cancelled() and task.exception() is not None:
@@ -441,6 +431,18 @@ class LiveRun:
         self._stop_waits()
         self.conduct(finishing.settle_and_block(self, block))
 
+    def acting(self) -> list[asyncio.Task[None]]:
+        """The tasks of the run on the engine's loop."""
+        return [*self.tasks.values(), *([self.conductor] if self.conductor else [])]
+
+    def give_back(self) -> None:
+        """The engine stops in order: the run leaves memory, and the next engine knows that no attempt ended unseen."""
+        if not self.over and not self._unsettled and self.began:
+            waiting_for = WaitingFor("turn", "an engine: the one that had it was stopped")
+            status = "stopping" if self.is_stopping else "waiting"
+            self.journal.update(status, waiting_for=waiting_for, due_at=self.engine.clock.now())
+        self.release()
+
     def release(self) -> None:
         """Leaves memory at once: nothing of it acts any more."""
         if self.over:
@@ -455,7 +457,7 @@ class LiveRun:
         for step in self.steps.values():
             if step.attempt is not None:
                 step.attempt.end("was given up, because its run left this process")
-        for task in [*self.tasks.values(), *([self.conductor] if self.conductor else [])]:
+        for task in self.acting():
             task.cancel()
         if self.code is not None:
             self.engine.keep(self.code.end())

@@ -17,6 +17,7 @@ from dotdo.engine.attempting import Attempt
 from dotdo.engine.delivering import deliver
 from dotdo.engine.failing import Block, error_record
 from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
+from dotdo.engine.settling import outlive, settle
 from dotdo.errors import AttemptOver, AttemptTimedOut, RetryLater
 from dotdo.journal import AttemptFailed, Completion, Empty, StepFailed
 from dotdo.policy import Retry
@@ -110,9 +111,9 @@ class StepRun:
         except BaseException as error:  # whatever a handler raises is its attempt's failure
             if attempt.block is not None:
                 raise attempt.block from None
-            if run.over or _is_cancelled(error):
+            if run.over or _is_cancelled():
                 attempt.end("was cancelled")
-                raise
+                raise asyncio.CancelledError from error  # also if the handler made another error of it
             self._failed(action, retry, number, started, error)
         else:
             self._commit(completion, number)
@@ -215,12 +216,12 @@ class StepRun:
             if not attempt.end("timed out"):
                 return await _whatever_happens(future)
             # A thread cannot be killed: its context is dead now, and the retry waits until its SQL is rolled back.
-            await self.run.outlive(future, attempt)
+            await outlive(self.run, future, attempt)
             raise AttemptTimedOut(f"The attempt did not end within {timeout} s.") from None
         except asyncio.CancelledError:
             if not attempt.end("was cancelled"):
                 return await _whatever_happens(future)
-            await self.run.outlive(future, attempt)
+            await outlive(self.run, future, attempt)
             raise
 
     def _completion(self, action: Action[..., Any], attempt: Attempt, started: int, result: Any) -> Completion:
@@ -294,7 +295,7 @@ class StepRun:
         """An attempt of an earlier owner may have committed its SQL unseen: ask the application's database."""
         run, record = self.run, self.record
         number = record.attempt + 1
-        completion = await run.settle(self.id, record.generation, number)
+        completion = await settle(run, self.id, record.generation, number)
         if completion is not None:
             self._commit(completion, number)
             run.engine.applied.forget(run, completion.sql[0], record, number)
@@ -322,10 +323,10 @@ async def _whatever_happens(work: "asyncio.Future[T]", *, is_commit: bool = True
     return work.result()
 
 
-def _is_cancelled(error: BaseException) -> bool:
+def _is_cancelled() -> bool:
     """Whether the step itself is being cancelled; a handler may also raise CancelledError of its own accord."""
     task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+    return task is not None and task.cancelling() > 0
 
 
 def step_context() -> VariableContext:

@@ -15,6 +15,7 @@ from dotdo.engine.children import cancel_child
 from dotdo.engine.failing import Block, message_of
 from dotdo.engine.history import COMMITTED, COMPLETED, FAILED, OPEN, StepRecord
 from dotdo.engine.service_code import OWN_STEPS
+from dotdo.engine.settling import settle
 from dotdo.engine.stepping import StepRun
 from dotdo.journal import EffectsDropped, Ended, Stopping, Undone, UndoPlanned
 from dotdo.records import ErrorRecord, Failure
@@ -152,7 +153,7 @@ async def _settle_unseen(run: "LiveRun") -> None:
         for id, number in stopping.in_flight.items():
             record = run.history.step(id)
             if record.state == OPEN and record.attempt < number:
-                completion = await run.settle(id, record.generation, number)
+                completion = await settle(run, id, record.generation, number)
                 if completion is not None:
                     kind = "committed" if completion.effects else "completed"
                     run.append(kind, completion, id, number)

@@ -39,7 +39,7 @@ def migrate(database: Migratable) -> None:
         )
     if database.readonly and present < newest:
         what = f"has an older schema ({present}; this dotdo needs {newest})" if present else "has never been used"
-        raise StoreUnusable(f"The store {database.where} {what}. Start your application on it once. Nothing was changed.")
+        raise StoreUnusable(f"The store {database.where} {what}: start your application on it once.")
     for number, script in known:
         if number > present:
             database.apply(number, script)

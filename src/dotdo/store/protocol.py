@@ -6,7 +6,7 @@ same time. The store keeps names and bytes, and never imports a definition.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 

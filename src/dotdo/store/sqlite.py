@@ -8,6 +8,7 @@ acknowledged survives a power cut; checkpoints are made by a thread of their own
 
 import fcntl
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -200,8 +201,8 @@ class SQLiteDatabase:
         application = connection.execute("pragma application_id").fetchall()[0][0]
         if application != APPLICATION_ID and connection.execute("select count(*) from sqlite_schema").fetchall()[0][0]:
             raise StoreUnusable(
-                f"{self.where} is a SQLite database of something else, not a dotdo store. An application's own database "
-                "must be another file: give it as sql=, and the store a file of its own. Nothing was changed."
+                f"{self.where} is a SQLite database of something else, not a dotdo store. An application's own "
+                "database must be another file: give it as sql=, and the store a file of its own. Nothing was changed."
             )
         if self.readonly:
             return
@@ -259,6 +260,24 @@ class SQLiteDatabase:
             raise StoreError(f"The store {self.where} refused a write: {error}.") from error
         except apsw.Error as error:
             raise StoreUnavailable(f"The store {self.where} could not {doing}: {error}.") from error
+
+
+def lock_holder(path: str) -> str | None:
+    """Who holds a store's lock, without trying to take it, which could get in the way of an engine that starts."""
+    try:
+        holder = Path(path + ".lock").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.fullmatch(r"process (\d+) on (.+)", holder)
+    if found is None or found[2] != socket.gethostname():
+        return holder or None
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass  # it lives, and is somebody else's
+    return holder
 
 
 def _check_library(version: str) -> None:

@@ -349,22 +349,21 @@ def test_journal_says_whose_attempt_asked(workshop: Workshop):
 @pytest.mark.parametrize("shape", ["async", "group", "thread"])
 def test_handler_cannot_swallow_that_nobody_knows_what_happened(workshop: Workshop, shape: str):
     """The answer was lost with its engine and nothing can find out: a person must decide, whatever the handler does."""
-    once = Effect("order-once", order_and_hang, catalogue=workshop.catalogue)
 
     async def swallow(ctx: AsyncContext) -> str:
         try:
-            return await ctx.request(once, text="bread")
+            return await ctx.request(workshop.hang, text="bread")
         except Exception:
             return "it has probably happened"
 
     async def wrap_in_a_group(ctx: AsyncContext) -> str:
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(ctx.request(once, text="bread"))
+            task = group.create_task(ctx.request(workshop.hang, text="bread"))
         return task.result()
 
     def swallow_in_a_thread(ctx: Context) -> str:
         try:
-            return ctx.request(once, text="bread")
+            return ctx.request(workshop.hang, text="bread")
         except Exception:
             return "it has probably happened"
 
@@ -373,23 +372,16 @@ def test_handler_cannot_swallow_that_nobody_knows_what_happened(workshop: Worksh
 
     before = workshop.open(grace=0.0)
     handle = before.start(buy)
-    workshop.receiver.wait_for("order-once")
+    workshop.receiver.wait_for("hang")
     before.close()
     after = workshop.open()
-    with pytest.raises(RunBlocked, match="Nobody knows whether order-once happened"):
+    with pytest.raises(RunBlocked, match="Nobody knows whether hang happened"):
         after.runs.wait(handle.id, timeout=PATIENCE)
 
     run = after.runs.get(handle.id)
     assert run.waiting_for is not None
     assert (run.status, run.waiting_for.kind) == ("blocked", "person")
-    assert workshop.receiver.texts("order-once") == ["bread"]
-
-
-async def order_and_hang(call: EffectCall, text: str) -> str:
-    """The order arrives, and its answer never."""
-    call.resource(Receiver).take("order-once", text, call)
-    await asyncio.get_running_loop().create_future()
-    return "never"
+    assert workshop.receiver.texts("hang") == ["bread"]
 
 
 def test_lost_answer_is_asked_for_again_where_the_receiver_honours_the_key(workshop: Workshop):

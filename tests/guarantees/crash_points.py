@@ -1,0 +1,56 @@
+"""Points at which a process can be told to die: before and after each commit, each handler, and each effect.
+
+`install` is called once in the process that is to die; it wraps the store's transactions and the application's. Handlers
+and effects of the crash tests name their own points.
+"""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Engine, event
+
+from dotdo.engine.applying import SqlWork
+from dotdo.store.sqlite import SQLiteDatabase
+
+_seen: Counter[str] = Counter()
+_deadly = ""
+_tell = -1
+
+
+def point(name: str) -> None:
+    """Says that the process is here (`name#n`, counted by name), and dies if that is where it is to die."""
+    _seen[name] += 1
+    here = f"{name}#{_seen[name]}"
+    os.write(_tell, f"{here}\n".encode())
+    if here == _deadly:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def install(tell: int, deadly: str) -> None:
+    """tell: a file descriptor for the names of the points passed. deadly: where to die; empty: nowhere."""
+    global _tell, _deadly
+    _tell, _deadly = tell, deadly
+    SQLiteDatabase.transaction = _with_points(SQLiteDatabase.transaction)  # type: ignore[method-assign]
+    commit = SqlWork.commit
+
+    def commit_with_point(self: SqlWork, *args: Any) -> None:
+        commit(self, *args)
+        point("sql:after")
+
+    SqlWork.commit = commit_with_point  # type: ignore[method-assign]
+    event.listen(Engine, "commit", lambda connection: point("sql:before"))
+
+
+def _with_points(transaction: Any) -> Any:
+    @contextmanager
+    def transaction_with_points(self: SQLiteDatabase) -> Iterator[None]:
+        with transaction(self):
+            yield
+            point("commit:before")
+        point("commit:after")
+
+    return transaction_with_points

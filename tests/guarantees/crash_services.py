@@ -1,0 +1,186 @@
+"""What the crash tests kill: onboardings with SQL, a request and staged effects; a tree of runs; a parallel mix.
+
+Every transaction on the application's database also writes a row that nothing keeps from being there twice.
+"""
+
+import asyncio
+from typing import Any
+
+from dotdo import AsyncContext, Catalogue, Context, EffectCall, Fail, Retry, action, effect, service
+from tests.guarantees.crash_points import point
+from tests.guarantees.ledger import act
+
+catalogue = Catalogue()
+SOON = Retry(attempts=3, delay=0.005, jitter=False)
+
+TABLES = """
+    create table users (id integer primary key, name text not null);
+    create table transactions (what text not null);
+"""
+
+
+class World:
+    """Where effects go: a world of the ledger."""
+
+    def __init__(self, address: tuple[str, int], name: str) -> None:
+        self._address, self._name = address, name
+
+    def act(self, call: EffectCall, system: str, what: str, *, honours_keys: bool = True) -> str:
+        """Has the system do it, with points around."""
+        point(f"effect:{system}:before")
+        answer = act(self._address, self._name, system, what, call.key, honours_keys=honours_keys)
+        point(f"effect:{system}:after")
+        return answer
+
+
+# -- effects ------------------------------------------------------------------------------------------------------------
+
+
+async def take_back_customer(call: EffectCall, answer: str) -> None:
+    call.resource(World).act(call, "billing", f"take back {answer}")
+
+
+@effect("crash.customer", dedup="key", undo=take_back_customer, retry=SOON, catalogue=catalogue)
+async def open_customer(call: EffectCall, name: str) -> str:
+    return call.resource(World).act(call, "billing", f"open {name}")
+
+
+@effect("crash.close-customer", dedup="key", retry=SOON, catalogue=catalogue)
+def close_customer(call: EffectCall, customer: str) -> None:
+    call.resource(World).act(call, "billing", f"close {customer}")
+
+
+@effect("crash.mail", dedup="key", retry=SOON, catalogue=catalogue)
+def send_mail(call: EffectCall, to: str, text: str) -> None:
+    if call.attempt == 1 and text == "welcome":
+        raise ConnectionRefusedError("greylisted: try again")
+    call.resource(World).act(call, "mail", f"{text} {to}")
+
+
+# The receiver knows no keys. To hear it twice does less harm than to wait for a person.
+@effect("crash.slack", on_unknown="resend", retry=SOON, catalogue=catalogue)
+async def post_slack(call: EffectCall, text: str) -> None:
+    call.resource(World).act(call, "slack", text, honours_keys=False)
+
+
+# -- actions ------------------------------------------------------------------------------------------------------------
+
+
+@action("add-user", retry=SOON, catalogue=catalogue)
+def add_user(ctx: Context, name: str) -> int:
+    point("handler:add-user:enter")
+    cursor = ctx.sql.exec_driver_sql("insert into users (name) values (?) returning id", (name,))
+    id = int(cursor.scalar_one())
+    ctx.sql.exec_driver_sql("insert into transactions values (?)", (f"add {name}",))
+    point("handler:add-user:exit")
+    return id
+
+
+@add_user.undo
+async def remove_user(ctx: AsyncContext, id: int, input: dict[str, Any]) -> None:
+    point("handler:remove-user:enter")
+    await ctx.sql.exec_driver_sql("delete from users where id = ?", (id,))
+    await ctx.sql.exec_driver_sql("insert into transactions values (?)", (f"remove {input['name']}",))
+    point("handler:remove-user:exit")
+
+
+@action("open-billing", retry=SOON, catalogue=catalogue)
+async def open_billing(ctx: AsyncContext, name: str) -> str:
+    point("handler:open-billing:enter")
+    customer = await ctx.request(open_customer, name=name)
+    if ctx.attempt == 1:
+        raise ConnectionResetError("once, after the answer")
+    point("handler:open-billing:exit")
+    return customer
+
+
+@open_billing.undo
+def close_billing(ctx: Context, customer: str) -> None:
+    point("handler:close-billing:enter")
+    ctx.stage(close_customer, customer=customer)
+    point("handler:close-billing:exit")
+
+
+@action("welcome", retry=SOON, catalogue=catalogue)
+async def welcome(ctx: AsyncContext, id: int) -> str:
+    """SQL and a staged effect in one step."""
+    point("handler:welcome:enter")
+    name = (await ctx.sql.exec_driver_sql("select name from users where id = ?", (id,))).scalar_one()
+    await ctx.sql.exec_driver_sql("insert into transactions values (?)", (f"welcome {name}",))
+    ctx.stage(send_mail, to=name, text="welcome")
+    point("handler:welcome:exit")
+    return name
+
+
+@action("tell-sales", retry=SOON, catalogue=catalogue)
+def tell_sales(ctx: Context, name: str) -> None:
+    point("handler:tell-sales:enter")
+    ctx.stage(post_slack, text=f"{name} is here")
+    ctx.stage(send_mail, to="sales", text=f"about {name}")
+    point("handler:tell-sales:exit")
+
+
+@action("refuse", catalogue=catalogue)
+def refuse() -> None:
+    raise Fail("refused")
+
+
+@action("alert", retry=SOON, catalogue=catalogue)
+def alert(ctx: Context, failure: Any) -> None:
+    ctx.stage(send_mail, to="admin", text=failure["error"]["message"])
+
+
+# -- services -----------------------------------------------------------------------------------------------------------
+
+
+@service("onboard", catalogue=catalogue)
+async def onboard(name: str) -> dict[str, Any]:
+    id = await add_user(name=name)
+    async with asyncio.TaskGroup() as group:
+        billing = group.create_task(open_billing(name=name))
+        group.create_task(welcome(id=id))
+    await tell_sales(name=name)
+    return {"id": id, "customer": billing.result()}
+
+
+@service("onboard-refused", on_failure=[alert], catalogue=catalogue)
+async def onboard_refused(name: str) -> None:
+    await onboard.plain(name)
+    await add_user(name="partner")
+    await refuse()
+
+
+@service("family", on_failure=[alert], catalogue=catalogue)
+async def family(refused: bool) -> list[Any]:
+    """Children side by side and one below the other."""
+    first = await asyncio.gather(member(name="ada", friend="ben"), member(name="cleo", friend=None))
+    await asyncio.sleep(0.01)
+    if refused:
+        await asyncio.gather(add_user(name="dan"), refuse(), return_exceptions=True)
+        await member(name="refused", friend=None)
+    return list(first)
+
+
+@service("member", catalogue=catalogue)
+async def member(name: str, friend: str | None) -> list[Any]:
+    id = await add_user(name=name)
+    below = await member(name=friend, friend=None) if friend else None
+    if name == "refused":
+        await refuse()
+    await tell_sales(name=name)
+    return [id if name == "nobody" else name, below]
+
+
+@service("hurries", catalogue=catalogue)
+async def hurries() -> list[str]:
+    """Steps that are cancelled, left behind or late while their transactions and effects are under way."""
+    left = asyncio.create_task(welcome(id=await add_user(name="left")))
+    seen: list[str] = []
+    for number in range(4):
+        try:
+            async with asyncio.timeout(number * 0.004):
+                await add_user(name=f"hurry {number}")
+        except TimeoutError:
+            seen.append(f"late {number}")
+    await tell_sales(name="hurry")
+    return [] if left.cancelled() else ["ended"]

@@ -1,0 +1,223 @@
+"""Runs services in real processes that die by SIGKILL at a chosen point, and in others that take up what they left.
+
+`python -m tests.guarantees.crashing` is a program that has imported everything once; for each order (a line of JSON) it
+forks a process, which opens a store of its own and runs or resumes a service there. `Crasher` starts and asks it.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import apsw
+import msgspec
+
+from dotdo import AsyncDo
+from dotdo.errors import OutcomeError
+from tests.guarantees import crash_points, crash_services
+from tests.guarantees.crash_services import TABLES, World
+from tests.guarantees.invariants import check_store
+from tests.guarantees.ledger import ROOT, Arrival, Ledger
+
+KEY = "the one"
+
+
+@dataclass(frozen=True)
+class Died:
+    """How one process ended: the signal (0: by itself), the points that it passed, and what it says of the run."""
+
+    signal: int
+    points: list[str]
+    run: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a run has come to, by witnesses that do not know of each other: its store, the database, the ledger."""
+
+    status: str
+    undo: str
+    result: Any
+    error: str | None
+    users: list[str]
+    transactions: list[str]
+    effects: set[tuple[str, str, str]]
+    steps: list[tuple[str, str]]
+
+
+class Crasher:
+    """The program that forks, as a context manager. Safe to use from one thread at a time."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.guarantees.crashing"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def run(self, folder: Path, service: str, input: dict[str, Any], deadly: str = "") -> Died:
+        """Runs or resumes the service in a process of its own, which dies at that point."""
+        order = {
+            "folder": str(folder),
+            "service": service,
+            "input": input,
+            "deadly": deadly,
+            "ledger": self.ledger.address,
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return Died(**json.loads(self._process.stdout.readline()))
+
+
+@dataclass
+class Scene:
+    """One run of a service in a folder and a world of its own, through as many processes as it takes."""
+
+    crasher: Crasher
+    folder: Path
+    service: str
+    input: dict[str, Any]
+    points: list[str] = field(default_factory=list)
+    deaths: int = 0
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir()
+        with closing(apsw.Connection(str(self.folder / "app.db"))) as connection:
+            connection.execute("pragma journal_mode = wal")
+            connection.execute(TABLES)
+
+    def live(self, deadly: str = "") -> Died:
+        """One process more. With a deadly point it may or may not come there; `signal` says."""
+        died = self.crasher.run(self.folder, self.service, self.input, deadly)
+        assert died.signal in (0, signal.SIGKILL), died
+        if died.signal:
+            assert died.points[-1] == deadly, f"died at {died.points[-1]} instead of {deadly}"
+            self.deaths += 1
+        else:
+            assert died.run is not None, died
+        self.points += died.points
+        return died
+
+    def end(self) -> State:
+        """Resumes until the run has ended, checks all invariants, and says what it has come to."""
+        died = self.live()
+        assert died.run is not None
+        check_store(self.folder / "dotdo.db")
+        entries = self._rows("dotdo.db", "select kind, step, data from journal order by run, seq")
+        arrivals = self.crasher.ledger.arrivals(self.folder.name)
+        self._check_intents(entries, arrivals)
+        transactions = [row[0] for row in self._rows("app.db", "select what from transactions")]
+        self._check_transactions(entries, transactions)
+        return State(
+            status=died.run["status"],
+            undo=died.run["undo"],
+            result=died.run["result"],
+            error=died.run["error"],
+            users=sorted(row[0] for row in self._rows("app.db", "select name from users")),
+            transactions=sorted(transactions),
+            effects={(one.system, one.what, one.key) for one in arrivals},
+            steps=sorted((kind, step) for kind, step, _ in entries if kind in ("committed", "completed", "undone")),
+        )
+
+    def _check_intents(self, entries: list[Any], arrivals: list[Arrival]) -> None:
+        """I6 and I8: each effect was journaled before, under one key; who honours keys has done it once."""
+        intents: set[str] = set()
+        for kind, _, data in entries:
+            found = msgspec.json.decode(data)
+            if kind == "requested":
+                intents |= {found["key"], found["key"] + ".undo"}
+            elif kind in ("committed", "completed"):
+                intents |= {effect["key"] for effect in found.get("effects", [])}
+        assert {one.key for one in arrivals} <= intents, "I6: an effect without a journaled intent"
+        for key in {one.key for one in arrivals}:
+            told = [one for one in arrivals if one.key == key]
+            assert len({(one.system, one.what) for one in told}) == 1, f"I8: one key for two effects: {told}"
+            assert sum(one.happened for one in told) == 1 or told[0].system == "slack", told
+            assert len(told) <= self.deaths + 1, f"I8: {told[0]} was sent {len(told)} times in {self.deaths} deaths"
+
+    def _check_transactions(self, entries: list[Any], transactions: list[str]) -> None:
+        """I7: as many applied transactions as committed steps with SQL."""
+        committed = [
+            step
+            for kind, step, data in entries
+            if kind in ("committed", "completed") and msgspec.json.decode(data).get("sql")
+        ]
+        assert len(transactions) == len(committed), f"I7: applied {transactions}, committed {committed}"
+
+    def _rows(self, file: str, sql: str) -> list[Any]:
+        with closing(apsw.Connection(str(self.folder / file), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
+            return connection.execute(sql).fetchall()
+
+
+# -- the program --------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Forks for each order, one at a time, and prints how that process ended."""
+    for line in sys.stdin:
+        order = json.loads(line)
+        heard, tell = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(heard)
+            _be_killed(order, tell)
+        os.close(tell)
+        with open(heard, "rb") as stream:
+            *points, last = stream.read().decode().split("\n")
+        _, status = os.waitpid(pid, 0)
+        report = json.loads(last) if last else None
+        ended = {"signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, "points": points, "run": report}
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+            ended["run"] = None
+        print(json.dumps(ended), flush=True)
+
+
+def _be_killed(order: dict[str, Any], tell: int) -> None:
+    """In the forked process: never returns."""
+    code = 1
+    try:
+        crash_points.install(tell, order["deadly"])
+        report = asyncio.run(_live(order))
+        os.write(tell, json.dumps(report).encode())
+        code = 0
+    finally:
+        os._exit(code)  # nothing of the program that it was forked from may run
+
+
+async def _live(order: dict[str, Any]) -> dict[str, Any]:
+    """Starts the service, or by its key finds the run that was started before, and waits for its end."""
+    folder = Path(order["folder"])
+    world = World(tuple(order["ledger"]), folder.name)
+    sql = f"sqlite:///{folder / 'app.db'}"
+    store = f"sqlite:///{folder / 'dotdo.db'}"
+    async with AsyncDo(store, sql=sql, resources=[world], catalogue=crash_services.catalogue) as client:
+        handle = await client.service(order["service"], key=KEY).start(**order["input"])
+        try:
+            await handle.result(timeout=20)
+        except OutcomeError as outcome:
+            if outcome.code == "still_running":
+                raise
+        run = await handle.get()
+        error = f"{run.error.type}: {run.error.message}" if run.error else None
+        return {"status": run.status, "undo": run.undo, "result": run.result, "error": error}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""How an attempt ends: within its timeout or not, cancelled, or done; afterwards its context does nothing any more."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dotdo import ActionFailed, AsyncContext, AttemptOver, Context, Retry, RunCancelled, action, service
+from tests.workshop import PATIENCE, Workshop, data, kinds
+
+MOMENT = 0.05  # a timeout that is meant to pass; real time, because handlers are real work
+
+
+def test_async_handler_is_cancelled_at_its_timeout_and_tried_again(workshop: Workshop):
+    ends: list[str] = []
+
+    @action("slow", retry=2, timeout=MOMENT, catalogue=workshop.catalogue)
+    async def slow(ctx: AsyncContext) -> str:
+        if ctx.attempt == 1:
+            try:
+                await asyncio.get_running_loop().create_future()
+            except asyncio.CancelledError:
+                ends.append("cancelled")
+                raise
+        return "in time"
+
+    handle = workshop.open().start(slow)
+    workshop.clock.advance_to_next()
+    assert handle.result(timeout=PATIENCE) == "in time"
+
+    assert ends == ["cancelled"]
+    (failed,) = data(handle, "attempt_failed")
+    assert (failed.error.type, failed.error.message) == (
+        "AttemptTimedOut",
+        f"The attempt did not end within {MOMENT} s.",
+    )
+
+
+def test_sync_handler_past_its_timeout_has_a_dead_context(workshop: Workshop):
+    over, ends = threading.Event(), dict[str, BaseException]()
+
+    @action("slow", retry=2, timeout=MOMENT, catalogue=workshop.catalogue)
+    def slow(ctx: Context) -> str:
+        if ctx.attempt == 2:
+            return "in time"
+        over.wait(PATIENCE)
+        calls: dict[str, Callable[[], Any]] = {
+            "heartbeat": ctx.heartbeat,
+            "stage": lambda: ctx.stage(workshop.send, text="late"),
+            "request": lambda: ctx.request(workshop.order, text="late"),
+        }
+        for name, call in calls.items():
+            try:
+                call()
+            except BaseException as error:
+                ends[name] = error
+        finished.set()
+        return "too late"
+
+    finished = threading.Event()
+    handle = workshop.open().start(slow)
+    workshop.clock.advance_to_next()
+    assert handle.result(timeout=PATIENCE) == "in time"
+    over.set()
+    assert finished.wait(PATIENCE)
+
+    assert {name: type(error) for name, error in ends.items()} == dict.fromkeys(
+        ("heartbeat", "stage", "request"), AttemptOver
+    )
+    assert workshop.receiver.heard == []
+    assert kinds(handle, "slow") == ["attempt_failed", "completed"]
+
+
+def test_sync_handler_that_waits_for_an_answer_is_released_at_its_timeout(workshop: Workshop):
+    ends: list[BaseException] = []
+
+    @action("slow", retry=1, timeout=MOMENT, catalogue=workshop.catalogue)
+    def slow(ctx: Context) -> None:
+        try:
+            ctx.request(workshop.hang, text="bread")
+        except BaseException as error:
+            ends.append(error)
+            finished.set()
+            raise
+
+    finished = threading.Event()
+    handle = workshop.open().start(slow)
+    with pytest.raises(ActionFailed) as failure:
+        handle.result(timeout=PATIENCE)
+    assert failure.value.error_type == "AttemptTimedOut"
+    assert finished.wait(PATIENCE)
+    assert isinstance(ends[0], AttemptOver)
+
+
+def test_timeout_of_one_call(workshop: Workshop):
+    @action("slow", retry=1, catalogue=workshop.catalogue)
+    async def slow() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    @service("hurries", catalogue=workshop.catalogue)
+    async def hurries() -> None:
+        await slow.with_(timeout=MOMENT)()
+
+    client = workshop.open()
+    for definition in (slow.with_(timeout=MOMENT), hurries):
+        with pytest.raises(ActionFailed) as failure:
+            client.run(definition)
+        assert failure.value.error_type == "AttemptTimedOut"
+
+
+def test_own_timeout_error_of_a_handler_is_no_timeout_of_its_attempt(workshop: Workshop):
+    @action("impatient", retry=1, timeout=PATIENCE, catalogue=workshop.catalogue)
+    async def impatient() -> None:
+        raise TimeoutError("the provider took too long")
+
+    @action("impatient-thread", retry=1, timeout=PATIENCE, catalogue=workshop.catalogue)
+    def impatient_thread() -> None:
+        raise TimeoutError("the provider took too long")
+
+    client = workshop.open()
+    for definition in (impatient, impatient_thread):
+        with pytest.raises(ActionFailed, match="the provider took too long") as failure:
+            client.run(definition)
+        assert failure.value.error_type == "TimeoutError"
+
+
+@pytest.mark.parametrize("ends", ["returns", "raises"])
+def test_task_that_a_handler_leaves_behind_can_do_nothing(workshop: Workshop, ends: str):
+    go, left = threading.Event(), list[asyncio.Task[Any]]()
+    errors: list[BaseException] = []
+
+    @action("careless", retry=1, catalogue=workshop.catalogue)
+    async def careless(ctx: AsyncContext) -> None:
+        async def later() -> None:
+            await asyncio.to_thread(go.wait, PATIENCE)
+            for late in (lambda: ctx.stage(workshop.send, text="late"), lambda: ctx.session, ctx.heartbeat):
+                try:
+                    late()
+                except BaseException as error:
+                    errors.append(error)
+            try:
+                await ctx.request(workshop.order, text="late")
+            except BaseException as error:
+                errors.append(error)
+            finished.set()
+
+        left.append(asyncio.get_running_loop().create_task(later()))
+        if ends == "raises":
+            raise ConnectionError("no")
+
+    finished = threading.Event()
+    handle = workshop.open(sql=f"sqlite:///{workshop.folder / 'app.db'}").start(careless)
+    workshop.until(lambda: kinds(handle)[-1] == "ended")
+    go.set()
+    assert finished.wait(PATIENCE)
+
+    assert [type(error) for error in errors] == [AttemptOver] * 4
+    assert workshop.receiver.heard == []
+
+
+def test_cancelled_run_cancels_its_handler(workshop: Workshop):
+    started, ended = threading.Event(), threading.Event()
+
+    @action("slow", catalogue=workshop.catalogue)
+    async def slow(ctx: AsyncContext) -> None:
+        started.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.set()
+
+    handle = workshop.open().start(slow)
+    assert started.wait(PATIENCE)
+    handle.cancel(actor="kim")
+    with pytest.raises(RunCancelled, match="cancelled by kim"):
+        handle.result(timeout=PATIENCE)
+    assert ended.wait(PATIENCE)
+    assert kinds(handle, "slow") == ["step_cancelled"]
+
+
+def test_handler_that_turns_its_cancellation_into_an_error_is_cancelled_all_the_same(workshop: Workshop):
+    started = threading.Event()
+
+    @action("stubborn", retry=Retry(attempts=3, delay=1000), catalogue=workshop.catalogue)
+    async def stubborn() -> None:
+        started.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            raise ConnectionError("the connection was lost") from None
+
+    handle = workshop.open().start(stubborn)
+    assert started.wait(PATIENCE)
+    handle.cancel()
+    with pytest.raises(RunCancelled):
+        handle.result(timeout=PATIENCE)
+    assert "attempt_failed" not in kinds(handle)
+
+
+def test_sync_handler_of_a_cancelled_run_learns_of_it_and_commits_nothing(workshop: Workshop):
+    started, cancelled, ends = threading.Event(), threading.Event(), list[type]()
+
+    @action("slow", catalogue=workshop.catalogue)
+    def slow(ctx: Context) -> str:
+        ctx.stage(workshop.send, text="never")
+        started.set()
+        cancelled.wait(PATIENCE)
+        try:
+            ctx.heartbeat()
+        except BaseException as error:
+            ends.append(type(error))
+        finished.set()
+        return "too late"
+
+    finished = threading.Event()
+    handle = workshop.open().start(slow)
+    assert started.wait(PATIENCE)
+    handle.cancel()
+    with pytest.raises(RunCancelled):
+        handle.result(timeout=PATIENCE)
+    cancelled.set()
+    assert finished.wait(PATIENCE)
+    assert ends == [AttemptOver]
+    assert workshop.receiver.heard == []
+    assert kinds(handle, "slow") == ["step_cancelled"]

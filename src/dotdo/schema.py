@@ -40,8 +40,7 @@ class Schema:
         self.subject, self.parameters, self.output, self.wire = subject, parameters, output, wire
         self.names = frozenset(parameter.name for parameter in parameters)
         fields: list[Any] = [
-            (p.name, p.hint) if p.required else (p.name, p.hint, msgspec.field(default_factory=lambda d=p.default: d))
-            for p in parameters
+            (p.name, p.hint) if p.required else (p.name, p.hint, _field_of(p.default)) for p in parameters
         ]
         try:
             # Keyword-only, so that a parameter with a default may stand before one without.
@@ -161,6 +160,13 @@ class Schema:
 
     def _hint(self) -> str:
         return f"; it takes {', '.join(p.name for p in self.parameters) or 'none'}"
+
+
+def _field_of(default: Any) -> Any:
+    """An input's default: shown in the JSON Schema where it is a plain value."""
+    if default is None or isinstance(default, bool | int | float | str):
+        return msgspec.field(default=default)
+    return msgspec.field(default_factory=lambda: default)
 
 
 def schema_of(subject: str, function: Callable[..., Any], skip: int, wire: str = "snake") -> Schema:

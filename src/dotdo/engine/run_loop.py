@@ -12,6 +12,7 @@ import asyncio
 import gc
 import heapq
 import logging
+import math
 import sys
 import weakref
 from asyncio import _get_running_loop, _set_running_loop  # pyright: ignore[reportPrivateUsage]  # loops nest here
@@ -28,10 +29,8 @@ _log = logging.getLogger("dotdo.service")
 # 2^60 over the golden ratio, made odd: the low bits of consecutive hashes differ, so small tables have no collisions.
 _HASH_STEP = 0x9E3779B97F4A7C1
 _HASH_MASK = (1 << 60) - 1
-# `sleep(math.inf)` is an idiom for "for ever"; the store's integers want an end.
-_LONGEST_DELAY_MS = 1000 * 366 * 24 * 3600 * 1000
-# How often a coroutine may catch RunEvicted and wait again before it counts as refusing to end.
-_EVICTION_TRIES = 3
+_LONGEST_DELAY_MS = 1000 * 366 * 24 * 3600 * 1000  # `sleep(math.inf)` means for ever; the store's integers want an end
+_EVICTION_TRIES = 3  # how often a coroutine may catch RunEvicted and wait again before it counts as refusing to end
 _SWEEP_FROM = 32
 _EVICTED = "The run was evicted from this process: its code must end."
 _Coroutine = Coroutine[Any, Any, Any] | Generator[Any, None, Any]  # as AbstractEventLoop declares it
@@ -184,6 +183,11 @@ class RunLoop(asyncio.AbstractEventLoop):
             raise RunEvicted(_EVICTED)
         return self._timers.get(key)
 
+    def made(self, key: str) -> bool:
+        """Whether a timer of that key was made, be it alive, fired or cancelled."""
+        delay, _, count = key.removeprefix("timer:").partition("#")
+        return self._timer_counts.get(int(delay), 0) >= int(count)
+
     def fire(self, timer: RunTimer) -> None:
         """Make the timer's callback ready, to run in the next drain. One cancelled or fired meanwhile is dropped."""
         if self._closed:
@@ -206,11 +210,9 @@ class RunLoop(asyncio.AbstractEventLoop):
         """
         if self._closed:
             return []
-        inside = isinstance(_get_running_loop(), RunLoop)
-        left = inside or self._generators or self._collected
-        if not left and all(task.done() and not _is_unread(task) for task in self._tasks):
-            self._closed = True  # the common end of a run: there is no code left to tell
-            self._tasks = []
+        idle = not (self._generators or self._collected or isinstance(_get_running_loop(), RunLoop))
+        if idle and all(task.done() and not _is_unread(task) for task in self._tasks):
+            self._closed, self._tasks = True, []  # the common end of a run: there is no code left to tell
             return []
         outside = self._enter()
         self._closed = True
@@ -270,7 +272,8 @@ class RunLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.TimerHandle:
         if self.finalising:
             self._refuse()
-        delay_ms = max(0, round(min(delay * 1000, _LONGEST_DELAY_MS)))
+        # Rounded up: a wait for the rest of some time must not end before it, and be asked for again without end.
+        delay_ms = max(0, math.ceil(round(min(delay * 1000, _LONGEST_DELAY_MS), 3)))
         handle = RunTimerHandle(when, callback, args, self, context)
         self._timer_count += 1
         count = self._timer_counts[delay_ms] = self._timer_counts.get(delay_ms, 0) + 1
@@ -319,8 +322,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         context = copy_context() if context is None else context
         if self._eager:
             options.setdefault("eager_start", True)
-        # In two steps, because asyncio puts the task into its global set, by its hash, while it initialises it.
-        task = RunTask.__new__(RunTask)
+        task = RunTask.__new__(RunTask)  # in two steps: initialising it puts it, by its hash, into a global set
         task.run_hash = (self._salt + self._task_count * _HASH_STEP) & _HASH_MASK
         task.run_context = context
         # asyncio's own default names count per process, and a service may use them as data.

@@ -13,12 +13,12 @@ import msgspec
 
 from dotdo.action import Action, Overrides
 from dotdo.engine import finishing, parking, undoing
-from dotdo.engine.children import start_child, undo_child
+from dotdo.engine.children import cancel_child, start_child, undo_child
 from dotdo.engine.failing import Block, error_record
-from dotdo.engine.history import OPEN, History, StepRecord
+from dotdo.engine.history import COMMITTED, OPEN, History, StepRecord
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.messages import apply_message
-from dotdo.engine.service_code import Call, ServiceCode
+from dotdo.engine.service_code import OWN_STEPS, Call, ServiceCode
 from dotdo.engine.stepping import StepRun, step_context
 from dotdo.engine.waking import Wake
 from dotdo.errors import InvalidInput, ReplayError, RunEvicted, StoreError
@@ -59,6 +59,8 @@ class LiveRun:
         self.busy = 0
         self._unmatched: list[StepRecord] = []
         self._unsettled: set[str] = set()
+        self._given_up: set[str] = set()  # steps that only come to their end: nobody waits for them any more
+        self._own_step_began = False
         self.conductor: asyncio.Task[None] | None = None
         self._timer: tuple[str, Wake] | None = None
         self._deadline: Wake | None = None
@@ -185,14 +187,14 @@ class LiveRun:
         self._after(code, replaying)
 
     def _after(self, code: ServiceCode, replaying: bool) -> None:
+        if replaying:
+            self._take_up_left(code)
         if code.main.done():
             finishing.finish(self, code, fresh=self._fresh)
             return
         new, code.new = code.new, []
         if replaying:
             self._unmatched = code.unmatched()
-            if self.crashed:
-                self._unsettled.update(call.id for call in new)
         if self._unmatched:
             self._unmatched = code.unmatched()
             mismatch = code.mismatch(self._unmatched, new)
@@ -206,6 +208,27 @@ class LiveRun:
         self._arm_timer(code)
         if self.busy == 0:
             self._idle()
+
+    def _take_up_left(self, code: ServiceCode) -> None:
+        """After a replay: steps under way whose owner stopped, also those that the service has cancelled or left."""
+        code.cancelled = []  # nothing of them runs here
+        for call in code.calls.values():
+            record = self.history.steps.get(call.id)
+            begun = self.crashed if record is None else record.state in (OPEN, COMMITTED)
+            if call.future is None or not begun:
+                continue
+            if self.crashed:
+                self._unsettled.add(call.id)
+            if code.main.done() or call.future.done():
+                self.busy += 1
+                self._given_up.add(call.id)
+                self._launch_task(call.id, self._give_up(call))
+
+    async def _give_up(self, call: Call) -> None:
+        if not isinstance(call.definition, Service):
+            await StepRun(self, call.id, call.definition, call.input, call.overrides).give_up()
+        elif self.history.step(call.id).child is not None:
+            await cancel_child(self, self.history.step(call.id))
 
     def _launch_when_durable(self, calls: list[Call]) -> None:
         """No attempt starts before every earlier entry of its run is durable."""
@@ -329,6 +352,11 @@ class LiveRun:
 
     def is_unsettled(self, id: str) -> bool:
         """Whether an attempt of an earlier owner may have ended unseen; asked once per step."""
+        if id.startswith(OWN_STEPS):
+            # They come one by one, so only the first can have been under way; but for the undo of what was undeliverable.
+            target = self.history.steps.get(id.removeprefix("undo:"))
+            first, self._own_step_began = not self._own_step_began, True
+            return self.crashed and (first or (target is not None and target.state == COMMITTED))
         if id not in self._unsettled:
             return False
         self._unsettled.discard(id)
@@ -401,7 +429,7 @@ class LiveRun:
         """Ends every attempt in flight: cancels what has not committed, waits for what is being sent."""
         for id, task in list(self.tasks.items()):
             # One that is on its way out already may be taking back what it asked for: it is not cancelled twice.
-            if self.history.step(id).completion is None and not task.cancelling():
+            if self.history.step(id).completion is None and not task.cancelling() and id not in self._given_up:
                 task.cancel()
         while self.tasks:
             self.leave()

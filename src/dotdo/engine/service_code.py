@@ -101,10 +101,11 @@ class ServiceCode:
                 self._fulfil(call, self._history.steps[item.name])
         elif item.kind == "timer":
             timer = loop.timer(item.name)
-            if timer is None:
-                self._early_timers.append(item.name)
-            else:
+            if timer is not None:
                 loop.fire(timer)
+            elif not loop.made(item.name):
+                self._early_timers.append(item.name)
+            # else it fired while the step that it was to cut short had just ended: it was cancelled, and is late
         else:
             self._event(item)
         loop.drain()

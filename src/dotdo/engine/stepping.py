@@ -52,7 +52,7 @@ class StepRun:
     async def execute(self) -> None:
         """Brings the step to its outcome. Raises Block when a person must decide."""
         record = self.record
-        if self.run.is_unsettled(self.id) and record.state == OPEN:
+        if record.state == OPEN and self.run.is_unsettled(self.id):
             await self._settle()
         if record.state == OPEN:
             try:
@@ -62,6 +62,17 @@ class StepRun:
                     await requesting.undo_requests(self.run, record)
                 raise
         if record.state == COMMITTED and not await deliver(self.run, record):
+            await self._undeliverable()
+
+    async def give_up(self) -> None:
+        """Brings a step to its end that nobody waits for: what has committed is delivered, nothing new is tried."""
+        record = self.record
+        if record.state == OPEN and self.run.is_unsettled(self.id):
+            await self._settle()
+        if record.state == OPEN:
+            await requesting.undo_requests(self.run, record)
+            self.run.append("step_cancelled", Empty(), self.id)
+        elif record.state == COMMITTED and not await deliver(self.run, record):
             await self._undeliverable()
 
     # -- attempts -----------------------------------------------------------------------------------------------------

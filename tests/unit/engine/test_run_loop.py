@@ -14,12 +14,11 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextvars import Context, ContextVar
 from typing import Any
 
+import anyio
 import pytest
 
 from dotdo.engine.run_loop import RunFuture, RunLoop, RunTask
 from dotdo.errors import RunEvicted, ServiceDidIO, ServiceSpins
-
-needs_eager_tasks = pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
 
 
 def new_loop(salt: int = 5, **options: Any) -> RunLoop:
@@ -1135,42 +1134,44 @@ def test_exception_handlers_and_foreign_task_factories_are_refused():
 # -- what has to work inside -------------------------------------------------------------------------------------------
 
 
-@needs_eager_tasks
-def test_eager_tasks_work():
-    async def child(log: list[str], name: str) -> str:
-        log.append(name)
-        if name != "short":
-            await asyncio.sleep(0.1)
-        return name
+if sys.version_info >= (3, 12):  # where asyncio has eager tasks
 
-    async def main() -> list[Any]:
-        loop: Any = asyncio.get_running_loop()
-        log: list[str] = []
-        one = loop.create_task(child(log, "one"), eager_start=True)
-        log.append("after one")
-        loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
-        assert loop.get_task_factory() is asyncio.eager_task_factory  # type: ignore[attr-defined]
-        two = asyncio.create_task(child(log, "two"))
-        short = asyncio.create_task(child(log, "short"))
-        assert short.done()
-        assert all(isinstance(task, RunTask) for task in (one, two, short))
-        log.append("after two")
-        return [log, await asyncio.gather(one, two, short)]
+    def test_eager_tasks_work():
+        async def child(log: list[str], name: str) -> str:
+            log.append(name)
+            if name != "short":
+                await asyncio.sleep(0.1)
+            return name
 
-    log, results = finish(main())
-    assert log == ["one", "after one", "two", "short", "after two"]
-    assert results == ["one", "two", "short"]
+        async def main() -> list[Any]:
+            loop: Any = asyncio.get_running_loop()
+            log: list[str] = []
+            one = loop.create_task(child(log, "one"), eager_start=True)
+            log.append("after one")
+            loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+            assert loop.get_task_factory() is asyncio.eager_task_factory  # type: ignore[attr-defined]
+            two = asyncio.create_task(child(log, "two"))
+            short = asyncio.create_task(child(log, "short"))
+            assert short.done()
+            assert all(isinstance(task, RunTask) for task in (one, two, short))
+            log.append("after two")
+            return [log, await asyncio.gather(one, two, short)]
+
+        log, results = finish(main())
+        assert log == ["one", "after one", "two", "short", "after two"]
+        assert results == ["one", "two", "short"]
 
 
-@needs_eager_tasks
-def test_eager_tasks_are_evicted():
-    async def main() -> None:
-        loop: Any = asyncio.get_running_loop()
-        loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
-        await asyncio.gather(forever(), asyncio.sleep(5), asyncio.sleep(0))
+if sys.version_info >= (3, 12):  # where asyncio has eager tasks
 
-    loop, _ = begin(main())
-    assert loop.evict() == []
+    def test_eager_tasks_are_evicted():
+        async def main() -> None:
+            loop: Any = asyncio.get_running_loop()
+            loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+            await asyncio.gather(forever(), asyncio.sleep(5), asyncio.sleep(0))
+
+        loop, _ = begin(main())
+        assert loop.evict() == []
 
 
 def test_context_variables_are_kept_apart():
@@ -1191,8 +1192,6 @@ def test_context_variables_are_kept_apart():
 
 
 def test_anyio_works():
-    anyio = pytest.importorskip("anyio")
-
     async def main() -> list[Any]:
         results: list[Any] = []
 

@@ -1,0 +1,20 @@
+"""Fixtures of the command line's tests; what they give is in commands.py."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import Shell
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """Commands, each a process of its own, in an empty folder."""
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def shop(shell: Shell) -> Shell:
+    """The same in a folder with an application."""
+    shell.write_application()
+    return shell

@@ -1,0 +1,247 @@
+"""`dotdo runs`: lists, timelines, following, and steering."""
+
+import json
+import re
+import signal
+
+import pytest
+
+from tests.cli.commands import PATIENCE, Shell, interrupt
+
+# -- looking ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def history(shop: Shell) -> Shell:
+    """An application with one run of each kind of end."""
+    for command in (
+        ["order", "item=tea", "--trail", "t1"],
+        ["order", "item=milk", "cents=-5"],
+        ["greet@1", "name=Ada", "--trail", "t1"],
+        ["buggy"],
+        ["approval", "what=leave", "--wait", "0.1"],
+    ):
+        shop.run("run", *command)
+    return shop
+
+
+def test_ls_lists_the_newest_first_as_tab_separated_lines(history: Shell):
+    lines = [line.split("\t") for line in history.ok("runs", "ls").splitlines()]
+    assert [line[1] for line in lines] == ["approval", "buggy", "greet", "order", "order"]
+    assert [line[2] for line in lines] == ["waiting", "blocked", "completed", "failed, undone", "completed"]
+    assert lines[0][5] == "waits for the event 'approved'"
+    assert lines[3][5] == "charge: cents must be positive"
+    assert all(re.fullmatch(r"run_[0-9a-f]{32}", line[0]) for line in lines)
+
+
+def test_ls_filters(history: Shell):
+    def names(*arguments: str) -> list[str]:
+        return [run["name"] for run in history.json("runs", "ls", *arguments)]
+
+    assert names("--status", "completed") == ["greet", "order"]
+    assert names("--name", "order") == ["order", "order"]
+    assert names("--trail", "t1") == ["greet", "order"]
+    assert names("--limit", "2") == ["approval", "buggy"]
+    nothing = history.run("runs", "ls", "--name", "nobody")
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+    assert "No run is like that." in nothing.stderr
+
+
+def test_ls_is_a_table_on_a_terminal_and_fits_a_narrow_one(history: Shell):
+    wide, narrow = history.on_terminal("runs", "ls", columns=140), history.on_terminal("runs", "ls", columns=80)
+    assert "WHY" in wide
+    assert "WHY" not in narrow
+    plain = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in narrow.splitlines()]
+    assert max(map(len, plain)) <= 80
+    assert plain[0].split() == ["RUN", "NAME", "STATUS", "STARTED", "TOOK"]
+    assert "failed, undone" in narrow
+
+
+def test_show_tells_steps_attempts_errors_effects_and_undo(history: Shell):
+    [run] = history.json("runs", "ls", "--status", "failed")
+    shown = history.ok("runs", "show", run["id"])
+    expected = [
+        r"^order@1  service  failed, undone$",
+        r'^input +\{"item": "milk", "cents": -5\}$',
+        r'✓ reserve +\d+ ms  → "reserved milk"  ↩ undone$',
+        r"✓ tell ",
+        rf"effect +\+\d+ m?s  post.letter delivered at try 2  key {run['id']}\.[0-9a-f]+\.0$",
+        r"try 1  \+\d+ m?s  ConnectionError: the box is full  \(again in 10 ms\)$",
+        r"✗ charge +\d+ ms  failed after 3 attempts$",
+        r"attempt 1  \+\d+ m?s  ValueError: cents must be positive  \(again in 10 ms\)$",
+        r"attempt 3  \+\d+ m?s  ValueError: cents must be positive$",
+        r"↩ undo reserve",
+        r"■ failed$",
+        r"^error +charge: ValueError: cents must be positive$",
+        r"^not undone +tell: post.letter$",
+        rf"^next +dotdo runs retry {run['id'][:20]} ",
+    ]
+    position = 0
+    for pattern in expected:
+        found = re.compile(pattern, re.MULTILINE).search(shown, position)
+        assert found, f"{pattern!r} after {shown[:position]!r}\n---\n{shown[position:]}"
+        position = found.end()
+    assert "Traceback" not in shown
+    assert "in charge" not in shown
+
+
+def test_show_verbose_has_tracebacks_and_inputs(history: Shell):
+    [run] = history.json("runs", "ls", "--status", "failed")
+    shown = history.ok("runs", "show", run["id"], "-v")
+    assert 'raise ValueError("cents must be positive")' in shown
+    assert "app.py" in shown
+    assert 'input     {"cents": -5}' in shown
+
+
+def test_show_says_what_an_unfinished_run_waits_for_and_what_to_do(history: Shell):
+    shown = history.ok("runs", "show", "latest")
+    assert re.search(r"^waits for +the event 'approved'$", shown, re.MULTILINE)
+    assert "no process runs an engine on this store now" in shown
+    assert re.search(r"dotdo runs watch run_\w+ --resume", shown)
+    [run] = history.json("runs", "ls", "--status", "blocked")
+    assert re.search(
+        r"^error +KeyError: The service raised KeyError", history.ok("runs", "show", run["id"]), re.MULTILINE
+    )
+
+
+def test_show_says_when_a_timer_is_due(shop: Shell):
+    with (shop.folder / "app.py").open("a") as source:
+        source.write('\n@service("nap")\nasync def nap() -> None:\n    await asyncio.sleep(3 * 86400)\n')
+    shop.run("run", "nap", "--wait", "0.5")
+    assert re.search(r"^waits for +a timer .*\(in 2 d 23 h\)$", shop.ok("runs", "show", "latest"), re.MULTILINE)
+
+
+def test_show_json_has_the_run_and_its_journal(history: Shell):
+    [run] = history.json("runs", "ls", "--status", "failed")
+    told = history.json("runs", "show", run["id"])
+    assert told["run"] == run
+    assert [entry["seq"] for entry in told["journal"]] == list(range(1, len(told["journal"]) + 1))
+    assert told["journal"][0]["data"]["input"] == {"item": "milk", "cents": -5}
+    assert told["journal"][-1]["kind"] == "ended"
+
+
+def test_run_is_found_by_the_beginning_of_its_id(history: Shell):
+    ids = [run["id"] for run in history.json("runs", "ls")]
+    for written in (ids[2], ids[2][:24], ids[2][4:24]):
+        assert history.json("runs", "show", written)["run"]["id"] == ids[2]
+    several = history.run("runs", "show", "run_")
+    assert several.returncode == 2
+    assert all(id in several.stderr for id in ids)
+    nothing = history.run("runs", "show", "run_ffff")
+    assert nothing.returncode == 2
+    assert "There is no run 'run_ffff'" in nothing.stderr
+
+
+def test_looking_makes_nothing_where_there_is_no_store(shell: Shell):
+    for command in (["runs", "ls"], ["runs", "show", "latest"], ["audit", "verify"]):
+        done = shell.run(*command)
+        assert done.returncode == 1
+        assert f"There is no store {shell.folder}/.dotdo/dotdo.db" in done.stderr
+    assert list(shell.folder.iterdir()) == []
+
+
+def test_output_that_nobody_reads_is_no_error(history: Shell):
+    process = history.start("runs", "show", "latest", "--json")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+    process.wait(timeout=PATIENCE)
+    process.stderr.close()
+
+
+# -- following --------------------------------------------------------------------------------------------------------
+
+
+def test_watch_prints_entries_as_they_come_and_ends_with_the_run(shop: Shell):
+    holder = shop.start("run", "approval", "what=tea")
+    shop.wait_for_run("waiting")
+    watcher = shop.start("runs", "watch", "latest")
+    assert watcher.stdout is not None
+    lines = [watcher.stdout.readline() for _ in range(2)]
+    assert [line.split(maxsplit=1)[1].strip() for line in lines] == ["accepted", "reserve completed"]
+    interrupt(holder)
+    assert shop.run("runs", "cancel", "latest").returncode == 0
+    output, errors = watcher.communicate(timeout=PATIENCE)
+    assert watcher.returncode == 1
+    assert "undo completed" in output
+    assert "cancelled" in errors
+
+
+def test_watch_of_an_ended_run_exits_by_its_outcome(history: Shell):
+    [failed] = history.json("runs", "ls", "--status", "failed")
+    assert history.run("runs", "watch", failed["id"]).returncode == 1
+    [completed, _] = history.json("runs", "ls", "--status", "completed")
+    done = history.run("runs", "watch", completed["id"], "--json")
+    assert done.returncode == 0
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line.get("kind") for line in lines] == ["accepted", "completed", "ended", None]
+    assert lines[-1]["run"]["id"] == completed["id"]
+
+
+def test_watch_without_an_engine_says_that_nothing_moves(history: Shell):
+    done = history.run("runs", "watch", "latest", "--wait", "0.1")
+    assert done.returncode == 3
+    assert "No process runs an engine on this store now" in done.stderr
+
+
+def test_watch_resume_brings_a_run_to_its_end(shop: Shell):
+    process = shop.start("run", "slow", "seconds=0.5")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.kill()
+    process.communicate(timeout=PATIENCE)
+    done = shop.run("runs", "watch", "latest", "--resume")
+    assert (done.returncode, done.stdout) == (0, 'started\n"done"\n')
+
+
+# -- steering ---------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_undoes_what_a_waiting_run_did(history: Shell):
+    done = history.run("runs", "cancel", "latest")
+    assert done.returncode == 0, done.stderr
+    assert "approval was cancelled; what it had done is undone" in done.stderr
+    run = history.json("runs", "show", "latest")["run"]
+    assert (run["status"], run["undo"]) == ("cancelled", "all")
+    again = history.run("runs", "cancel", "latest")
+    assert again.returncode == 2
+    assert "has ended (cancelled)" in again.stderr
+
+
+def test_retry_goes_on_where_the_run_failed(history: Shell):
+    [run] = history.json("runs", "ls", "--status", "failed")
+    assert history.run("runs", "retry", run["id"]).returncode == 1, "the same input fails again"
+    text = (history.folder / "app.py").read_text().replace("if cents < 0:", "if cents < -10:")
+    (history.folder / "app.py").write_text(text)
+    done = history.run("runs", "retry", run["id"])
+    assert (done.returncode, done.stdout) == (0, '"milk"\n'), done.stderr
+    shown = history.ok("runs", "show", run["id"])
+    assert "reopened    2 times" in shown
+    assert re.search(r"· opened again to retry by \w+, generation 2", shown)
+
+
+def test_undo_takes_a_completed_run_back(history: Shell):
+    [run] = history.json("runs", "ls", "--name", "order", "--status", "completed")
+    done = history.run("runs", "undo", run["id"])
+    assert done.returncode == 0, done.stderr
+    assert "Everything that it did is undone." in done.stderr
+    again = history.run("runs", "undo", run["id"])
+    assert again.returncode == 2
+    assert "everything it did is undone already" in again.stderr
+    assert history.run("audit", "verify").returncode == 0
+
+
+def test_signal_during_retry_drains(history: Shell):
+    process = history.start("run", "slow", "seconds=60")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.kill()
+    process.communicate(timeout=PATIENCE)
+    resumed = history.start("runs", "watch", "latest", "--resume")
+    assert resumed.stdout is not None
+    assert resumed.stdout.readline() == "started\n"
+    resumed.send_signal(signal.SIGTERM)
+    assert resumed.stderr is not None
+    assert "Stopping" in resumed.stderr.readline()
+    assert interrupt(resumed)[0] == 130

@@ -6,7 +6,6 @@
 import json
 import os
 import pty
-import select
 import signal
 import struct
 import subprocess
@@ -56,8 +55,8 @@ def greet_all(ctx: Context, names: list[str]) -> str:
 
 @action("echo")
 def echo(
-    text: str = "", number: int = 0, ratio: float = 0.0, flag: bool = False, tags: list[str] = [], day: dt.date | None = None,
-    size: Size = Size.SMALL, note: str | None = None, user_id: str = "", mixed: str | int = 0,
+    text: str = "", number: int = 0, ratio: float = 0.0, flag: bool = False, tags: list[str] = [],
+    day: dt.date | None = None, size: Size = Size.SMALL, note: str | None = None, user_id: str = "", mixed: str | int = 0,
 ) -> dict:
     return {"text": text, "number": number, "ratio": ratio, "flag": flag, "tags": tags, "day": day, "size": size,
             "note": note, "user_id": user_id, "mixed": mixed}
@@ -178,25 +177,26 @@ class Shell:
 
     def on_terminal(self, *arguments: str, columns: int = 100) -> str:
         """What a command shows on a terminal, colours included."""
-        pid, terminal = pty.fork()
-        if pid == 0:
-            os.chdir(self.folder)
-            os.execvpe(sys.executable, self.command(*arguments), {**self.environment, "TERM": "xterm-256color"})
+        terminal, inside = pty.openpty()
         ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-        shown, end = b"", time.monotonic() + PATIENCE
+        process = subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.folder,
+            env={**self.environment, "TERM": "xterm-256color"},
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+        )
+        os.close(inside)
+        shown = b""
         try:
-            while time.monotonic() < end:
-                if not select.select([terminal], [], [], PATIENCE)[0]:
-                    break
-                piece = os.read(terminal, 65536)
-                if not piece:
-                    break
+            while piece := os.read(terminal, 65536):
                 shown += piece
         except OSError:
-            pass  # how Linux says that the other side is gone
+            pass  # how Linux says that nobody is left on the other side
         finally:
             os.close(terminal)
-            os.waitpid(pid, 0)
+            process.wait(timeout=PATIENCE)
         return shown.decode(errors="replace").replace("\r\n", "\n")
 
 

@@ -39,7 +39,7 @@ def test_blocked_run_exits_with_1(shop: Shell):
 
 
 def test_wait_that_is_over_exits_with_3_and_the_run_is_kept(shop: Shell):
-    done = shop.run("run", "approval", "what=tea", "--wait", "0.1")
+    done = shop.run("run", "approval", "what=tea", "--wait", "0.8")
     assert (done.returncode, done.stdout) == (3, "")
     [run] = shop.json("runs", "ls")
     assert run["id"] in done.stderr

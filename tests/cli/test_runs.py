@@ -19,7 +19,7 @@ def history(shop: Shell) -> Shell:
         ["order", "item=milk", "cents=-5"],
         ["greet@1", "name=Ada", "--trail", "t1"],
         ["buggy"],
-        ["approval", "what=leave", "--wait", "0.1"],
+        ["approval", "what=leave", "--wait", "0.8"],  # long enough to be parked
     ):
         shop.run("run", *command)
     return shop
@@ -107,7 +107,7 @@ def test_show_says_what_an_unfinished_run_waits_for_and_what_to_do(history: Shel
 def test_show_says_when_a_timer_is_due(shop: Shell):
     with (shop.folder / "app.py").open("a") as source:
         source.write('\n@service("nap")\nasync def nap() -> None:\n    await asyncio.sleep(3 * 86400)\n')
-    shop.run("run", "nap", "--wait", "0.5")
+    shop.run("run", "nap", "--wait", "0.8")
     assert re.search(r"^waits for +a timer .*\(in 2 d 23 h\)$", shop.ok("runs", "show", "latest"), re.MULTILINE)
 
 

@@ -22,6 +22,7 @@ from contextvars import Context, copy_context
 from types import CodeType, FrameType
 from typing import Any, Never, cast
 
+from dotdo.engine.run_tasks import RunFuture, RunTask, RunTimer, RunTimerHandle
 from dotdo.errors import RunEvicted, ServiceDidIO, ServiceSpins
 
 _log = logging.getLogger("dotdo.service")
@@ -44,43 +45,6 @@ _AS_COMPLETED: dict[CodeType, str] = (
     if hasattr(_tasks, "_AsCompletedIterator")
     else {_tasks.as_completed.__code__: "fs"}
 )
-
-
-class RunTask(asyncio.Task[Any]):
-    """A task whose place in a set is the same on every replay. Made by `RunLoop.create_task` only."""
-
-    __slots__ = ("run_context", "run_hash")
-    run_context: Context  # Python 3.11 does not tell a task's context, and eviction has to run in it
-    run_hash: int
-
-    def __hash__(self) -> int:
-        return self.run_hash
-
-
-class RunFuture(asyncio.Future[Any]):
-    """A future whose place in a set is the same on every replay. Made by `RunLoop.create_future` only."""
-
-    __slots__ = ("run_hash",)
-    run_hash: int
-
-    def __hash__(self) -> int:
-        return self.run_hash
-
-
-class RunTimerHandle(asyncio.TimerHandle):
-    """A timer's callback; `run_key` is its key while it waits, None once it fired or was cancelled."""
-
-    __slots__ = ("run_key",)
-    run_key: str | None
-
-
-class RunTimer:
-    """A timer of a run: its key in the journal, when it is due (ms, the store's clock), its place by creation."""
-
-    __slots__ = ("due", "handle", "key", "ordinal")
-
-    def __init__(self, key: str, due: int, ordinal: int, handle: RunTimerHandle) -> None:
-        self.key, self.due, self.ordinal, self.handle = key, due, ordinal, handle
 
 
 def _refuses(call: str) -> Callable[..., Never]:

@@ -20,7 +20,8 @@ from dotdo.action import NO_OVERRIDES, Action, Overrides
 from dotdo.catalogue import Catalogue, Snapshot
 from dotdo.context import current
 from dotdo.engine.history import COMPLETED, Handover, History, StepRecord
-from dotdo.engine.run_loop import RunFuture, RunLoop
+from dotdo.engine.run_loop import RunLoop
+from dotdo.engine.run_tasks import RunFuture
 from dotdo.errors import ActionFailed, CalledOutside, ReplayMismatch
 from dotdo.journal import Accepted
 from dotdo.service import Service

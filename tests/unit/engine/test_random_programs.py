@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from dotdo.engine.run_loop import RunFuture, RunLoop, RunTask
+from dotdo.engine.run_loop import RunLoop
+from dotdo.engine.run_tasks import RunFuture, RunTask
 from tests.unit.engine import random_programs
 from tests.unit.engine.random_programs import BRANCHES, LEAVES, difference, record, replay
 

@@ -17,7 +17,8 @@ from typing import Any
 import anyio
 import pytest
 
-from dotdo.engine.run_loop import RunFuture, RunLoop, RunTask
+from dotdo.engine.run_loop import RunLoop
+from dotdo.engine.run_tasks import RunFuture, RunTask
 from dotdo.errors import RunEvicted, ServiceDidIO, ServiceSpins
 
 

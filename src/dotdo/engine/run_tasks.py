@@ -1,0 +1,42 @@
+"""The tasks, futures and timers of run loops: known by counters of their run, never by address."""
+
+import asyncio
+from contextvars import Context
+from typing import Any
+
+
+class RunTask(asyncio.Task[Any]):
+    """A task whose place in a set is the same on every replay. Made by `RunLoop.create_task` only."""
+
+    __slots__ = ("run_context", "run_hash")
+    run_context: Context  # Python 3.11 does not tell a task's context, and eviction has to run in it
+    run_hash: int
+
+    def __hash__(self) -> int:
+        return self.run_hash
+
+
+class RunFuture(asyncio.Future[Any]):
+    """A future whose place in a set is the same on every replay. Made by `RunLoop.create_future` only."""
+
+    __slots__ = ("run_hash",)
+    run_hash: int
+
+    def __hash__(self) -> int:
+        return self.run_hash
+
+
+class RunTimerHandle(asyncio.TimerHandle):
+    """A timer's callback; `run_key` is its key while it waits, None once it fired or was cancelled."""
+
+    __slots__ = ("run_key",)
+    run_key: str | None
+
+
+class RunTimer:
+    """A timer of a run: its key in the journal, when it is due (ms, the store's clock), its place by creation."""
+
+    __slots__ = ("due", "handle", "key", "ordinal")
+
+    def __init__(self, key: str, due: int, ordinal: int, handle: RunTimerHandle) -> None:
+        self.key, self.due, self.ordinal, self.handle = key, due, ordinal, handle

@@ -3,12 +3,13 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import report
 from benchmarks.figures import Figure
-from benchmarks.processes import RESULTS
+from benchmarks.processes import RESULTS, ROOT
 from benchmarks.scale import FULL, QUICK
 
 BENCHMARKS = (
@@ -38,19 +39,27 @@ def main() -> None:
         return
     scale = QUICK if options.quick else FULL
     before, console = report.machine(), report.console()
-    sections: dict[str, Sequence[Figure]] = {}
+    sections: dict[str, report.Section] = {}
     for name in options.only or BENCHMARKS:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        sections[name] = importlib.import_module(f"benchmarks.{name}").figures(scale)
+        sections[name] = _section(name, importlib.import_module(f"benchmarks.{name}").figures, scale)
     for peer in options.peer:
-        print(f"beside {peer} ...", file=sys.stderr, flush=True)
-        sections[f"beside {peer}"] = importlib.import_module("benchmarks.beside").figures(peer, scale)
+        figures = importlib.import_module("benchmarks.beside").figures
+        sections[f"beside {peer}"] = _section(f"beside {peer}", figures, peer, scale)
     report.show(sections, console)
     report.save(sections, before, [RESULTS / "latest.json", *([options.json] if options.json else [])])
-    missed = [figure.name for figures in sections.values() for figure in figures if figure.verdict == "missed"]
+    if options.page:
+        report.write_page(sections, before, ROOT / "docs" / "benchmarks.md")
+    missed = [figure for section in sections.values() for figure in section.figures if figure.verdict == "missed"]
     console.print(f"{len(missed)} bars missed." if missed else "All bars met.")
     if options.quick:
         console.print("--quick: a tenth of the work, once; these figures only show that the benchmarks run.")
+
+
+def _section(name: str, figures: Callable[..., Sequence[Figure]], *arguments: Any) -> report.Section:
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    meanwhile = report.Meanwhile()
+    found = figures(*arguments)
+    return report.Section(found, meanwhile.others())
 
 
 def _options() -> argparse.Namespace:
@@ -59,6 +68,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, once: does it run at all?")
     parser.add_argument("--profile", action="store_true", help="shows where the time of a flood goes instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="a copy of benchmarks/results/latest.json")
+    parser.add_argument("--page", action="store_true", help="also puts the figures into docs/benchmarks.md")
     parser.add_argument(
         "--peer",
         action="append",

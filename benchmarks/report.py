@@ -3,9 +3,11 @@
 import json
 import os
 import platform
+import resource
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,32 @@ from rich.table import Table
 
 from benchmarks.figures import Figure, number
 
+MARKS = ("<!-- figures -->", "<!-- end of figures -->")
 STYLES = {"met": "green", "missed": "bold red"}
 
 
-def show(sections: dict[str, Sequence[Figure]], console: Console) -> None:
+@dataclass(frozen=True)
+class Section:
+    """The figures of one benchmark. others: how many cores other processes kept busy meanwhile."""
+
+    figures: Sequence[Figure]
+    others: float
+
+
+def show(sections: dict[str, Section], console: Console) -> None:
     """Prints a table; on a terminal with colours, else plain."""
     table = Table("benchmark", "figure", box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2)
     table.add_column("value", justify="right")
     for column in ("unit", "bar", "", "note"):
         table.add_column(column)
-    for name, figures in sections.items():
-        for figure in figures:
+    for name, section in sections.items():
+        note = f"others used {section.others:.1f} cores" if section.others >= 0.1 else ""
+        for figure in section.figures:
             bar = "" if figure.bar is None else str(figure.bar)
             verdict = f"[{STYLES[figure.verdict]}]{figure.verdict}" if figure.verdict else ""
-            table.add_row(name, figure.name, number(figure.value), figure.unit, bar, verdict, figure.note)
-            name = ""
+            notes = "; ".join(filter(None, (figure.note, note)))
+            table.add_row(name, figure.name, number(figure.value), figure.unit, bar, verdict, notes)
+            name = note = ""
         table.add_section()
     console.print(table)
 
@@ -47,21 +60,76 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "python": platform.python_version(),
         "sqlite": apsw.sqlite_lib_version(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
 
 
-def save(sections: dict[str, Sequence[Figure]], before: dict[str, Any], files: Sequence[Path]) -> None:
+def write_page(sections: dict[str, Section], before: dict[str, Any], page: Path) -> None:
+    """Puts the figures into a page of the documentation, between its two marks."""
+    lines = [
+        f"Taken on {time.strftime('%Y-%m-%d')}: {before['cores']} cores of {before['cpu']}, {before['system']}, Python "
+        f"{before['python']}, SQLite {before['sqlite']}.",
+        "",
+        "| benchmark | figure | value | unit | bar | | note |",
+        "|---|---|---:|---|---|---|---|",
+    ]
+    for name, section in sections.items():
+        note = f"others used {section.others:.1f} cores" if section.others >= 0.1 else ""
+        for figure in section.figures:
+            bar = "" if figure.bar is None else str(figure.bar)
+            notes = "; ".join(filter(None, (figure.note, note)))
+            cells = (name, figure.name, number(figure.value), figure.unit, bar, figure.verdict, notes)
+            lines.append(f"| {' | '.join(cells)} |")
+            name = note = ""
+    head, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
+    _, mark, tail = rest.partition(MARKS[1])
+    if not mark:
+        raise RuntimeError(f"{page} lacks the marks {MARKS[0]} and {MARKS[1]}, between which the figures belong.")
+    page.write_text("\n".join([head + MARKS[0], "", *lines, "", mark + tail]), encoding="utf-8")
+
+
+class Meanwhile:
+    """How many cores processes other than ours and our children kept busy, from its making to `others`."""
+
+    def __init__(self) -> None:
+        self._at, self._machine, self._ours = time.monotonic(), _busy_seconds(), _own_seconds()
+
+    def others(self) -> float:
+        """Cores, on average; children that still run count as others."""
+        busy = _busy_seconds() - self._machine - (_own_seconds() - self._ours)
+        return max(0.0, busy / (time.monotonic() - self._at))
+
+
+def _own_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _busy_seconds() -> float:
+    """Of all cores since boot: user, nice, system, irq and softirq of /proc/stat; 0 where there is none."""
+    if not Path("/proc/stat").exists():
+        return 0.0
+    fields = Path("/proc/stat").read_text().split(maxsplit=8)
+    return sum(int(fields[which]) for which in (1, 2, 3, 6, 7)) / os.sysconf("SC_CLK_TCK")
+
+
+def save(sections: dict[str, Section], before: dict[str, Any], files: Sequence[Path]) -> None:
     """Writes all figures with their repetitions. before: the machine as it was when the first benchmark began."""
     text = json.dumps(
         {
             "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "machine": before,
             "load_average_after": [round(load, 2) for load in os.getloadavg()],
-            "benchmarks": {name: [figure.as_json() for figure in figures] for name, figures in sections.items()},
+            "benchmarks": {
+                name: {
+                    "cores_used_by_others": round(section.others, 2),
+                    "figures": [figure.as_json() for figure in section.figures],
+                }
+                for name, section in sections.items()
+            },
         },
         indent=1,
     )

@@ -142,13 +142,17 @@ class Workshop:
 
     def close(self) -> None:
         """Closes the clients, then looks for what went wrong unseen."""
-        for client in self._clients:
-            client.close()
+        self.close_clients()
         logging.getLogger("dotdo").removeHandler(self._errors)
         if self.store.exists():
             check_store(self.store)
         unexpected = [text for text in self._errors.texts if not any(part in text for part in self.expected)]
         assert not unexpected, f"The engine logged errors: {unexpected}"
+
+    def close_clients(self) -> None:
+        """Closes the clients, as at the end of their process."""
+        for client in self._clients:
+            client.close()
 
     def _watch(self, client: Do) -> None:
         engine = client._portal.call(client._inner.platform)

@@ -38,6 +38,7 @@ class Demo:
     def __init__(self, folder: Path, world: StandIns, console: Console) -> None:
         self.folder, self.world, self.console = folder, world, console
         self.account = Account()
+        self.undone = ""  # the run to look at
 
     def title(self, text: str) -> None:
         """Begins a scene."""
@@ -92,6 +93,7 @@ class Demo:
         self.title("3  Cleo signs up, and billing refuses her")
         self.world.tell("billing", fail=1, how="4xx")
         handle = await client.start(customer_onboarding, user_name=CLEO.name, user_email=CLEO.email)
+        self.undone = handle.id
         try:
             await handle.result()
         except ActionFailed as error:
@@ -181,9 +183,9 @@ class Demo:
             self.say(f"All {len(self.account.checks)} checks hold: nothing is missing, nothing is there twice.")
         self.title("Look around")
         command = Path(sys.executable).parent / "dotdo"
-        self.say(f"cd {self.folder}        # the runs, the users' database, the servers' ledger")
-        self.say(f"{command} runs ls       # all runs")
-        self.say(f"{command} runs show ID  # one run as a timeline: each attempt, delivery and undo")
+        self.say(f"cd {self.folder}  # the runs, the users' database, the servers' ledger")
+        self.say(f"{command} runs ls")
+        self.say(f"{command} runs show {self.undone}  # how Cleo's failed, and was undone")
         return 1 if off else 0
 
 

@@ -24,14 +24,14 @@ from typing import (
 
 import msgspec
 
-from dotdo import policy
+from dotdo import codec, policy
 from dotdo.catalogue import Catalogue, default_catalogue, described
 from dotdo.context import AsyncContext, Context, runner_for
 from dotdo.effect import takes_first
 from dotdo.errors import DefinitionError
 from dotdo.policy import Retry
 from dotdo.records import Definition, Options
-from dotdo.schema import hints_of, schema_of
+from dotdo.schema import Schema, hints_of, normalise, schema_of
 from dotdo.step import Step
 
 P = ParamSpec("P")
@@ -114,6 +114,8 @@ class Action(Generic[P, R]):
         self.catalogue = catalogue or default_catalogue
         if fallback is not None and fallback.fallback is not None:
             raise DefinitionError(f"{self.subject}: its fallback {fallback.name} has a fallback itself; no chains.")
+        if fallback is not None:
+            check_fallback(self.subject, self.schema, fallback)
         self.fallback = fallback
         self.on_failure = tuple(on_failure)
         self.options = Options(version=version)
@@ -139,7 +141,7 @@ class Action(Generic[P, R]):
     def _undo_of(self, handler: Callable[..., Any]) -> "Action[..., Any]":
         return Action(f"{self.name}.undo", handler, version=self.version, catalogue=self.catalogue)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Step[R]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Step[R]:
         runner = runner_for(
             f"{self.subject}",
             f"Call {self.__name__}.plain(...) for the bare handler, client.run({self.__name__}, ...) to run it "
@@ -148,7 +150,7 @@ class Action(Generic[P, R]):
         )
         return runner.call(self, args, kwargs, self.overrides)
 
-    def plain(self, *args: Any, **kwargs: Any) -> Any:
+    def plain(self, /, *args: Any, **kwargs: Any) -> Any:
         """Calls the bare handler, for unit tests; the context comes first if it takes one."""
         return self.handler(*args, **kwargs)
 
@@ -173,7 +175,7 @@ class Action(Generic[P, R]):
             self,
             Options(
                 key=key,
-                version=version or self.version,
+                version=version,
                 trail=trail,
                 deadline=deadline,
                 delay=delay,
@@ -215,13 +217,21 @@ class Action(Generic[P, R]):
 
 
 D = TypeVar("D")
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 def with_options(definition: D, options: Options, overrides: Overrides) -> D:
-    """A copy of an action or service with other options and overrides for its next call."""
+    """A copy of an action or service that says what is given here differently in its next call."""
     twin = cast("Any", copy.copy(definition))
-    twin.options, twin.overrides = options, overrides
+    twin.options, twin.overrides = _merged(twin.options, options), _merged(twin.overrides, overrides)
     return cast("D", twin)
+
+
+def _merged(before: S, given: S) -> S:
+    changes = {name: value for name, value in msgspec.structs.asdict(given).items() if value is not None}
+    if not changes.get("labels", True):
+        del changes["labels"]  # no labels given are no labels taken away
+    return msgspec.structs.replace(before, **changes)
 
 
 class _ActionDecorator(Protocol):
@@ -284,7 +294,9 @@ def undo_input(undo: Action[..., Any], output: bytes, given: bytes) -> bytes:
         if parameter.name == "input":
             fields["input"] = msgspec.Raw(given)
         elif index == 0:
-            fields[parameter.name] = msgspec.Raw(output)
+            # The output may be in camelCase (`wire="camel"`); the undo's hint has the names of the code.
+            named = normalise(codec.decode(output), parameter.hint)
+            fields[parameter.name] = msgspec.Raw(codec.encode_result(named, "output"))
     return msgspec.json.encode(fields)
 
 
@@ -295,6 +307,18 @@ def check_undo(subject: str, undo: Action[..., Any]) -> None:
         raise DefinitionError(
             f"{subject}: its undo {undo.name} takes {', '.join(unknown)}; an undo gets the output as its first "
             "parameter and, under the name `input`, what the action was called with."
+        )
+
+
+def check_fallback(subject: str, schema: Schema, fallback: Action[..., Any]) -> None:
+    """Raises DefinitionError unless the fallback can be called with the same input."""
+    other = fallback.schema
+    unknown = sorted(schema.names - other.names)
+    missing = [p.name for p in other.parameters if p.required and p.name not in schema.names]
+    if unknown or missing:
+        differ = [f"does not take {name}" for name in unknown] + [f"needs {name}" for name in missing]
+        raise DefinitionError(
+            f"{subject}: its fallback {fallback.name} {' and '.join(differ)}; a fallback is given the same input."
         )
 
 

@@ -135,12 +135,12 @@ class AsyncByName:
         self._client, self._name, self._options, self._wait = client, name, options, wait
         self._kind: RunKind = kind
 
-    async def invoke(self, **params: Any) -> Any:
+    async def invoke(self, /, **params: Any) -> Any:
         """Runs it and returns its output as plain JSON values. Raises ActionFailed when it failed for good."""
         run = await self._client.execute(self._kind, self._name, params, self._options, self._wait)
         return run.result
 
-    async def start(self, **params: Any) -> AsyncHandle[Any]:
+    async def start(self, /, **params: Any) -> AsyncHandle[Any]:
         """Starts it; the handle's id is durable when this returns."""
         return await self._client.accept(self._kind, self._name, params, self._options, _plain)
 

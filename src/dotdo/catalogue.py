@@ -6,6 +6,7 @@ side by side; the newest is taken where none is asked for.
 
 import difflib
 import hashlib
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -29,25 +30,25 @@ class Catalogue:
 
     def __init__(self) -> None:
         self._found: dict[str, dict[str, dict[int, Any]]] = {"action": {}, "service": {}, "effect": {}}
-        self._places: dict[tuple[str, str, int], tuple[str, int]] = {}
+        self._places: dict[tuple[str, str, int], tuple[object, str]] = {}
         self.changes = 0
 
     def add(self, kind: str, name: str, version: int, definition: Any, function: Callable[..., Any]) -> None:
         """Registers a definition. Raises DuplicateDefinition when the name and version are taken."""
         _check_name(kind, name, version)
-        place = _place_of(function)
-        taken = self._places.get((kind, name, version))
-        # The same lines again are a module imported twice (a script and its import), not a second definition.
-        if taken is not None and taken != place:
+        code, place = _code_of(function)
+        found = self._places.get((kind, name, version))
+        # The same lines compiled again are a module imported twice (a script and its import), not a second definition.
+        if found is not None and (found[1] != place or found[0] is code):
             raise DuplicateDefinition(
-                f"{described(kind, name, version)} is already defined at {taken[0]}:{taken[1]}; this one is at "
-                f"{place[0]}:{place[1]}. Give it another name, or version={version + 1} to keep both."
+                f"{described(kind, name, version)} is already defined at {found[1]}; this one is at {place}. Give it "
+                f"another name, a catalogue of its own, or version={version + 1} to keep both."
             )
         other = "service" if kind == "action" else "action" if kind == "service" else None
         if other and name in self._found[other]:
             raise DuplicateDefinition(f"{name} is already the name of {other}s; a {kind} needs another name.")
         self._found[kind].setdefault(name, {})[version] = definition
-        self._places[kind, name, version] = place
+        self._places[kind, name, version] = code, place
         self.changes += 1
 
     def get(self, kind: str, name: str, version: int | None = None) -> Any:
@@ -125,14 +126,16 @@ def _with_article(kind: str) -> str:
 
 
 def _check_name(kind: str, name: str, version: int) -> None:
-    if not NAME.fullmatch(name):
+    if not (isinstance(name, str) and NAME.fullmatch(name)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DefinitionError(
             f"{name!r} cannot be the name of {kind}s: letters, digits, '-', '_' and '.', at most 100, a letter first."
         )
-    if isinstance(version, bool) or version < 1:
+    if type(version) is not int or version < 1:
         raise DefinitionError(f"{kind} {name}: version={version!r}; a version is a whole number from 1.")
 
 
-def _place_of(function: Callable[..., Any]) -> tuple[str, int]:
-    code = getattr(function, "__code__", None)
-    return (code.co_filename, code.co_firstlineno) if code is not None else (repr(function), 0)
+def _code_of(function: Callable[..., Any]) -> tuple[object, str]:
+    """A function's code, below its decorators, and where that stands."""
+    bare = inspect.unwrap(function)
+    code = getattr(bare, "__code__", None)
+    return (bare, repr(bare)) if code is None else (code, f"{code.co_filename}:{code.co_firstlineno}")

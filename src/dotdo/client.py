@@ -87,11 +87,11 @@ class ByName:
     def __init__(self, portal: Portal, inner: AsyncByName) -> None:
         self._portal, self._inner = portal, inner
 
-    def invoke(self, **params: Any) -> Any:
+    def invoke(self, /, **params: Any) -> Any:
         """Runs it and returns its output as plain JSON values. Raises ActionFailed when it failed for good."""
         return self._portal.call(lambda: self._inner.invoke(**params))
 
-    def start(self, **params: Any) -> Handle[Any]:
+    def start(self, /, **params: Any) -> Handle[Any]:
         """Starts it; the handle's id is durable when this returns."""
         return Handle(self._portal, self._portal.call(lambda: self._inner.start(**params)))
 

@@ -115,7 +115,7 @@ class _Context:
         """Says that the handler is alive; raises AttemptOver when its attempt has ended meanwhile."""
         self._attempt.heartbeat()
 
-    def stage(self, effect: Effect[P, Any], *args: P.args, **kwargs: P.kwargs) -> Staged:
+    def stage(self, effect: Effect[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Staged:
         """Has the effect sent after the commit; if the handler raises, nothing is sent. Raises InvalidInput at once."""
         return self._attempt.stage(effect, args, kwargs)
 
@@ -139,7 +139,7 @@ class Context(_Context):
         """Like `sql`, for one of several databases. One attempt may use one database."""
         return self._attempt.connection(name)
 
-    def request(self, effect: Effect[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    def request(self, effect: Effect[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the effect now and returns its answer. Intent and answer are journaled; a retry replays the answer."""
         return self._attempt.request_and_wait(effect, args, kwargs)
 
@@ -163,7 +163,7 @@ class AsyncContext(_Context):
         """Like `sql`, for one of several databases. One attempt may use one database."""
         return self._attempt.connection(name)
 
-    async def request(self, effect: Effect[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    async def request(self, effect: Effect[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the effect now and returns its answer. Intent and answer are journaled; a retry replays the answer."""
         return await self._attempt.request(effect, args, kwargs)
 
@@ -227,8 +227,14 @@ async def wait_for_event(name: str, *, timeout: float | None = None) -> Any:
 async def call(name: str, /, **params: Any) -> Any:
     """Calls an action or service by name (`"charge"`, `"charge@2"`) and returns its output as plain JSON values."""
     bare, version = split_version(name)
-    return await _service("call()").call_by_name(bare, version, params)
+    return await runner_for("call()", "It works inside a service only.").call_by_name(bare, version, params)
 
 
 def _service(what: str) -> Runner:
+    found = current.get()
+    if isinstance(found, _Context):
+        raise CalledOutside(
+            f"{what} was called inside the handler of an action ({found.step}), but works inside a service only. "
+            "A handler is ordinary code: use what Python has, such as asyncio.sleep, datetime or random."
+        )
     return runner_for(what, "It works inside a service only.")

@@ -107,6 +107,8 @@ class Effect(Generic[P, R]):
             )
         if dedup == "find" and lookup is None:
             raise DefinitionError(f'{self.subject}: dedup="find" needs lookup=, the function that finds it by its key.')
+        policy.one_of(dedup, "dedup", ("key", "find", "none"))
+        policy.one_of(on_unknown, "on_unknown", ("resend", "ask"))
         self.dedup: Dedup = dedup
         self.on_unknown: OnUnknown = on_unknown
         self.key_window, self.lookup = policy.seconds(key_window, "key_window"), lookup
@@ -123,11 +125,11 @@ class Effect(Generic[P, R]):
         self.__module__ = function.__module__
         (catalogue or default_catalogue).add("effect", name, version, self, function)
 
-    def plain(self, *args: Any, **kwargs: Any) -> Any:
+    def plain(self, /, *args: Any, **kwargs: Any) -> Any:
         """Calls the bare function, for unit tests; the call record comes first if it takes one."""
         return self.function(*args, **kwargs)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         raise CalledOutside(
             f"{self.subject} was called directly. Inside a handler stage it (ctx.stage({self.__name__}, ...)) "
             "or ask for "
@@ -209,10 +211,11 @@ def takes_first(subject: str, function: Callable[..., Any], kind: type, names: t
     Without a hint the parameter's name decides. Raises DefinitionError when such an object stands elsewhere.
     """
     hints = hints_of(subject, function)
-    parameters = list(inspect.signature(function).parameters)
-    for name in parameters[1:]:
-        if hints.get(name) is kind:
-            raise DefinitionError(f"{subject}: {name}: {kind.__name__} must be the first parameter.")
+    found = inspect.signature(function).parameters
+    parameters = list(found)
+    for name, parameter in found.items():
+        if hints.get(name) is kind and (name != parameters[0] or parameter.kind is parameter.KEYWORD_ONLY):
+            raise DefinitionError(f"{subject}: {name}: {kind.__name__} must be the first, positional parameter.")
     if not parameters:
         return False
     hint = hints.get(parameters[0])

@@ -31,6 +31,11 @@ async def open_engine(
     if sql is not None:
         databases = open_databases(sql)
     path = store_path(store)
+    if path is not None and databases is not None and os.path.realpath(path) in databases.files():
+        raise StoreUnusable(
+            f"The store and the application's database are the same file, {path}. Give the store another file: two "
+            "SQLite libraries on one file break each other's locks."
+        )
     opened = SqlStore(SQLiteDatabase(path))
     if check_replay is None:
         check_replay = os.environ.get("DOTDO_DEV", "") not in ("", "0")

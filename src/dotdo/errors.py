@@ -37,6 +37,8 @@ from typing import Any
 
 import msgspec
 
+MAX_SECONDS = 1_000_000_000  # the longest wait that can be asked for, about 30 years
+
 
 class DotdoError(Exception):
     """Base of all errors; `code` is stable and shared with HTTP and TypeScript."""
@@ -88,6 +90,9 @@ class InvalidInput(InputError):
         self.subject, self.problems = subject, tuple(problems)
         lines = [f"  {problem.path}: {problem.message}" for problem in problems]
         super().__init__(f"The input of {subject} is not valid:\n" + "\n".join(lines))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (InvalidInput, (self.subject, self.problems), self.__dict__)
 
 
 class UnknownName(InputError):
@@ -187,12 +192,17 @@ class Fail(HandlerError):
 
 
 class RetryLater(HandlerError):
-    """Not now: try again after `after` seconds (None: as the retry policy says). It counts as an attempt."""
+    """Not now: try again after `after` seconds (None: as the retry policy says). It counts as an attempt.
+
+    Raises ValueError for an `after` that is no number of seconds, or more than some 30 years.
+    """
 
     code = "retry_later"
 
     def __init__(self, message: str = "Asked to be tried again later.", *, after: float | None = None) -> None:
         super().__init__(message)
+        if after is not None and not after <= MAX_SECONDS:
+            raise ValueError(f"RetryLater(after={after!r}): a number of seconds up to {MAX_SECONDS:,} is needed.")
         self.after = after
 
 

@@ -4,11 +4,10 @@ Nothing here waits or knows a clock: `Retry.delay_before` gives milliseconds, an
 """
 
 import random
-from collections.abc import Sequence
 
 import msgspec
 
-from dotdo.errors import CalledOutside, DefinitionError, Fail, InputError, RetryLater
+from dotdo.errors import MAX_SECONDS, DefinitionError, Fail, InputError, RetryLater
 
 ExceptionTypes = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -38,14 +37,17 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
             raise DefinitionError(f"Retry(attempts={self.attempts}): at least 1 is needed; 1 means no retry.")
         if self.attempts is None and self.max_elapsed is None:
             raise DefinitionError("Retry(attempts=None) needs max_elapsed, or it would try for ever.")
-        if self.delay < 0 or self.max_delay < 0 or self.factor < 1:
-            raise DefinitionError("Retry: delay and max_delay must be >= 0 and factor >= 1.")
+        if not (0 <= self.delay <= MAX_SECONDS and 0 <= self.max_delay <= MAX_SECONDS and 1 <= self.factor <= 1000):
+            raise DefinitionError(
+                f"Retry: delay and max_delay must be from 0 to {MAX_SECONDS:,} seconds, and factor from 1 to 1000."
+            )
+        seconds(self.max_elapsed, "max_elapsed")
 
     def retries(self, error: BaseException) -> bool:
-        """Whether this kind of error is retried at all. `Fail`, refused inputs and misplaced calls never are."""
+        """Whether this kind of error is retried at all. `Fail`, refused inputs and wrong definitions never are."""
         if isinstance(error, RetryLater):
             return True
-        if isinstance(error, Fail | InputError | CalledOutside):
+        if isinstance(error, Fail | InputError | DefinitionError):
             return False
         return isinstance(error, self.on) and not isinstance(error, self.never_on)
 
@@ -57,7 +59,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.attempts is not None and attempt > self.attempts:
             return None
-        wait = after if after is not None else self._backoff(attempt - 1)
+        wait = max(0.0, after) if after is not None else self._backoff(attempt - 1)
         if self.max_elapsed is not None and elapsed + wait > self.max_elapsed:
             return None
         return round(wait * 1000)
@@ -68,25 +70,25 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         return random.uniform(0, wait) if self.jitter else wait  # noqa: S311 - spreading load, not a secret
 
 
-NO_RETRY = Retry(attempts=1)
-
-
 def retry_of(value: "Retry | int | None", default: Retry) -> Retry:
     """The policy that a `retry=` argument means: a Retry, a number of attempts, or None for the default."""
     if value is None:
         return default
     if isinstance(value, int):
         return Retry(attempts=value)
+    if not isinstance(value, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
+        raise DefinitionError(f"retry={value!r}: a Retry or a number of attempts is needed.")
     return value
+
+
+def one_of(value: str, name: str, choices: tuple[str, ...]) -> None:
+    """Checks a choice by name: a typing error must not count as the other choice."""
+    if value not in choices:
+        raise DefinitionError(f"{name}={value!r}: one of {', '.join(choices)} is needed.")
 
 
 def seconds(value: float | None, name: str) -> float | None:
     """Checks a duration in seconds: None, or a number above 0."""
-    if value is not None and not value > 0:
+    if value is not None and not (isinstance(value, int | float) and value > 0):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DefinitionError(f"{name}={value!r}: a number of seconds above 0 is needed.")
     return value
-
-
-def type_names(types: Sequence[type[BaseException]]) -> str:
-    """The names of exception types, for messages."""
-    return ", ".join(kind.__name__ for kind in types)

@@ -1,16 +1,23 @@
-"""An event loop on a thread of its own, through which sync code calls async code."""
+"""An event loop on a thread of its own, through which sync code calls async code.
+
+Every call ends: with its result, or with ClientClosed when the portal closes meanwhile. An open portal is closed when
+the program ends, also if nobody holds it any more: its engine still runs.
+"""
 
 import asyncio
 import atexit
 import contextvars
+import os
 import threading
-import weakref
 from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
-from dotdo.errors import ClientClosed, DefinitionError
+from dotdo.errors import CalledOutside, ClientClosed
 
 T = TypeVar("T")
+
+STRAGGLER_SECONDS = 1.0
 
 
 class Portal:
@@ -20,59 +27,68 @@ class Portal:
         self._close = close
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        # Reentrant, because a signal's handler may close the client in the middle of a call.
+        self._lock = threading.RLock()
+        self._process = 0
         self._closed = False
 
     def call(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Awaits what `make` returns, in the caller's context, and returns its result. Raises ClientClosed."""
-        if self._closed:
-            raise ClientClosed("The client is closed; open a new one.")
-        loop = self._running()
-        if threading.current_thread() is self._thread:
-            raise DefinitionError(
-                "Do was called on its own event loop (from an async handler or callback), where it would wait "
-                "for itself. "
-                "Use a service to compose actions, or AsyncDo in async code."
-            )
+        self._refuse_own_thread()
         context = contextvars.copy_context()
 
         async def work() -> T:
             # The coroutine is made here, so that context variables of the caller (the trail) are seen by it.
             return await loop.create_task(make(), context=context)
 
-        return asyncio.run_coroutine_threadsafe(work(), loop).result()
+        with self._lock:  # whatever gets in before `close` is answered by it
+            loop = self._running()
+            answer = asyncio.run_coroutine_threadsafe(work(), loop)
+        try:
+            return answer.result()
+        except CancelledError:
+            if self._closed:
+                raise ClientClosed("The client was closed meanwhile.") from None
+            raise
 
     def close(self) -> None:
         """Closes what was opened and ends the thread. May be called twice."""
+        self._refuse_own_thread()
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             loop, thread = self._loop, self._thread
-        if loop is not None and thread is not None:
+        atexit.unregister(self.close)
+        if loop is None or thread is None or self._process != os.getpid():
+            return  # never opened, or only in the process that this one was forked from
+        try:
             asyncio.run_coroutine_threadsafe(self._close(), loop).result()
+        finally:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
 
     def _running(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=_serve, args=(self._loop,), name="dotdo-client", daemon=True)
-                self._thread.start()
-                _at_exit(self)
-            return self._loop
+        if self._closed:
+            raise ClientClosed("The client is closed; open a new one.")
+        if self._loop is None:
+            self._loop, self._process = asyncio.new_event_loop(), os.getpid()
+            self._thread = threading.Thread(target=_serve, args=(self._loop,), name="dotdo-client", daemon=True)
+            self._thread.start()
+            atexit.register(self.close)
+        elif self._process != os.getpid():
+            raise ClientClosed(
+                "The client was opened before this process was forked from another one, where its engine runs. "
+                "Open a client after the fork."
+            )
+        return self._loop
 
-
-def _at_exit(portal: Portal) -> None:
-    reference = weakref.ref(portal)
-
-    def close() -> None:
-        found = reference()
-        if found is not None:
-            found.close()
-
-    atexit.register(close)
+    def _refuse_own_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise CalledOutside(
+                "Do was called on its own event loop (from an async handler or callback), where it would wait "
+                "for itself. Use a service to compose actions, or AsyncDo in async code."
+            )
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
@@ -80,5 +96,10 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
     finally:
+        stragglers = asyncio.all_tasks(loop)
+        for task in stragglers:
+            task.cancel()  # its caller is told
+        if stragglers:
+            loop.run_until_complete(asyncio.wait(stragglers, timeout=STRAGGLER_SECONDS))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()

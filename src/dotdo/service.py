@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast
 
+from dotdo import policy
 from dotdo.action import NO_OVERRIDES, Action, Overrides, Wire, with_options
 from dotdo.catalogue import Catalogue, default_catalogue, described
 from dotdo.context import AsyncContext, Context, runner_for
@@ -47,6 +48,7 @@ class Service(Generic[P, R]):
                 "dotdo.now(), dotdo.sleep() and the like need none."
             )
         self.schema = schema_of(self.subject, handler, 0, wire)
+        policy.one_of(on_bug, "on_bug", ("block", "fail"))
         self.undoes, self.on_bug = undo, on_bug
         self.on_failure = tuple(on_failure)
         self.catalogue = catalogue or default_catalogue
@@ -58,7 +60,7 @@ class Service(Generic[P, R]):
         self.__wrapped__ = handler
         self.catalogue.add("service", name, version, self, handler)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Step[R]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Step[R]:
         runner = runner_for(
             f"{self.subject}",
             f"Call client.start({self.__name__}, ...) or client.run(...) to run it durably, or call it inside a "
@@ -66,7 +68,7 @@ class Service(Generic[P, R]):
         )
         return runner.call(self, args, kwargs, self.overrides)
 
-    def plain(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, R]:
+    def plain(self, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, R]:
         """Calls the bare function."""
         return self.handler(*args, **kwargs)
 
@@ -86,7 +88,7 @@ class Service(Generic[P, R]):
             self,
             Options(
                 key=key,
-                version=version or self.version,
+                version=version,
                 trail=trail,
                 deadline=deadline,
                 delay=delay,

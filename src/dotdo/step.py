@@ -16,17 +16,25 @@ class Step(Coroutine[Any, Any, R]):
     """One call of an action or child service inside a service. Await it once; it returns the output.
 
     identity: the step's id within its run, from the action's name, its input, and its count among equals.
+    dropped: told when the step is cancelled or closed before it has begun.
     """
 
-    __slots__ = ("_begin", "_iterator", "identity")
+    __slots__ = ("_begin", "_dropped", "_iterator", "identity")
 
-    def __init__(self, identity: str, begin: "Callable[[Step[R]], asyncio.Future[R]]") -> None:
+    def __init__(
+        self,
+        identity: str,
+        begin: "Callable[[Step[R]], asyncio.Future[R]]",
+        dropped: "Callable[[Step[R]], None] | None" = None,
+    ) -> None:
         self.identity = identity
         self._begin: Callable[[Step[R]], asyncio.Future[R]] | None = begin
+        self._dropped = dropped
         self._iterator: Generator[Any, Any, R] | None = None
 
     def __await__(self) -> Generator[Any, Any, R]:
-        begin, self._begin = self._begin, None  # it knows its run, which knows this: no cycle is left behind
+        # They know the run, which knows this: no cycle is left behind.
+        begin, self._begin, self._dropped = self._begin, None, None
         if begin is None:
             raise RuntimeError(f"The step {self.identity} was already awaited; call the action again for another one.")
         self._iterator = iterator = begin(self).__await__()
@@ -50,16 +58,21 @@ class Step(Coroutine[Any, Any, R]):
         iterator = self._iterator
         if iterator is None:
             # Cancelled before it began: there is nothing to take back.
-            self._iterator = _nothing()
-            iterator = self._iterator
+            iterator = self._drop()
             next(iterator)
         return iterator.throw(typ if isinstance(typ, BaseException) else val or typ())  # type: ignore[operator]
 
     def close(self) -> None:
         """Part of the coroutine protocol."""
-        if self._iterator is None:
-            self._iterator = _nothing()
-        self._iterator.close()
+        (self._iterator or self._drop()).close()
+
+    def _drop(self) -> Generator[Any, Any, R]:
+        """It was given to a task, or closed, and so not forgotten; but it will never begin."""
+        dropped, self._dropped, self._begin = self._dropped, None, None
+        if dropped is not None:
+            dropped(self)
+        self._iterator = _nothing()
+        return self._iterator
 
     def __repr__(self) -> str:
         return f"<Step {self.identity}>"

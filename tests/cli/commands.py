@@ -55,8 +55,8 @@ def greet_all(ctx: Context, names: list[str]) -> str:
 
 @action("echo")
 def echo(
-    text: str = "", number: int = 0, ratio: float = 0.0, flag: bool = False, tags: list[str] = [],
-    day: dt.date | None = None, size: Size = Size.SMALL, note: str | None = None, user_id: str = "", mixed: str | int = 0,
+    text: str = "", number: int = 0, ratio: float = 0.0, flag: bool = False, tags: list[str] = [], user_id: str = "",
+    day: dt.date | None = None, size: Size = Size.SMALL, note: str | None = None, mixed: str | int = 0,
 ) -> dict:
     return {"text": text, "number": number, "ratio": ratio, "flag": flag, "tags": tags, "day": day, "size": size,
             "note": note, "user_id": user_id, "mixed": mixed}

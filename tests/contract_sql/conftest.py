@@ -19,7 +19,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
 
 @pytest.fixture
 def workshop(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
-    """A workshop whose clients use that database. Applied rows stay until it closes, so that a test can look at them."""
+    """A workshop whose clients use that database. Applied rows stay until it closes, to be looked at."""
     monkeypatch.setattr("dotdo.engine.forgetting.DELAY_SECONDS", 3600)
     workshop = Workshop(tmp_path, sql=database.url)
     yield workshop

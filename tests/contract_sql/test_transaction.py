@@ -11,7 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from dotdo import Action, ActionFailed, AsyncContext, Context, Fail, Retry, action
 from dotdo.journal import Completion
-from tests.contract_sql.databases import Database, SQLiteFile
+from tests.contract_sql.databases import Database
 from tests.workshop import PATIENCE, Workshop, data, kinds
 
 Note = Callable[[Workshop], Action[..., Any]]
@@ -259,6 +259,7 @@ def test_undo_and_fallback_write_in_transactions_of_their_own(workshop: Workshop
     assert sorted(row[0] for row in database.applied()) == ["note", "undo:note"]
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_sqlite_is_made_to_keep_what_it_has_acknowledged(workshop: Workshop, database: Database):
     @action("look", catalogue=workshop.catalogue)
     def look(ctx: Context) -> list[Any]:
@@ -269,6 +270,5 @@ def test_sqlite_is_made_to_keep_what_it_has_acknowledged(workshop: Workshop, dat
         names = ("synchronous", "journal_mode")
         return [(await ctx.sql.execute(text(f"pragma {name}"))).scalar_one() for name in names]
 
-    if isinstance(database, SQLiteFile):
-        client = workshop.open()
-        assert client.run(look) == client.run(look_async) == [2, "wal"]  # 2 is FULL
+    client = workshop.open()
+    assert client.run(look) == client.run(look_async) == [2, "wal"]  # 2 is FULL

@@ -27,7 +27,17 @@ def test_demo_plays_every_scene_and_finds_nothing_off(tmp_path: Path):
     )
     assert played.returncode == 0, played.stdout + played.stderr
     assert played.stderr == ""
-    for line in ("1  Ada", "2  Ben", "3  Cleo", "4  Dan", "5  Eva", "6  Fay", "SIGKILL", "checks hold", "runs show ID"):
+    for line in (
+        "1  Ada",
+        "2  Ben",
+        "3  Cleo",
+        "4  Dan",
+        "5  Eva",
+        "6  Fay",
+        "SIGKILL",
+        "checks hold",
+        "runs show run_",
+    ):
         assert line in played.stdout
     assert "OFF:" not in played.stdout
     [folder] = tmp_path.iterdir()

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -205,7 +206,7 @@ async def test_recorded_time_moves_with_the_timers(tmp_path: Path):
             await lab.advance_to_next()
             await lab.until(lambda: handle.id in lab.engine.live or lab.engine.live == {})
         times = await handle.result()
-        assert [round(after - before, 3) for before, after in zip(times, times[1:], strict=False)] == [60, 60, 60]
+        assert [round(after - before, 3) for before, after in pairwise(times)] == [60, 60, 60]
 
 
 @in_loop

@@ -36,7 +36,7 @@ STATUS_STYLES = {
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 NO_BREAK = "\N{NO-BREAK SPACE}"
 _state = {"json": False}
-MIN_LAST = 12  # a column that is cut further says nothing
+MIN_COLUMN = 12  # a column that is cut further says nothing
 
 
 def json_option(command: Any) -> Any:
@@ -128,7 +128,7 @@ def print_lines(lines: Sequence[Sequence[Span]]) -> None:
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[Span]]) -> None:
     """Prints a table; tab-separated without headings when stdout is no terminal.
 
-    On a terminal the last column is cut to what is left, or left out, and then the first one is cut.
+    On a terminal the last column is cut to what is left, or left out; then the widest ones are cut.
     """
     if not is_terminal():
         for row in rows:
@@ -141,13 +141,13 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[Span]]) -> None
     terminal = console()
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     widths = [max(len(heading), *(row[n].cell_len for row in cells)) for n, heading in enumerate(headings)]
-    room = terminal.width - 2 * (len(widths) - 1)
-    left = room - sum(widths[:-1])
-    if left >= MIN_LAST:
+    left = terminal.width - sum(width + 2 for width in widths[:-1])
+    if left >= MIN_COLUMN:
         widths[-1] = min(widths[-1], left)
     else:
         del widths[-1]
-        widths[0] = max(min(widths[0], room + 2 - sum(widths[1:])), MIN_LAST)
+    while sum(widths) + 2 * (len(widths) - 1) > terminal.width and max(widths) > MIN_COLUMN:
+        widths[widths.index(max(widths))] -= 1
     for heading, size in zip(headings, widths, strict=False):
         table.add_column(heading, no_wrap=True, overflow="ellipsis", width=size)
     for row in cells:

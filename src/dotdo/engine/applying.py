@@ -5,7 +5,10 @@ owner concludes nothing from an absent row: it inserts the same key as `void` fi
 can never commit; if it collides, the row's completion counts.
 """
 
+import asyncio
+import os
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, cast
@@ -30,7 +33,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from dotdo.errors import DefinitionError, StoreUnavailable, StoreUnusable
 from dotdo.journal import Completion
@@ -54,8 +57,12 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Completion)
 # Statements that would end the attempt's transaction behind its back.
 _ENDS_TRANSACTION = re.compile(
-    r"\s*(begin|start\s+transaction|commit|end|abort|rollback(?!\s+to)|prepare\s+transaction)\b", re.I
+    r"\s*(begin|start\s+transaction|commit|end|abort|rollback(?!(\s+(work|transaction))?\s+to)|prepare\s+transaction)\b",
+    re.I,
 )
+# Quoted text and names, dollar quotes and comments: nothing in them is a statement.
+_OPAQUE = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|(\$\w*\$).*?\1|--[^\n]*|/\*.*?\*/""", re.S)
+_HAS_BODY = re.compile(r"\s*create\b.*\bbegin\b", re.I | re.S)  # a trigger or function with an `end` of its own
 _COMMITS_BY_ITSELF = re.compile(r"\s*(create|alter|drop|truncate|rename|grant|revoke|lock\s+tables)\b", re.I)
 _SELF_COMMITTING_DIALECTS = frozenset({"mysql", "mariadb", "oracle"})
 
@@ -88,6 +95,10 @@ class AttemptConnection(Connection):
         """Refused; `begin_nested` (a savepoint) is fine."""
         _refuse("begin()")
 
+    def get_transaction(self) -> Any:
+        """Refused: it could be committed or rolled back."""
+        _refuse("get_transaction()")
+
     def begin_attempt(self) -> Any:
         """Begins the attempt's transaction."""
         return super().begin()
@@ -119,6 +130,14 @@ class AttemptSession(Session):
     def rollback(self) -> None:
         """Refused."""
         _refuse("session.rollback()")
+
+    def close(self) -> None:
+        """Refused: what was not flushed would be lost without a word. It ends with the attempt."""
+        _refuse("session.close()")
+
+    def reset(self) -> None:
+        """Refused, for the same reason."""
+        _refuse("session.reset()")
 
 
 class _Unopened:
@@ -178,6 +197,7 @@ class SqlWork:
         self.database = database
         self.opened: AttemptConnection | None = None
         self._engine, self._async_engine, self._check = engine, async_engine, check
+        self._opening = threading.Lock() if async_engine is None else asyncio.Lock()
         self._root: Any = None
         self._session: AttemptSession | None = None
         self._outer: AsyncSession | None = None
@@ -186,15 +206,28 @@ class SqlWork:
     def open(self) -> AttemptConnection:
         """The connection, with its transaction begun. Raises AttemptOver when the attempt is over."""
         self._check()
-        if self.opened is None:
-            connection = AttemptConnection(self._engine)
-            try:
-                self._root = connection.begin_attempt()
-            except BaseException:
-                connection.close_attempt()
-                raise
-            self.opened = connection
-        return self.opened
+        if self.opened is not None:
+            return self.opened
+        # Tasks or threads of a handler may come here at once; a second transaction would never be committed.
+        if isinstance(self._opening, asyncio.Lock):
+            await_only(self._opening.acquire())
+        else:
+            self._opening.acquire()
+        try:
+            return self.opened or self._begin()
+        finally:
+            self._opening.release()
+
+    def _begin(self) -> AttemptConnection:
+        self._check()
+        connection = AttemptConnection(self._engine)
+        try:
+            self._root = connection.begin_attempt()
+        except BaseException:
+            connection.close_attempt()
+            raise
+        self.opened = connection
+        return connection
 
     def connection(self) -> Any:
         """What `ctx.sql` is."""
@@ -338,19 +371,17 @@ class Databases:
             ) from error
 
     def _add(self, name: str, item: Given) -> None:
+        url = self._urls[name] = _url_of(item)
         if isinstance(item, AsyncEngine):
-            self._urls[name], self._async[name] = item.url, item
-            self._sync[name] = self._create(name, item.url)
-        elif isinstance(item, Engine):
-            self._urls[name], self._sync[name] = item.url, item
-        else:
-            try:
-                url = make_url(item)
-            except ArgumentError:
-                raise DefinitionError(f"sql={item!r} is not a database URL, such as sqlite:///app.db.") from None
-            self._urls[name], self._sync[name] = url, self._create(name, url)
+            self._async[name] = item
+        self._sync[name] = item if isinstance(item, Engine) else self._create(name, url)
         for engine in (self._sync[name], *([self._async[name].sync_engine] if name in self._async else [])):
             _prepare_engine(engine)
+
+    def files(self) -> set[str]:
+        """The SQLite files among them, as real paths."""
+        found = [url.database for url in self._urls.values() if url.get_backend_name() == "sqlite" and url.database]
+        return {os.path.realpath(path) for path in found}
 
     def _create(self, name: str, url: URL) -> Engine:
         try:
@@ -370,6 +401,20 @@ class Databases:
             engine = self._async[name] = create_async_engine(_async_url(url), **_pool(url))
             _prepare_engine(engine.sync_engine)
         return engine
+
+
+def _url_of(item: Given) -> URL:
+    """A database's URL. Raises DefinitionError for what is none, or no place that outlives the process."""
+    try:
+        url = item.url if isinstance(item, Engine | AsyncEngine) else make_url(item)
+    except ArgumentError:
+        raise DefinitionError(f"sql={item!r} is not a database URL, such as sqlite:///app.db.") from None
+    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+        raise DefinitionError(
+            "An application's database must outlive the process, so sqlite in memory cannot be one: name a file, such "
+            "as sqlite:///app.db."
+        )
+    return url
 
 
 def _pool(url: URL) -> dict[str, Any]:
@@ -399,12 +444,6 @@ def _async_url(url: URL) -> URL:
 def _prepare_engine(engine: Engine) -> None:
     event.listen(engine, "before_cursor_execute", _guard)
     if engine.dialect.name == "sqlite":
-        if engine.url.database in (None, "", ":memory:"):
-            raise DefinitionError(
-                "An application's database must outlive the process, so sqlite in memory cannot be one: name a "
-                "file, such "
-                "as sqlite:///app.db."
-            )
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         engine.dispose()  # connections from before know nothing of this
@@ -428,10 +467,20 @@ def _begin_sqlite(connection: Connection) -> None:
 def _guard(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
     if not isinstance(connection, AttemptConnection) or not connection.in_transaction():
         return
-    if statement != "BEGIN IMMEDIATE" and _ENDS_TRANSACTION.match(statement):
-        _refuse(statement.strip().split(None, 1)[0].upper())
+    if statement != "BEGIN IMMEDIATE":
+        for one in _statements(statement):
+            if _ENDS_TRANSACTION.match(one):
+                _refuse(one.split(None, 1)[0].upper())
     if connection.dialect.name in _SELF_COMMITTING_DIALECTS and _COMMITS_BY_ITSELF.match(statement):
         _refuse(f"{statement.strip().split(None, 1)[0].upper()}, which commits by itself on this database")
+
+
+def _statements(text: str) -> list[str]:
+    """The statements in a text, as far as it matters how they begin. Some drivers take several at once."""
+    if ";" not in text and "--" not in text and "/*" not in text:
+        return [text]
+    bare = _OPAQUE.sub(" ", text)
+    return [bare] if _HAS_BODY.match(bare) else bare.split(";")
 
 
 def _first_line(error: BaseException) -> str:

@@ -153,12 +153,14 @@ class Attempt:
                 "This handler uses SQL, but the client was given no database. Pass one, such as "
                 'Do(sql="sqlite:///app.db") or Do(sql="postgresql+psycopg://user@host/app").'
             )
-        if self.work is None:
-            self.work = self._databases.begin(database, self._is_async, self.heartbeat)
-        elif database is not None and database != self.work.database:
+        wanted = database or self._databases.default
+        with self._lock:
+            if self.work is None:
+                self.work = self._databases.begin(wanted, self._is_async, self.heartbeat)
+        if wanted != self.work.database:
             raise DefinitionError(
                 f"The step {self.step} already uses the database {self.work.database!r}; one attempt commits in one "
-                f"database. Do the work on {database!r} in an action of its own."
+                f"database. Do the work on {wanted!r} in an action of its own."
             )
         return self.work
 

@@ -134,7 +134,7 @@ class RunJournal:
             self.seq,
             self.digest,
             anchor(self._anchor_key, self.run, self.seq, self.digest),
-            max(self.at, now) if ended else None,
+            self.at if ended else None,
             now,
         )
         self._mark()

@@ -61,6 +61,7 @@ class LiveRun:
         self._unsettled: set[str] = set()
         self._given_up: set[str] = set()  # steps that only come to their end: nobody waits for them any more
         self._own_step_began = False
+        self._launching = False
         self.conductor: asyncio.Task[None] | None = None
         self._timer: tuple[str, Wake] | None = None
         self._deadline: Wake | None = None
@@ -190,7 +191,8 @@ class LiveRun:
         if replaying:
             self._take_up_left(code)
         if code.main.done():
-            finishing.finish(self, code, fresh=self._fresh)
+            if not self._launching:
+                finishing.finish(self, code, fresh=self._fresh)
             return
         new, code.new = code.new, []
         if replaying:
@@ -236,16 +238,27 @@ class LiveRun:
         if self.journal.is_durable:
             self._launch_all(calls, None)
         else:
+            # After a crash these may be under way already: the service does not end before they are looked after.
+            self._launching = bool(self._unsettled)
             self.journal.when_durable(partial(self._launch_all, calls))
 
     def _launch_all(self, calls: list[Call], error: BaseException | None) -> None:
         if self.over or error is not None:
             return
+        code = self.code
         for call in calls:
-            if self.is_stopping or call.future is None or call.future.done():
+            if self.is_stopping or code is None or call.future is None:
                 self.leave()
-            else:
+            elif not (call.future.done() or code.main.done()):
                 self._launch(call)
+            elif call.id in self._unsettled:
+                self._given_up.add(call.id)
+                self._launch_task(call.id, self._give_up(call))
+            else:
+                self.leave()
+        if self._launching:
+            self._launching = False
+            self.pump()
 
     def _launch(self, call: Call) -> None:
         if isinstance(call.definition, Service):

@@ -238,7 +238,10 @@ class ServiceCode:
         if id not in self._history.steps:
             definition.schema.check(input)
         self.calls[id] = Call(id, name, definition, input, overrides, typed)
-        return Step(id, self._begin)
+        return Step(id, self._begin, self._dropped)
+
+    def _dropped(self, step: Step[Any]) -> None:
+        del self.calls[step.identity]  # not forgotten: whoever was to await it was cancelled first
 
     def _begin(self, step: Step[Any]) -> CallFuture:
         loop = self.loop

@@ -52,15 +52,15 @@ class StepRun:
     async def execute(self) -> None:
         """Brings the step to its outcome. Raises Block when a person must decide."""
         record = self.record
-        if record.state == OPEN and self.run.is_unsettled(self.id):
-            await self._settle()
-        if record.state == OPEN:
-            try:
+        try:
+            if record.state == OPEN and self.run.is_unsettled(self.id):
+                await self._settle()
+            if record.state == OPEN:
                 await self._attempts()
-            except asyncio.CancelledError:
-                if not self.run.over and record.completion is None:
-                    await requesting.undo_requests(self.run, record)
-                raise
+        except asyncio.CancelledError:
+            if not self.run.over and record.completion is None:
+                await requesting.undo_requests(self.run, record)
+            raise
         if record.state == COMMITTED and not await deliver(self.run, record):
             await self._undeliverable()
 
@@ -303,15 +303,32 @@ class StepRun:
     # -- after a crash ------------------------------------------------------------------------------------------------
 
     async def _settle(self) -> None:
-        """An attempt of an earlier owner may have committed its SQL unseen: ask the application's database."""
+        """An attempt of an earlier owner may have committed its SQL unseen: ask the application's database.
+
+        A cancellation meanwhile waits for the answer, because it is too late for what had committed.
+        """
         run, record = self.run, self.record
         number = record.attempt + 1
-        completion = await settle(run, self.id, record.generation, number)
+        asking = asyncio.ensure_future(settle(run, self.id, record.generation, number))
+        cancelled: asyncio.CancelledError | None = None
+        while not asking.done():
+            try:
+                await asyncio.wait([asking])
+            except asyncio.CancelledError as error:
+                if run.over:
+                    asking.cancel()
+                    raise
+                cancelled = error
+        completion = asking.result()
         if completion is not None:
             self._commit(completion, number)
             run.engine.applied.forget(run, completion.sql[0], record, number)
         else:
             run.append("lost", Empty(), self.id, number)
+        if cancelled is not None:
+            if record.state == OPEN:
+                raise cancelled
+            _uncancel()
 
 
 async def _whatever_happens(work: "asyncio.Future[T]", *, is_commit: bool = True) -> T:
@@ -332,6 +349,12 @@ async def _whatever_happens(work: "asyncio.Future[T]", *, is_commit: bool = True
     if cancelled is not None and work.exception() is None:
         raise cancelled
     return work.result()
+
+
+def _uncancel() -> None:
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
 
 
 def _is_cancelled() -> bool:

@@ -1,0 +1,58 @@
+"""The command line as a whole: help, versions, usage, and a fast start."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from dotdo.cli import COMMANDS
+from tests.cli.commands import Shell
+
+
+def test_help_of_every_command_names_its_options(shell: Shell):
+    shown = shell.ok("--help")
+    for name, (_, text) in COMMANDS.items():
+        assert f"  {name} " in shown
+        assert text in shown
+        assert shell.ok(name, "--help").startswith(f"Usage: dotdo {name} ")
+    for name in ("ls", "show", "watch", "cancel", "retry", "undo"):
+        assert "--json" in shell.ok("runs", name, "-h")
+
+
+def test_version(shell: Shell):
+    assert shell.ok("--version") == f"dotdo {version('dotdo')}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["frobnicate"], "No such command 'frobnicate'."),
+        (["run"], "Missing argument 'NAME'."),
+        (["run", "greet", "--wiat", "3"], "No such option '--wiat'."),
+        (["runs", "ls", "--limit", "0"], "Invalid value for '--limit'"),
+        (["runs", "ls", "--status", "odd"], "'odd' is not one of 'pending', 'running'"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_points_to_help(shell: Shell, arguments: list[str], message: str):
+    done = shell.run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert "--help` tells how it is used." in done.stderr
+
+
+def test_command_loads_only_what_it_needs():
+    program = "import sys; from dotdo.cli import run; run(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    loaded = set(done.stderr.split())
+    assert "dotdo.cli" in loaded
+    heavy = {
+        "rich",
+        "sqlalchemy",
+        "dotdo.cli.run",
+        "dotdo.cli.runs",
+        "dotdo.cli.audit",
+        "dotdo.audit",
+        "dotdo.timeline",
+    }
+    assert not heavy & loaded

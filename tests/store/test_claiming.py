@@ -1,0 +1,72 @@
+"""Claiming: due runs in order and in bounded batches; runs of nodes that are gone become free, marked as crashed."""
+
+from dotdo.store.protocol import Claim, Store
+from tests.store.runs import NODE, Runs
+
+
+def test_due_runs_are_claimed_oldest_first_and_no_more_than_asked_for(store: Store, runs: Runs):
+    for number, due in enumerate((30, 10, 20, 40)):
+        runs.park(runs.accept(f"run_{number}"), due_at=due)
+    assert store.next_due() == 10
+    assert store.claim_due("node_b", 5, 10) == []
+    assert {claim.run for claim in store.claim_due("node_b", 35, 2)} == {"run_1", "run_2"}
+    assert store.next_due() == 30
+    assert store.claim_due("node_b", 35, 2) == [Claim("run_0", 2, False)]
+    assert store.claim_due("node_b", 35, 2) == []
+
+
+def test_run_without_a_time_waits_for_a_message(store: Store, runs: Runs):
+    runs.park(runs.accept("run_1"), due_at=None)
+    assert store.next_due() is None
+    assert store.claim_due("node_b", 1 << 60, 10) == []
+
+
+def test_owned_and_ended_runs_are_not_due(store: Store, runs: Runs):
+    runs.accept("run_1")
+    runs.end(runs.accept("run_2"))
+    assert store.next_due() is None
+    assert store.claim_due(NODE, 1 << 60, 10) == []
+
+
+def test_runs_of_a_dead_node_are_rescued_in_bounded_batches_and_marked(store: Store, runs: Runs):
+    for number in range(5):
+        runs.accept(f"run_{number}")
+    runs.end(runs.accept("run_ended"))
+    assert store.rescue(7, 10) == 0, "its node is alive"
+    store.join("node_b", "host", 2, 7)  # the only engine of the file: whoever was there before is gone
+    assert store.rescue(7, 3) == 3
+    assert store.rescue(7, 3) == 2
+    assert store.rescue(7, 3) == 0
+    claims = store.claim_due("node_b", 7, 10)
+    assert sorted(claims, key=lambda claim: claim.run) == [Claim(f"run_{n}", 2, True) for n in range(5)]
+
+
+def test_crash_mark_goes_when_the_run_is_parked(store: Store, runs: Runs):
+    runs.accept("run_1")
+    store.join("node_b", "host", 2, 0)
+    store.rescue(0, 10)
+    run = runs.claim("run_1", "node_b")
+    runs.park(run, due_at=5)
+    assert store.claim_due("node_b", 5, 10) == [Claim("run_1", 3, False)]
+
+
+def test_node_that_leaves_gives_its_runs_back_as_not_crashed(store: Store, runs: Runs):
+    runs.accept("run_1")
+    runs.end(runs.accept("run_2"))
+    store.leave(NODE, 9)
+    assert store.next_due() == 9
+    assert store.claim_due("node_b", 9, 10) == [Claim("run_1", 2, False)]
+
+
+def test_node_that_leaves_keeps_its_hands_off_the_runs_of_others(store: Store, runs: Runs):
+    runs.accept("run_1", owner="node_b")
+    store.leave(NODE, 9)
+    assert store.next_due() is None
+
+
+def test_parked_run_says_what_it_waits_for(store: Store, runs: Runs):
+    runs.park(runs.accept("run_1"), due_at=50, text="a timer of a day")
+    found = store.get_run("run_1")
+    assert found is not None
+    assert found.waiting_for is not None
+    assert (found.status, found.waiting_for.text, found.waiting_for.until) == ("waiting", "a timer of a day", 50)

@@ -124,6 +124,10 @@ class Workshop:
         self._watch(client.__enter__())
         return client
 
+    def on_error(self, callback: Callable[[], None]) -> None:
+        """Calls back when the engine logs an error, before it goes on."""
+        self._errors.callback = callback
+
     def until(self, condition: Callable[[], bool]) -> None:
         """Returns when the condition holds; it is looked at after each commit. Raises TimeoutError."""
         while True:
@@ -172,11 +176,14 @@ class _Errors(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.texts: list[str] = []
+        self.callback: Callable[[], None] | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         self.texts.append(record.getMessage())
         if record.exc_info and record.exc_info[1] is not None:
             self.texts[-1] += f": {record.exc_info[1]!r}"
+        if self.callback is not None:
+            self.callback()
 
 
 def kinds(handle: Handle[Any], step: str = "") -> list[str]:

@@ -171,6 +171,7 @@ class Action(Generic[P, R]):
         retry, timeout: instead of the definition's. version: another version. key: inside a service the step's own
         name in its run, elsewhere the run's idempotency key. trail, deadline, delay, labels: for `client.run/start`.
         """
+        policy.check_text(key, "key")
         return with_options(
             self,
             Options(

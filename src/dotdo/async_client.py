@@ -19,11 +19,21 @@ from dotdo.catalogue import Catalogue, default_catalogue, split_version
 from dotdo.clock import Clock
 from dotdo.embedding import open_engine
 from dotdo.engine.engine import Engine
-from dotdo.errors import ActionFailed, ClientClosed, DefinitionError, RunBlocked, RunCancelled, StillRunning
+from dotdo.errors import (
+    MAX_SECONDS,
+    ActionFailed,
+    ClientClosed,
+    DefinitionError,
+    RunBlocked,
+    RunCancelled,
+    StillRunning,
+)
 from dotdo.journal import Entry
 from dotdo.platform import Platform
+from dotdo.policy import check_text
 from dotdo.records import Definition, Options, Run, RunFilter, RunKind
 from dotdo.service import Service
+from dotdo.terminating import Restore, drain_first
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -124,6 +134,8 @@ class AsyncRuns:
         self, id: str, name: str, value: Any = None, *, key: str | None = None, actor: str | None = None
     ) -> None:
         """Sends an event to a run. Raises InvalidOperation when it has ended."""
+        check_text(name, "the name of an event")
+        check_text(key, "key")
         data = codec.encode(value, f"The value of the event {name!r}")
         await (await self._client.platform()).send_event(id, name, data, key, actor or self._client.actor)
 
@@ -210,7 +222,8 @@ class AsyncDo:
     resources: objects, (async) context managers or functions that make them, opened once and given to handlers by type.
     catalogue: the definitions to offer; by default all that were made. check_replay: replay each finished run at once
         and compare, for development and tests. clock: for tests. actor: who asks, for the journal. grace: seconds
-        that attempts in flight are given when the client closes.
+        that attempts in flight are given when the client closes. drain_on_sigterm: close first when the process is sent
+        SIGTERM, then let the signal take its course.
     """
 
     def __init__(
@@ -224,6 +237,7 @@ class AsyncDo:
         clock: Clock | None = None,
         actor: str | None = None,
         grace: float = 10.0,
+        drain_on_sigterm: bool = False,
     ) -> None:
         self._open = lambda: open_engine(
             store,
@@ -235,7 +249,10 @@ class AsyncDo:
             grace=grace,
         )
         self._opening: asyncio.Task[Engine] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._closed = False
+        self._drain_on_sigterm = drain_on_sigterm
+        self._leave_sigterm: Restore | None = None
         self.actor = actor
         self.action = AsyncNames(self, "action")
         self.service = AsyncNames(self, "service")
@@ -249,7 +266,7 @@ class AsyncDo:
     async def run(self, definition: Service[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
     async def run(self, definition: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Runs an action or service and returns its output, typed. Raises ActionFailed when it failed for good."""
-        kind, options, input = self._typed(definition, args, kwargs)
+        definition, kind, options, input = self._typed(definition, args, kwargs)
         run = await self.execute(kind, definition.name, input, options, None)
         return _loader(definition)(run)
 
@@ -259,7 +276,7 @@ class AsyncDo:
     async def start(self, definition: Service[P, R], /, *args: P.args, **kwargs: P.kwargs) -> AsyncHandle[R]: ...
     async def start(self, definition: Any, /, *args: Any, **kwargs: Any) -> AsyncHandle[Any]:
         """Starts an action or service; the handle's id is durable when this returns."""
-        kind, options, input = self._typed(definition, args, kwargs)
+        definition, kind, options, input = self._typed(definition, args, kwargs)
         return await self.accept(kind, definition.name, input, options, _loader(definition))
 
     def handle(self, id: str) -> AsyncHandle[Any]:
@@ -277,7 +294,7 @@ class AsyncDo:
 
     # -- what the methods above share ---------------------------------------------------------------------------------
 
-    def _typed(self, definition: Any, args: Any, kwargs: Any) -> tuple[RunKind, Options, bytes]:
+    def _typed(self, definition: Any, args: Any, kwargs: Any) -> tuple[Any, RunKind, Options, bytes]:
         if not isinstance(definition, Action | Service):
             raise DefinitionError(f"{definition!r} is not an action or service; decorate it with @action or @service.")
         options: Options = definition.options
@@ -287,14 +304,16 @@ class AsyncDo:
             numbers = None if retry is None else {name: getattr(retry, name) for name in _RETRY_NUMBERS}
             options = msgspec.structs.replace(options, timeout=overrides.timeout, retry=numbers)
         kind: RunKind = "action" if isinstance(definition, Action) else "service"
-        return kind, self.options(options), definition.schema.pack(args, kwargs)
+        if options.version != definition.version:  # `with_(version=...)`: that one's input and output
+            definition = definition.catalogue.get(kind, definition.name, options.version)
+        return definition, kind, self.options(options), definition.schema.pack(args, kwargs)
 
     def options(self, options: Options) -> Options:
         """Options with the trail and actor that are in force."""
-        _check_options(options)
         trail = options.trail or _trail.get()
         if trail != options.trail or self.actor != options.actor:
-            return msgspec.structs.replace(options, trail=trail, actor=self.actor)
+            options = msgspec.structs.replace(options, trail=trail, actor=self.actor)
+        _check_options(options)
         return options
 
     async def execute(
@@ -318,23 +337,36 @@ class AsyncDo:
         if self._closed:
             raise ClientClosed("The client is closed; open a new one.")
         opening = self._opening
-        if opening is None:
+        if opening is None or _has_failed(opening):
+            if self._drain_on_sigterm and self._leave_sigterm is None:
+                self._leave_sigterm = drain_first(self.close)
             opening = self._opening = asyncio.create_task(self._open())
-            try:
-                return await opening
-            except BaseException:
-                self._opening = None
-                raise
+        _check_loop(opening)
         if opening.done():
             return opening.result()
+        # Shielded: others may wait for the same opening, so a caller who gives up does not end it.
         return await asyncio.shield(opening)
 
     async def close(self) -> None:
         """Drains and closes: attempts in flight end, runs go on at the next start."""
         self._closed = True
-        if self._opening is not None:
-            await (await self._opening).close()
-            self._opening = None
+        opening = self._opening
+        if opening is None:
+            return
+        _check_loop(opening)
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(opening))
+        # Shielded, and the same for all who close: who gives up, or comes second, must not cut the drain short.
+        await asyncio.shield(self._closing)
+
+    async def _close(self, opening: "asyncio.Task[Engine]") -> None:
+        await asyncio.wait([opening])
+        try:
+            if not _has_failed(opening):  # whoever wanted it opened was told
+                await opening.result().close()
+        finally:
+            if self._leave_sigterm is not None:
+                self._leave_sigterm()
 
     async def __aenter__(self) -> Self:
         await self.platform()
@@ -347,6 +379,18 @@ class AsyncDo:
 
 
 _RETRY_NUMBERS = ("attempts", "delay", "factor", "max_delay", "jitter", "max_elapsed")
+
+
+def _has_failed(opening: "asyncio.Task[Engine]") -> bool:
+    return opening.done() and (opening.cancelled() or opening.exception() is not None)
+
+
+def _check_loop(opening: "asyncio.Task[Engine]") -> None:
+    if opening.get_loop() is not asyncio.get_running_loop():
+        raise DefinitionError(
+            "The client was opened on another event loop, where its engine runs. Open one for each loop (each "
+            "asyncio.run), or use Do, which has a loop of its own."
+        )
 
 
 def _plain(run: Run) -> Any:
@@ -398,9 +442,13 @@ async def _within(timeout: float | None, work: Any, id: str) -> Run:
 
 
 def _check_options(options: Options) -> None:
-    if options.key is not None and not 0 < len(options.key) <= 500:
-        raise DefinitionError("key: 1 to 500 characters are needed.")
+    check_text(options.key, "key")
+    check_text(options.trail, "trail")
+    check_text(options.actor, "actor")
+    for name, text in options.labels.items():
+        check_text(name, "labels: a name")
+        check_text(text, f"labels: {name}")
     for name in ("deadline", "delay"):
         value = getattr(options, name)
-        if value is not None and not 0 <= value < 1e10:
-            raise DefinitionError(f"{name}={value!r}: a number of seconds, 0 or more, is needed.")
+        if value is not None and not (isinstance(value, int | float) and 0 <= value <= MAX_SECONDS):
+            raise DefinitionError(f"{name}={value!r}: a number of seconds from 0 to {MAX_SECONDS:,} is needed.")

@@ -10,6 +10,7 @@ from dotdo.async_client import AsyncByName, AsyncDo, AsyncHandle, AsyncNames, As
 from dotdo.portal import Portal
 from dotdo.records import Definition, Run
 from dotdo.service import Service
+from dotdo.terminating import drain_first_sync
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -118,9 +119,10 @@ class Names:
 class Do:
     """A client for code without async: `AsyncDo` on a thread of its own. Parameters as in `AsyncDo`."""
 
-    def __init__(self, store: str | None = None, **options: Any) -> None:
+    def __init__(self, store: str | None = None, *, drain_on_sigterm: bool = False, **options: Any) -> None:
         self._inner = AsyncDo(store, **options)
         self._portal = Portal(self._inner.close)
+        self._leave_sigterm = drain_first_sync(self.close) if drain_on_sigterm else None
         self.action = Names(self._portal, self._inner.action)
         self.service = Names(self._portal, self._inner.service)
         self.runs = Runs(self._portal, self._inner.runs)
@@ -154,6 +156,8 @@ class Do:
     def close(self) -> None:
         """Drains and closes. Called by itself when the program ends."""
         self._portal.close()
+        if self._leave_sigterm is not None:
+            self._leave_sigterm()
 
     def __enter__(self) -> Self:
         self._portal.call(self._inner.platform)

@@ -5,7 +5,9 @@ more than 16 MiB) before anything is written, and says where in the value it is.
 code.
 """
 
+import functools
 import hashlib
+import inspect
 import math
 from typing import Any, NoReturn, cast
 
@@ -21,24 +23,48 @@ def _encode_other(value: Any) -> Any:
     """Values that msgspec does not know: pydantic models, where the user has pydantic."""
     dump = getattr(cast("object", type(value)), "model_dump", None)
     if dump is not None:
-        return dump(value, mode="json", by_alias=False)
+        # Names of the code, and no computed fields: what is written must fit the model when it is read.
+        return dump(value, mode="json", by_alias=False, round_trip=True)
     raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is not JSON")
 
 
 def _decode_other(kind: type, value: Any) -> Any:
-    validate = getattr(kind, "model_validate", None)
-    if validate is not None:
+    if kind is object:
+        return value  # a hint `object` takes any JSON
+    if is_model(kind):
         try:
-            return validate(value)
+            # As JSON, so that strict models take the texts that dates and ids are written as.
+            return cast("Any", kind).model_validate_json(_encode_plain(value), **_by_name(kind))
         except ValueError as error:  # pydantic's ValidationError; msgspec adds the path of the value
-            raise ValueError(_pydantic_problems(error)) from None
+            parts = [".".join(map(str, place)) + ": " + message for place, message in _problems_of(error)]
+            raise ValueError("; ".join(parts) or str(error)) from None
     raise TypeError(f"{kind!r} is not a type that dotdo can read from JSON")
 
 
-def _pydantic_problems(error: ValueError) -> str:
+def is_model(kind: object) -> bool:
+    """Whether a type is a pydantic model."""
+    return isinstance(kind, type) and hasattr(kind, "model_validate_json") and hasattr(kind, "model_fields")
+
+
+def model_problems(kind: Any, value: Any) -> list[tuple[tuple[str | int, ...], str]]:
+    """Every problem of plain values against a pydantic model: where, and what."""
+    try:
+        kind.model_validate_json(_encode_plain(value), **_by_name(kind))
+    except ValueError as error:
+        return _problems_of(error) or [((), str(error))]
+    return []
+
+
+@functools.cache
+def _by_name(kind: Any) -> dict[str, bool]:
+    # Aliases are for other writers of the model; ours are the names of the code (from pydantic 2.11 on).
+    knows = "by_name" in inspect.signature(kind.model_validate_json).parameters
+    return {"by_name": True, "by_alias": True} if knows else {}
+
+
+def _problems_of(error: ValueError) -> list[tuple[tuple[str | int, ...], str]]:
     found = cast("list[dict[str, Any]]", getattr(error, "errors", list)())
-    parts = [".".join(map(str, item.get("loc", ()))) + ": " + str(item.get("msg", "")) for item in found]
-    return "; ".join(parts) or str(error)
+    return [(tuple(item.get("loc", ())), str(item.get("msg", ""))) for item in found]
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_encode_other, order="sorted")
@@ -52,12 +78,26 @@ def encode(value: Any, what: str = "value") -> bytes:
     what: how error messages name the value. Raises InvalidValue with the place of what cannot be carried.
     """
     try:
-        data = _encode(value)
+        data = _encode_sorted(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         _explain(value, what, error)
     if b"null" in data or b"u0000" in data or len(data) > 2 * MAX_DEPTH:
         _check(value, data, what)
     return data
+
+
+def _encode_sorted(value: Any) -> bytes:
+    try:
+        return _encode(value)
+    except TypeError as error:
+        if "str keys" not in str(error):
+            raise
+        # The keys of a dict[int, ...] are text in JSON; msgspec sorts only what is text already.
+        plain = msgspec.to_builtins(value, enc_hook=_encode_other, str_keys=True, order="sorted")
+        data = _encode(plain)
+        if len(data) != len(_encode_plain(value)):
+            raise TypeError("two keys of one object are the same text") from None
+        return data
 
 
 def encode_result(value: Any, what: str) -> bytes:
@@ -82,8 +122,8 @@ def decode(data: bytes | str) -> Any:
 
 
 def to_builtins(value: Any) -> Any:
-    """The value as dicts, lists, strings and numbers."""
-    return msgspec.to_builtins(value, enc_hook=_encode_other)
+    """The value as dicts, lists, strings and numbers. Raises what msgspec raises for a value that is not JSON."""
+    return msgspec.to_builtins(value, enc_hook=_encode_other, str_keys=True)
 
 
 def digest(data: bytes) -> str:
@@ -105,13 +145,20 @@ def _check(value: Any, data: bytes, what: str) -> None:
 
 
 def _builtins_lenient(value: Any) -> Any:
-    # Keeps floats as they are (msgspec's own JSON turns NaN into null).
-    return msgspec.to_builtins(value, enc_hook=_encode_other, str_keys=True)
+    # Keeps floats as they are (msgspec's and pydantic's own JSON turn NaN into null).
+    return msgspec.to_builtins(value, enc_hook=_show_floats, str_keys=True)
+
+
+def _show_floats(value: Any) -> Any:
+    if isinstance(value, msgspec.Raw):
+        return decode(bytes(value))
+    dump = getattr(cast("object", type(value)), "model_dump", None)
+    return None if dump is None else dump(value, by_alias=False)  # what else it holds has been encoded already
 
 
 def _find(value: Any, path: str, depth: int) -> str | None:
     """The first thing in plain values that JSON or a store cannot carry, in words."""
-    if depth > MAX_DEPTH:
+    if depth >= MAX_DEPTH and isinstance(value, dict | list | tuple | set | frozenset):
         return f"{path[:200]} is nested deeper than {MAX_DEPTH} levels"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{path} is {value}, which is not a JSON number"
@@ -144,7 +191,7 @@ def _find_in_text(text: str, path: str) -> str | None:
 
 def _find_other(value: Any, path: str, depth: int) -> str | None:
     try:
-        plain = msgspec.to_builtins(value, enc_hook=_encode_other, str_keys=True)
+        plain = to_builtins(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         return f"{path}: {error}"
     return _find(plain, path, depth) if type(plain) is not type(value) else None

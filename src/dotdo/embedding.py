@@ -1,6 +1,7 @@
 """Opens an embedded platform: a store, its audit key, and an engine in this process."""
 
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,11 +32,8 @@ async def open_engine(
     if sql is not None:
         databases = open_databases(sql)
     path = store_path(store)
-    if path is not None and databases is not None and os.path.realpath(path) in databases.files():
-        raise StoreUnusable(
-            f"The store and the application's database are the same file, {path}. Give the store another file: two "
-            "SQLite libraries on one file break each other's locks."
-        )
+    if path is not None and databases is not None:
+        _check_apart(path, databases.files())
     opened = SqlStore(SQLiteDatabase(path))
     if check_replay is None:
         check_replay = os.environ.get("DOTDO_DEV", "") not in ("", "0")
@@ -58,6 +56,14 @@ async def open_engine(
     return engine
 
 
+def _check_apart(store: str, files: set[str]) -> None:
+    if os.path.realpath(store) in files:
+        raise StoreUnusable(
+            f"The store and the application's database are the same file, {store}. Give the store another file: two "
+            "SQLite libraries on one file break each other's locks."
+        )
+
+
 def open_databases(sql: Any) -> Any:
     """The application's databases. Raises DefinitionError when SQLAlchemy is not installed."""
     try:
@@ -74,7 +80,7 @@ def store_path(store: str | None) -> str | None:
     if store in ("sqlite://", ":memory:", "sqlite:///:memory:"):
         return None
     scheme, separator, rest = store.partition("://")
-    if not separator:
+    if not separator and not re.match(r"[a-z][a-z0-9+.-]+:", store):
         return store
     if scheme != "sqlite" or not rest.startswith("/"):
         raise DefinitionError(
@@ -85,7 +91,7 @@ def store_path(store: str | None) -> str | None:
 
 
 def open_reader(store: str | None) -> SqlStore:
-    """Opens a store for reading, also beside a live engine; locks, makes and changes nothing. Raises StoreUnusable."""
+    """Opens a store for reading, also beside a live engine; locks and changes nothing. Raises StoreUnusable."""
     path = store_path(store)
     if path is None:
         raise StoreUnusable("A temporary store (sqlite://) is gone when its client closes; there is nothing to read.")
@@ -124,11 +130,21 @@ def audit_key(path: str | None, *, make: bool = True) -> bytes:
     except FileNotFoundError:
         if not make:
             raise StoreUnusable(f"There is no audit key {file}. Restore it, or give it as DOTDO_AUDIT_KEY.") from None
-        key = secrets.token_bytes(32)
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as out:
+        return _new_audit_key(file)
+    except (OSError, ValueError) as error:
+        raise StoreUnusable(f"The audit key {file} cannot be read: {error}.") from None
+
+
+def _new_audit_key(file: Path) -> bytes:
+    key = secrets.token_bytes(32)
+    # Under another name first: a crash in the middle must not leave a file that is no key.
+    draft = file.with_name(file.name + ".new")
+    try:
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as out:
             out.write(key.hex() + "\n")
             out.flush()
             os.fsync(out.fileno())
-        return key
-    except (OSError, ValueError) as error:
-        raise StoreUnusable(f"The audit key {file} cannot be read: {error}.") from None
+        draft.replace(file)
+    except OSError as error:
+        raise StoreUnusable(f"The audit key {file} cannot be made: {error}.") from None
+    return key

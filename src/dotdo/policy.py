@@ -81,6 +81,17 @@ def retry_of(value: "Retry | int | None", default: Retry) -> Retry:
     return value
 
 
+def check_text(value: str | None, name: str) -> None:
+    """Checks what names a run, step or event: None, or text of 1 to 500 characters that every store can keep."""
+    if value is None:
+        return
+    is_text = isinstance(value, str) and 0 < len(value) <= 500  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_text or "\0" in value or value.encode("utf-8", "ignore").decode() != value:
+        raise DefinitionError(
+            f"{name}={value!r:.80}: 1 to 500 characters of text without NUL or surrogates are needed."
+        )
+
+
 def one_of(value: str, name: str, choices: tuple[str, ...]) -> None:
     """Checks a choice by name: a typing error must not count as the other choice."""
     if value not in choices:

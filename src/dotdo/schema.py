@@ -6,10 +6,11 @@ output. Every problem of an input is reported, not only the first.
 """
 
 import dataclasses
+import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -18,6 +19,7 @@ from dotdo import codec
 from dotdo.errors import DefinitionError, InvalidInput, InvalidValue, Problem
 
 Hint = Any
+_PLAIN_TYPES = (Any, None, type(None), str, int, float, bool, list, dict)
 
 
 class Parameter(msgspec.Struct, frozen=True):
@@ -37,6 +39,8 @@ class Schema:
     """
 
     def __init__(self, subject: str, parameters: list[Parameter], output: Hint, wire: str = "snake") -> None:
+        if wire not in ("snake", "camel"):
+            raise DefinitionError(f"{subject}: wire={wire!r}: one of snake, camel is needed.")
         self.subject, self.parameters, self.output, self.wire = subject, parameters, output, wire
         self.names = frozenset(parameter.name for parameter in parameters)
         fields: list[Any] = [
@@ -47,9 +51,12 @@ class Schema:
             self._input = msgspec.defstruct("Input", fields, forbid_unknown_fields=True, kw_only=True)
             self._decode_input = codec.decoder(self._input).decode
             self._decode_output = None if output is Any else codec.decoder(output).decode
+            _refuse_unreadable([output, *(parameter.hint for parameter in parameters)])
+            self._nested = any(_has_fields(parameter.hint) for parameter in parameters)
         except TypeError as error:
             raise DefinitionError(f"{subject}: {error}") from None
-        self._nested = any(_has_fields(parameter.hint) for parameter in parameters)
+        except NameError as error:
+            raise DefinitionError(f"{subject}: {_unresolved(error)}") from None
 
     def pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """The arguments of a call as normalised JSON input. Raises InvalidInput or InvalidValue."""
@@ -91,9 +98,10 @@ class Schema:
     def dump(self, result: Any) -> tuple[bytes, Any]:
         """A handler's result as JSON, and as what a service receives. Raises InvalidValue if it does not fit."""
         what = f"The result of {self.subject}"
-        if self.wire == "camel":
-            result = _camel_keys(codec.to_builtins(result))
         data = codec.encode_result(result, what)
+        if self.wire == "camel":
+            hint = type(result) if self.output is Any else self.output
+            data = codec.encode_result(_camel_fields(codec.decode(data), hint), what)
         try:
             return data, self.load(data)
         except (msgspec.ValidationError, ValueError) as error:
@@ -188,26 +196,46 @@ def schema_of(subject: str, function: Callable[..., Any], skip: int, wire: str =
 
 def hints_of(subject: str, function: Callable[..., Any]) -> dict[str, Hint]:
     """The resolved type hints of a function."""
+    if not callable(function):
+        raise DefinitionError(f"{subject}: {function!r} cannot be called; a function is needed.")
+    bare: Any = function.func if isinstance(function, functools.partial) else function
+    if not (inspect.isroutine(bare) or inspect.isclass(bare)):
+        bare = bare.__call__  # of an object that can be called
     try:
-        return typing.get_type_hints(function, include_extras=True)
-    except NameError as error:
-        raise DefinitionError(
-            f"{subject}: a type hint could not be resolved: {error}. Types used in hints must be importable at "
-            "module level (not local to a function, nor only under TYPE_CHECKING)."
-        ) from None
+        return typing.get_type_hints(bare, include_extras=True)
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
+        raise DefinitionError(f"{subject}: {_unresolved(error)}") from None
+
+
+def _unresolved(error: Exception) -> str:
+    return (
+        f"a type hint could not be resolved: {error}. Types used in hints must be importable at module level (not "
+        "local to a function, nor only under TYPE_CHECKING)."
+    )
 
 
 def camel(name: str) -> str:
-    """`user_id` as `userId`."""
-    head, *rest = name.split("_")
-    return head + "".join(part[:1].upper() + part[1:] for part in rest)
+    """`user_id` as `userId`; leading underscores stay."""
+    bare = name.lstrip("_")
+    head, *rest = bare.split("_")
+    return name[: len(name) - len(bare)] + head + "".join(part[:1].upper() + part[1:] for part in rest)
 
 
-def _camel_keys(value: object) -> object:
+def _camel_fields(value: Any, hint: Hint) -> Any:
+    """Plain values with the names of declared fields in camelCase; keys that are data stay as they are."""
     if isinstance(value, dict):
-        return {camel(str(key)): _camel_keys(item) for key, item in cast("dict[Any, Any]", value).items()}
+        given = cast("dict[str, Any]", value)
+        fields = _fields(hint) or _model_fields(hint)
+        if fields is not None:
+            hints = {name: field for name, (field, _) in fields.items()}
+            return {
+                camel(key) if key in hints else key: _camel_fields(item, hints.get(key, Any))
+                for key, item in given.items()
+            }
+        inner = _inner(hint, dict)
+        return given if inner is None else {key: _camel_fields(item, inner) for key, item in given.items()}
     if isinstance(value, list):
-        return [_camel_keys(item) for item in cast("list[Any]", value)]
+        return [_camel_fields(item, inner) for item, inner in _items(cast("list[Any]", value), hint)]
     return value
 
 
@@ -237,21 +265,25 @@ def _rename_nested(value: object, hint: Hint, path: str, problems: list[Problem]
         given = cast("dict[str, Any]", value)
         if fields is not None:
             return _rename(given, {name: field for name, (field, _) in fields.items()}, path, problems)
+        model = _model_fields(hint)
+        if model is not None:
+            # What else there is, such as an alias, is the model's to judge.
+            by_camel = {camel(name): name for name in model if camel(name) not in model}
+            named = {by_camel.get(k, k): v for k, v in given.items()}
+            return {k: _rename_nested(v, model.get(k, (Any,))[0], f"{path}.{k}", problems) for k, v in named.items()}
         inner = _inner(hint, dict)
         if inner is not None:
             return {k: _rename_nested(v, inner, f"{path}.{k}", problems) for k, v in given.items()}
     elif isinstance(value, list):
-        inner = _inner(hint, list)
-        if inner is not None:
-            items = cast("list[Any]", value)
-            return [_rename_nested(item, inner, f"{path}[{n}]", problems) for n, item in enumerate(items)]
+        items = _items(cast("list[Any]", value), hint)
+        return [_rename_nested(item, inner, f"{path}[{n}]", problems) for n, (item, inner) in enumerate(items)]
     return cast("object", value)
 
 
 def _plain(hint: Hint) -> Hint:
-    """The hint without Annotated and None."""
-    while typing.get_origin(hint) is typing.Annotated:
-        hint = typing.get_args(hint)[0]
+    """The hint without Annotated, NewType and None."""
+    while typing.get_origin(hint) is typing.Annotated or isinstance(hint, typing.NewType):
+        hint = hint.__supertype__ if isinstance(hint, typing.NewType) else typing.get_args(hint)[0]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         inner = [item for item in typing.get_args(hint) if item is not type(None)]
         if len(inner) == 1:
@@ -262,11 +294,30 @@ def _plain(hint: Hint) -> Hint:
 def _inner(hint: Hint, container: type) -> Hint | None:
     hint = _plain(hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if container is dict and isinstance(origin, type) and issubclass(origin, Mapping) and len(args) == 2:
-        return args[1]
-    if container is list and origin in (list, set, frozenset, tuple) and args and (len(args) == 1 or args[1] is ...):
-        return args[0]
-    return None
+    if not isinstance(origin, type) or not args:
+        return None
+    is_mapping = issubclass(origin, Mapping)
+    if container is dict:
+        return args[1] if is_mapping and len(args) == 2 else None
+    is_even = issubclass(origin, Collection) and not is_mapping and (len(args) == 1 or args[1] is ...)
+    return args[0] if is_even else None
+
+
+def _items(values: list[Any], hint: Hint) -> list[tuple[Any, Hint]]:
+    """Each item of an array with its own hint."""
+    inner = _inner(hint, list)
+    args = typing.get_args(_plain(hint))
+    if inner is None and typing.get_origin(_plain(hint)) is tuple and len(args) == len(values):
+        return list(zip(values, args, strict=True))
+    return [(value, Any if inner is None else inner) for value in values]
+
+
+def _model_fields(hint: Hint) -> dict[str, tuple[Hint, bool]] | None:
+    """The same as `_fields`, for pydantic models."""
+    model = _plain(hint)
+    if not codec.is_model(model):
+        return None
+    return {name: (field.annotation, field.is_required()) for name, field in model.model_fields.items()}
 
 
 def _fields(hint: Hint) -> dict[str, tuple[Hint, bool]] | None:
@@ -287,13 +338,22 @@ def _fields(hint: Hint) -> dict[str, tuple[Hint, bool]] | None:
         }
     if typing.is_typeddict(hint):
         required: frozenset[str] = getattr(hint, "__required_keys__", frozenset())
-        return {name: (field, name in required) for name, field in typing.get_type_hints(hint).items()}
+        hints = typing.get_type_hints(hint, include_extras=True)
+        return {name: (_without_qualifiers(field), name in required) for name, field in hints.items()}
     return None
+
+
+def _without_qualifiers(hint: Hint) -> Hint:
+    while typing.get_origin(hint) in (typing.Required, typing.NotRequired):
+        hint = typing.get_args(hint)[0]
+    return hint
 
 
 def _has_fields(hint: Hint) -> bool:
     hint = _plain(hint)
-    return _fields(hint) is not None or any(_has_fields(inner) for inner in typing.get_args(hint))
+    if codec.is_model(hint) or _fields(hint) is not None:
+        return True
+    return any(_has_fields(inner) for inner in typing.get_args(hint))
 
 
 def _problems(value: Any, hint: Hint, path: str) -> list[Problem]:
@@ -308,16 +368,26 @@ def _problems(value: Any, hint: Hint, path: str) -> list[Problem]:
             if name in given:
                 found += _problems(given[name], field, f"{path}.{name}")
         return found or _problem_of_whole(value, hint, path)
-    inner = _inner(hint, list) if isinstance(value, list) else _inner(hint, dict) if isinstance(value, dict) else None
-    if inner is not None:
-        items = (
-            [(f"{path}[{n}]", item) for n, item in enumerate(cast("list[Any]", value))]
-            if isinstance(value, list)
-            else [(f"{path}.{key}", item) for key, item in cast("dict[str, Any]", value).items()]
-        )
-        found = [problem for at, item in items for problem in _problems(item, inner, at)]
-        return found or _problem_of_whole(value, hint, path)
-    return _problem_of_whole(value, hint, path)
+    model = _plain(hint)
+    if codec.is_model(model) and value is not None:
+        return [Problem(_at(path, place), _lower(text)) for place, text in codec.model_problems(model, value)]
+    found = []
+    if isinstance(value, list):
+        for n, (item, inner) in enumerate(_items(cast("list[Any]", value), hint)):
+            found += _problems(item, inner, f"{path}[{n}]")
+    elif isinstance(value, dict):
+        inner = _inner(hint, dict)
+        for key, item in cast("dict[str, Any]", value).items():
+            found += _problems(item, Any if inner is None else inner, f"{path}.{key}")
+    return found or _problem_of_whole(value, hint, path)
+
+
+def _at(path: str, place: tuple[str | int, ...]) -> str:
+    return path + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _problem_of_whole(value: Any, hint: Hint, path: str) -> list[Problem]:
@@ -325,21 +395,41 @@ def _problem_of_whole(value: Any, hint: Hint, path: str) -> list[Problem]:
         codec.decoder(hint).decode(codec.encode(value))
     except (msgspec.ValidationError, ValueError, TypeError, InvalidValue) as error:
         text, _, inside = str(error).partition(" - at `")
-        place = path + inside.rstrip("`")[1:] if inside else path
-        return [Problem(place, text[:1].lower() + text[1:])]
+        inside = inside.removeprefix("key` in `")  # of a key, msgspec tells the object that has it
+        return [Problem(path + inside.rstrip("`")[1:] if inside else path, _lower(text))]
     return []
 
 
+def _refuse_unreadable(hints: list[Hint]) -> None:
+    """Raises TypeError for a type inside the hints that nothing can read from JSON."""
+    declared = [hint for hint in hints if hint not in _PLAIN_TYPES]
+    if declared:
+        msgspec.json.schema_components(declared, schema_hook=_schema_of_other)
+
+
 def _json_schema(kind: Any) -> dict[str, Any]:
+    models: dict[str, Any] = {}
+
+    def schema_of_other(other: type) -> dict[str, Any]:
+        found = _schema_of_other(other)
+        models.update(found.pop("$defs", {}))  # pydantic's references are to the whole schema's definitions, too
+        return found
+
     (schema,), definitions = msgspec.json.schema_components(
-        [kind], schema_hook=_schema_of_other, ref_template="#/$defs/{name}"
+        [kind], schema_hook=schema_of_other, ref_template="#/$defs/{name}"
     )
+    definitions.update(models)
     top = schema.pop("$ref", None)
     if top is not None:
-        schema.update(definitions.pop(top.rsplit("/", 1)[-1]))
+        schema.update(definitions[top.rsplit("/", 1)[-1]])
+        if f'"{top}"' not in str(codec.encode_result([schema, definitions], "schema")):
+            del definitions[top.rsplit("/", 1)[-1]]  # nothing inside refers to it
     return {**schema, "$defs": definitions} if definitions else schema
 
 
 def _schema_of_other(kind: type) -> dict[str, Any]:
-    make = getattr(kind, "model_json_schema", None)
-    return make() if make is not None else {}
+    if kind is object:
+        return {"description": "any JSON"}
+    if codec.is_model(kind):
+        return cast("Any", kind).model_json_schema(by_alias=False)
+    raise TypeError(f"{kind!r} is not a type that dotdo can read from JSON")

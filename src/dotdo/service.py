@@ -84,6 +84,7 @@ class Service(Generic[P, R]):
     ) -> Self:
         """A copy for one call. key: the idempotency key of the run (inside a service: the step's own name). version,
         trail, labels as in `client.service(...)`; deadline, delay: seconds."""
+        policy.check_text(key, "key")
         return with_options(
             self,
             Options(

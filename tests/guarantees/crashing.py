@@ -11,13 +11,17 @@ import signal
 import subprocess
 import sys
 import traceback
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from queue import SimpleQueue
+from typing import Any, Self, TypeVar
 
 import apsw
 import msgspec
+import pytest
 
 from dotdo import AsyncDo
 from dotdo.errors import OutcomeError
@@ -25,6 +29,9 @@ from tests.guarantees import crash_points, crash_services
 from tests.guarantees.crash_services import TABLES, World
 from tests.guarantees.invariants import check_store
 from tests.guarantees.ledger import ROOT, Arrival, Ledger
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 KEY = "the one"
 
@@ -122,7 +129,7 @@ class Scene:
         assert died.run is not None
         check_store(self.folder / "dotdo.db")
         entries = self._rows("dotdo.db", "select kind, step, data from journal order by run, seq")
-        arrivals = self.crasher.ledger.arrivals(self.folder.name)
+        arrivals = self.crasher.ledger.arrivals(str(self.folder))
         self._check_intents(entries, arrivals)
         transactions = [row[0] for row in self._rows("app.db", "select what from transactions")]
         self._check_transactions(entries, transactions)
@@ -167,6 +174,37 @@ class Scene:
             return connection.execute(sql).fetchall()
 
 
+class Crashers:
+    """Two crashers, because there are two cores, and one ledger for both."""
+
+    def __init__(self, ledger: Ledger, pair: Sequence[Crasher]) -> None:
+        self.ledger, self.one = ledger, pair[0]
+        self._free: SimpleQueue[Crasher] = SimpleQueue()
+        self._threads = ThreadPoolExecutor(len(pair))
+        for crasher in pair:
+            self._free.put(crasher)
+
+    def map(self, scene: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Plays a scene for each item, two at a time."""
+        return list(self._threads.map(scene, items))
+
+    @contextmanager
+    def scene(self, folder: Path, service: str, input: dict[str, Any]) -> Iterator[Scene]:
+        """A scene with a crasher of its own."""
+        crasher = self._free.get()
+        try:
+            yield Scene(crasher, folder, service, input)
+        finally:
+            self._free.put(crasher)
+
+
+@pytest.fixture(scope="module")
+def crashers() -> Iterator[Crashers]:
+    """For the tests that kill."""
+    with Ledger() as ledger, Crasher(ledger) as first, Crasher(ledger) as second:
+        yield Crashers(ledger, [first, second])
+
+
 # -- the program --------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +245,7 @@ def _be_killed(order: dict[str, Any], tell: int) -> None:
 async def _live(order: dict[str, Any]) -> dict[str, Any]:
     """Starts the service, or by its key finds the run that was started before, and waits for its end."""
     folder = Path(order["folder"])
-    world = World(tuple(order["ledger"]), folder.name)
+    world = World(tuple(order["ledger"]), str(folder))
     sql = f"sqlite:///{folder / 'app.db'}"
     store = f"sqlite:///{folder / 'dotdo.db'}"
     async with AsyncDo(store, sql=sql, resources=[world], catalogue=crash_services.catalogue) as client:

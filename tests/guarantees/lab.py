@@ -5,6 +5,7 @@ reach a gate (`reached`), or moves the clock. When a lab closes, the invariants 
 """
 
 import asyncio
+import contextlib
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -154,11 +155,17 @@ class Lab:
         return await self.client.runs.get(id)
 
     async def until_asleep(self, id: str) -> Run:
-        """Returns the run when it has left memory, waiting."""
-        await self.until(lambda: id not in self.engine.live)
-        run = await self.until_status(id, "waiting")
-        assert id not in self.engine.live
-        return run
+        """Returns the run when it has left memory, waiting, with no message for it."""
+        found: list[Run] = []
+
+        async def is_asleep() -> bool:
+            run = await self.client.runs.get(id)
+            inbox = await self.engine.read(lambda: self.engine.store.read_inbox([id]))
+            found.append(run)
+            return run.status == "waiting" and not inbox[id] and id not in self.engine.live
+
+        await self.until(is_asleep)
+        return found[-1]
 
     async def until_journal_has(self, id: str, kind: str, count: int = 1) -> None:
         """Returns when the journal has so many entries of a kind."""
@@ -179,6 +186,23 @@ class Lab:
     async def advance_to_next(self) -> None:
         """Moves the clock to the next time that something waits for, once something does."""
         await asyncio.to_thread(self.clock.advance_to_next)
+
+    @asynccontextmanager
+    async def time_passing(self) -> AsyncIterator[None]:
+        """Meanwhile the clock moves on whenever something waits for a time."""
+        over = False
+
+        def pass_time() -> None:
+            while not over:
+                with contextlib.suppress(TimeoutError):
+                    self.clock.advance_to_next(timeout=0.02)
+
+        passing = asyncio.get_running_loop().run_in_executor(None, pass_time)
+        try:
+            yield
+        finally:
+            over = True
+            await passing
 
     def _watch(self) -> None:
         loop, committer, write = asyncio.get_running_loop(), self.engine.committer, self.engine.store.write

@@ -115,6 +115,7 @@ def version_of(text: str, *, waits: bool = True, calls: bool = True) -> Catalogu
         noted = await note_here(text=text) if calls else text
         if waits:
             await asyncio.sleep(60)
+        await wait_for_event("go")
         return noted
 
     return made
@@ -137,9 +138,11 @@ async def test_code_that_does_not_fit_its_journal_blocks_and_goes_on_when_it_is_
     async with laboratory(tmp_path, catalogue=original) as lab:
         handle = await lab.client.service("deployed").start()
         await lab.until_asleep(handle.id)
+        lab.clock.advance(60)
+        await lab.until_journal_has(handle.id, "fired")
         clock = lab.clock
-    clock.advance(60)
     async with laboratory(tmp_path, catalogue=changed, clock=clock) as lab:
+        await lab.client.handle(handle.id).send_event("go")
         run = await blocked(lab, handle.id, "deployed@1")
         assert run.error is not None
         for word in words:
@@ -308,6 +311,7 @@ async def test_run_whose_definition_is_missing_waits_and_says_for_what(tmp_path:
         assert "no process offers the service deployed@1" in run.waiting_for.text
         assert lab.engine.live == {}
     async with laboratory(tmp_path, catalogue=version_of("old"), clock=clock) as lab:
+        await lab.client.handle(handle.id).send_event("go")
         clock.advance(60)
         assert (await lab.client.runs.wait(handle.id)).result == "old"
 

@@ -250,7 +250,7 @@ async def test_child_undone_by_hand_neither_wakes_its_parent_for_ever_nor_is_und
             return (await lab.client.runs.get(child)).undo == "all"
 
         await lab.until(is_undone)
-        await lab.until_asleep(handle.id)
+        await lab.until_asleep(handle.id)  # what its child told it has come, and changed nothing
         claims = await claims_of(lab, handle.id)
         await lab.engine.claimer._sweep()
         await lab.until_asleep(handle.id)

@@ -236,7 +236,9 @@ async def test_retry_of_a_run_blocked_in_its_undo_undoes_on_and_never_goes_forwa
             handle = await lab.client.start(reserves_and_prints)
             await lab.until_journal_has(handle.id, "attempt_failed")
             await handle.cancel()
-            await advance(lab, 4)
+            for failures in (2, 3, 4):
+                await lab.until_journal_has(handle.id, "attempt_failed", failures)
+                lab.clock.advance(60)
         await lab.until_status(handle.id, "blocked")
         lab.world.said.clear()
         lab.world.open("unbook band")

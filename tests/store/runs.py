@@ -25,28 +25,28 @@ class Writing:
         """The write that accepts it."""
         data = Accepted("service", row.pop("name", "order"), 1, msgspec.Raw(b"{}"), "seed", NODE)
         entry = self.entry("accepted", data, at)
-        defaults = dict(
-            id=self.id,
-            root=self.id.partition(".")[0],
-            parent=None,
-            parent_step=None,
-            kind="service",
-            name=data.name,
-            version=1,
-            key=None,
-            input_digest="digest",
-            trail=None,
-            actor=None,
-            labels="{}",
-            status="running",
-            waiting_for=None,
-            due_at=None,
-            owner=NODE,
-            digest=entry.digest,
-            anchor=anchor(KEY, self.id, 1, entry.digest),
-            created_at=at,
-        )
-        return Write(self.id, 1, [], accepts=[(NewRun(**{**defaults, **row}), entry)])
+        values: dict[str, Any] = {
+            "id": self.id,
+            "root": self.id.partition(".")[0],
+            "parent": None,
+            "parent_step": None,
+            "kind": "service",
+            "name": data.name,
+            "version": 1,
+            "key": None,
+            "input_digest": "digest",
+            "trail": None,
+            "actor": None,
+            "labels": "{}",
+            "status": "running",
+            "waiting_for": None,
+            "due_at": None,
+            "owner": NODE,
+            "digest": entry.digest,
+            "anchor": anchor(KEY, self.id, 1, entry.digest),
+            "created_at": at,
+        }
+        return Write(self.id, 1, [], accepts=[(NewRun(**{**values, **row}), entry)])
 
     def entry(self, kind: str = "completed", data: Data | None = None, at: int = 0, step: str = "") -> Entry:
         """Its next entry."""
@@ -61,9 +61,8 @@ class Writing:
 
     def update(self, status: str = "waiting", *, now: int = 0, **row: Any) -> RunUpdate:
         """Its row at the head that was reached."""
-        values: dict[str, Any] = dict(
-            undo="none", generation=0, waiting_for=None, due_at=None, owner=None, ended_at=None
-        )
+        values: dict[str, Any] = {"undo": "none", "generation": 0, "due_at": None, "owner": None, "ended_at": None}
+        values["waiting_for"] = None
         waiting_for = row.pop("waiting_for", None)
         if waiting_for is not None:
             row["waiting_for"] = msgspec.json.encode(waiting_for).decode()

@@ -1,4 +1,4 @@
-"""Messages: kept in order until their run journals them, never lost between a park and an arrival, never taken twice."""
+"""Messages: kept in order until their run journals them, never lost between a park and an arrival, taken once."""
 
 import pytest
 

@@ -25,6 +25,14 @@ class Answers:
         self._waiting.setdefault(run, []).append(future)
         return future
 
+    def forget(self, run: str, future: "asyncio.Future[Run]") -> None:
+        """Whoever waited has given up: one who asks again and again about a long run must not pile futures up."""
+        waiting = self._waiting.get(run)
+        if waiting and future in waiting:
+            waiting.remove(future)
+            if not waiting:
+                del self._waiting[run]
+
     def awaited(self, run: str) -> bool:
         """Whether anybody waits for the run."""
         return run in self._waiting

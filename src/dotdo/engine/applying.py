@@ -196,6 +196,7 @@ class SqlWork:
     ) -> None:
         self.database = database
         self.opened: AttemptConnection | None = None
+        self.in_doubt = False  # a COMMIT was sent and not answered
         self._engine, self._async_engine, self._check = engine, async_engine, check
         self._opening = threading.Lock() if async_engine is None else asyncio.Lock()
         self._root: Any = None
@@ -262,7 +263,9 @@ class SqlWork:
         names = ("run", "step", "generation", "attempt", "completion", "at")
         try:
             self.opened.execute(insert(applied), dict(zip(names, values, strict=True)))
+            self.in_doubt = True
             self._root.commit()
+            self.in_doubt = False
         finally:
             self._close()
 

@@ -93,6 +93,7 @@ class GroupCommit:
                     writes += item
                     item = None
             self._commit(writes)
+            del writes  # or this thread would keep the runs of its last batch in memory
             if item is None:
                 item = self._queue.get()
 

@@ -26,6 +26,7 @@ from dotdo.engine.committing import GroupCommit
 from dotdo.engine.forgetting import AppliedRows
 from dotdo.engine.history import History
 from dotdo.engine.journaling import RunJournal
+from dotdo.engine.parking import waiting_for
 from dotdo.engine.resuming import Suspects, load_runs
 from dotdo.engine.running import LiveRun
 from dotdo.engine.threads import Threads
@@ -246,7 +247,7 @@ class Engine:
             anchor_key=self.anchor_key,
             head=head,
             generation=generation,
-            on_lost=lambda error: self._lost(run, error),
+            on_lost=lambda error: self._lost(run, claim, error),
         )
 
     async def _take_snapshot(self) -> None:
@@ -282,23 +283,29 @@ class Engine:
 
         run.journal.when_written(written)
 
-    def _lost(self, id: str, error: BaseException) -> None:
+    def _lost(self, id: str, claim: int, error: BaseException) -> None:
         """A write of a run failed: what is in memory may be ahead of the store, so it is dropped and read again."""
         run = self.live.pop(id, None)
         if run is not None:
             run.release()
         self.log.error("a write of %s failed, reading it again: %s", id, error)
-        self.spawn(self._reload(id, error))
+        self.spawn(self._reload(id, claim, error))
 
-    async def _reload(self, id: str, error: BaseException) -> None:
+    async def _reload(self, id: str, lost: int, error: BaseException) -> None:
         wait = 0.05
         while not self._closed:
             try:
-                claim = await self.committer.call(lambda: self.store.claim_one(self.node, id))
-                if claim is not None:
-                    await self.resume([msgspec.structs.replace(claim, crashed=False)])
-                elif await self.read(lambda: self.store.get_run(id)) is None:
+                # A commit whose outcome was not known may have been the run's first, or its last.
+                record = await self.read(lambda: self.store.get_run(id))
+                if record is None:
                     self.answers.fail(id, error)
+                elif record.ended or record.status == "blocked":
+                    self.answers.give(id, record)
+                else:
+                    claim = await self.committer.call(lambda: self.store.claim_one(self.node, id))
+                    if claim is not None:
+                        await self.resume([msgspec.structs.replace(claim, crashed=False, unseen=True)])
+                self.committer.forgive(id, lost)
                 return
             except StoreError as again:
                 self.log.error("reading %s again failed: %s", id, again)
@@ -342,24 +349,35 @@ class Engine:
     async def result(self, id: str) -> Run:
         """Waits until the run has ended or is blocked. Raises UnknownName."""
         future = self.answers.wait(id)
-        if id not in self.live:
-            record = await self.read(lambda: self.store.get_run(id))
-            if record is None and id not in self.live:
-                self.answers.fail(id, UnknownName(f"There is no run {id!r}."))
-            elif record is not None and (record.ended or record.status == "blocked"):
-                self.answers.give(id, record)
-        return await future
+        try:
+            if id not in self.live:
+                record = await self.read(lambda: self.store.get_run(id))
+                if record is None and id not in self.live:
+                    self.answers.fail(id, UnknownName(f"There is no run {id!r}."))
+                elif record is not None and (record.ended or record.status == "blocked"):
+                    self.answers.give(id, record)
+            return await future
+        except BaseException:
+            self.answers.forget(id, future)
+            raise
 
     async def get(self, id: str) -> Run:
         """A run as it stands. Raises UnknownName."""
         record = await self.read(lambda: self.store.get_run(id))
         if record is None:
             raise UnknownName(f"There is no run {id!r}.")
-        return record
+        return self._as_it_stands(record)
+
+    def _as_it_stands(self, record: Run) -> Run:
+        """A run that is in memory knows better than its row what it waits for."""
+        run = self.live.get(record.id)
+        if run is None or run.over or record.ended:
+            return record
+        return msgspec.structs.replace(record, waiting_for=waiting_for(run))
 
     async def list_runs(self, filter: RunFilter) -> list[Run]:
         """Runs, newest first."""
-        return await self.read(lambda: self.store.list_runs(filter))
+        return [self._as_it_stands(record) for record in await self.read(lambda: self.store.list_runs(filter))]
 
     async def journal(self, id: str, after: int = 0) -> list[Entry]:
         """The entries of a run after a number."""

@@ -80,7 +80,7 @@ def failure_record(error: BaseException) -> tuple[ErrorRecord, list[str]]:
     """The error of a failed run, and the steps that caused it."""
     found = leaves(error)
     failed = [leaf for leaf in found if isinstance(leaf, ActionFailed)]
-    causes = [leaf.step for leaf in failed if leaf.step is not None]
+    causes = _causes(error)
     if failed:
         first = failed[0]
         record = ErrorRecord(
@@ -90,14 +90,17 @@ def failure_record(error: BaseException) -> tuple[ErrorRecord, list[str]]:
     return error_record(found[0]), causes
 
 
-def as_action_failed(run: str, name: str, error: ErrorRecord, undo: str) -> ActionFailed:
-    """What a caller is told of a failed run."""
-    return ActionFailed(
-        error.action or name,
-        error.type,
-        error.message,
-        attempts=error.attempts,
-        step=error.step,
-        run_id=run,
-        undo=undo,
-    )
+def _causes(error: BaseException) -> list[str]:
+    """The failed steps in an exception, also those behind a failure that the service put in its own words."""
+    causes: list[str] = []
+    seen: set[int] = set()
+    waiting = leaves(error)
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, ActionFailed) and each.step is not None:
+            causes.append(each.step)
+        waiting += [leaf for near in (each.__cause__, each.__context__) if near is not None for leaf in leaves(near)]
+    return sorted(causes)

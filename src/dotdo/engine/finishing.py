@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from dotdo.engine import undoing
 from dotdo.engine.failing import Block, error_record, failure_record, is_failure
-from dotdo.engine.history import COMPLETED, FAILED
+from dotdo.engine.history import COMPLETED, FAILED, MAX_CRASHES
 from dotdo.engine.replaying import check_replay
 from dotdo.engine.service_code import ServiceCode
 from dotdo.errors import DotdoError, InvalidValue, ReplayError
@@ -86,6 +87,8 @@ async def settle_and_block(run: "LiveRun", block: Block) -> None:
     """What is in flight ends, then the run waits for a person, out of memory."""
     await run.settle_in_flight()
     data = block.data()
+    if run.history.crashes <= MAX_CRASHES:  # else it crashed while it told of this
+        await undoing.tell_of_failure(run, data.error)
     run.append("blocked", data)
     waiting_for = WaitingFor("person", f"{block.reason}: {data.error.message}", None, block.step)
     run.journal.update("blocked", waiting_for=waiting_for)

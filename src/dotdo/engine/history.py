@@ -39,6 +39,8 @@ from dotdo.records import ErrorRecord
 # A step's states. `open`: nothing committed. `committed`: effects are being delivered.
 OPEN, COMMITTED, COMPLETED, FAILED, CANCELLED = "open", "committed", "completed", "failed", "cancelled"
 
+# So often may a run crash its node without getting anywhere; then it is blocked.
+MAX_CRASHES = 3
 # Entries after which a run has got somewhere: crashes are counted from the last one.
 PROGRESS = frozenset(
     {"completed", "committed", "effects_completed", "delivered", "failed", "attempt_failed", "delivery_failed"}
@@ -91,6 +93,11 @@ class StepRecord(msgspec.Struct, gc=False):
     undo_error: ErrorRecord | None = None
 
     @property
+    def is_blank(self) -> bool:
+        """Whether the journal says nothing of it, or not any more."""
+        return self.state == OPEN and not self.attempt and not self.requests and self.child is None
+
+    @property
     def done(self) -> bool:
         """Whether it has an outcome for the service."""
         return self.state in (COMPLETED, FAILED)
@@ -118,7 +125,8 @@ class History:
         self.crashes = 0  # takeovers after a crash since the run last got somewhere
         self.stopping: Stopping | None = None
         self.stopping_seq = 0
-        self.operation = ""  # what reopened this generation: retry, undo, or nothing
+        self.operation = ""  # what reopened this generation: retry, undo, undo on, or nothing
+        self.redone = 0  # the generation in which steps were last dropped, to be done again
         self.plan: list[str] | None = None
         self.ended: Ended | None = None
         self.blocked: Blocked | None = None
@@ -262,8 +270,13 @@ class History:
             # The epoch goes on, so that what is done again is done under new keys.
             epoch = self.steps[id].epoch + 1
             self.steps[id] = StepRecord(id, epoch=epoch, generation=self.generation, requests={}, deliveries=[])
+            if id.startswith("undo:"):
+                self.steps[id.removeprefix("undo:")].undo_error = None
         if data.operation == "retry":
             self.stopping = self.ended = None
+            if gone:
+                # What is done again may come out otherwise, and then later steps are others, too.
+                self.redone = self.generation
         for record in self.steps.values():
             for delivery in record.deliveries:
                 delivery.begun = False  # a person said to go on: send again

@@ -49,20 +49,25 @@ def _reopen(run: "LiveRun", message: Message) -> None:
     if history.ended is None and history.blocked is None:
         return  # reopened twice; once is enough
     run.journal.generation += 1
-    dropped = _dropped(history, message.kind)
-    run.append("reopened", Reopened(message.kind, message.actor, dropped))
+    operation = _operation(history, message.kind)
+    run.append("reopened", Reopened(operation, message.actor, _dropped(history, operation)))
     run.journal.update("running", owner=run.engine.node)
+
+
+def _operation(history: History, asked: str) -> str:
+    """What an operator's word means here: a run that was blocked while it undid goes on undoing, never forward."""
+    if asked == "retry" and history.blocked is not None and (history.stopping is not None or history.ended is not None):
+        return "undo on"
+    return asked
 
 
 def _dropped(history: History, operation: str) -> list[str]:
     """The steps that a new generation does again: what failed the run, what came after, and what was undone."""
-    undos_failed = [id for id, record in history.steps.items() if id.startswith("undo:") and record.state == FAILED]
-    if operation == "undo" or (history.blocked is not None and history.plan is not None):
-        for id in undos_failed:
-            history.steps[id.removeprefix("undo:")].undo_error = None
-        return undos_failed
+    told = [id for id in history.steps if id.startswith("on_failure:")]  # a new generation tells again
+    if operation != "retry":
+        return told + [id for id, record in history.steps.items() if id.startswith("undo:") and record.state == FAILED]
     if history.stopping is None:
-        return []  # it was blocked while it ran: it goes on where it was
+        return told  # it was blocked while it ran: it goes on where it was
     causes = set(history.stopping.causes)
     return [
         id

@@ -45,6 +45,17 @@ def waits_of(run: "LiveRun") -> list[WaitingFor]:
     return sorted(waits, key=lambda wait: (wait.until is None, wait.until or 0))
 
 
+def waiting_for(run: "LiveRun") -> WaitingFor:
+    """What a run in memory waits for, be it the end of an attempt."""
+    attempts = [
+        WaitingFor("attempt", f"attempt {step.attempt.number} of {id}", None, id)
+        for id, step in run.steps.items()
+        if step.attempt is not None
+    ]
+    waits = attempts + waits_of(run)
+    return together(waits) if waits else WaitingFor("turn", "the commit of what it did last")
+
+
 def park(run: "LiveRun") -> None:
     """Leaves memory; the row says for what it waits, and when to come back."""
     waits = waits_of(run)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from dotdo.engine.failing import Block, error_record
-from dotdo.engine.history import History
+from dotdo.engine.history import MAX_CRASHES, History
 from dotdo.engine.running import LiveRun
 from dotdo.errors import DotdoError
 from dotdo.journal import Claimed, Entry
@@ -19,7 +19,6 @@ from dotdo.store.protocol import Claim, Message
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
 
-MAX_CRASHES = 3
 # When to look again for a definition that this process does not have, in ms.
 LOOK_AGAIN = 60_000
 
@@ -70,7 +69,7 @@ def begin(engine: "Engine", run: LiveRun, claim: Claim, messages: list[Message])
     """Lets a loaded run go on."""
     if run.over:
         return
-    run.crashed = claim.crashed
+    run.crashed = claim.crashed or claim.unseen
     run.append("claimed", Claimed(engine.node, claim.claim, claim.crashed))
     if run.history.crashes >= MAX_CRASHES:
         run.block(

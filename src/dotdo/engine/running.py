@@ -93,7 +93,7 @@ class LiveRun:
 
     def _start(self, fresh: bool) -> None:
         history = self.history
-        if history.operation == "undo" and history.ended is not None:
+        if history.ended is not None:
             self.conduct(undoing.undo_ended(self, history.ended))
         elif history.stopping is not None:
             self.is_stopping = True
@@ -366,7 +366,7 @@ class LiveRun:
     def is_unsettled(self, id: str) -> bool:
         """Whether an attempt of an earlier owner may have ended unseen; asked once per step."""
         if id.startswith(OWN_STEPS):
-            # They come one by one, so only the first can have been under way; but for the undo of what was undeliverable.
+            # They come one by one, so only the first can have been under way; or the undo of what was undeliverable.
             target = self.history.steps.get(id.removeprefix("undo:"))
             first, self._own_step_began = not self._own_step_began, True
             return self.crashed and (first or (target is not None and target.state == COMMITTED))

@@ -130,7 +130,10 @@ class ServiceCode:
         return [
             record
             for id, record in self._history.steps.items()
-            if (id not in self.calls or self.calls[id].future is None) and not id.startswith(OWN_STEPS)
+            if (id not in self.calls or self.calls[id].future is None)
+            and not id.startswith(OWN_STEPS)
+            and record.generation >= self._history.redone
+            and not record.is_blank
         ]
 
     def mismatch(self, unmatched: list[StepRecord], new: list[Call]) -> ReplayMismatch | None:

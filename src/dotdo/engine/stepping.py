@@ -122,17 +122,30 @@ class StepRun:
         except BaseException as error:  # whatever a handler raises is its attempt's failure
             if attempt.block is not None:
                 raise attempt.block from None
-            if run.over or _is_cancelled():
+            found = await self._settle_doubt(attempt)
+            if found is not None:
+                _uncancel()  # too late
+                self._committed(found, number)
+            elif run.over or _is_cancelled():
                 attempt.end("was cancelled")
                 raise asyncio.CancelledError from error  # also if the handler made another error of it
-            self._failed(action, retry, number, started, error)
+            else:
+                self._failed(action, retry, number, started, error)
         else:
-            self._commit(completion, number)
-            if completion.sql:
-                run.engine.applied.forget(run, completion.sql[0], record, number)
+            self._committed(completion, number)
         finally:
             attempt.close()
             self.attempt = None
+
+    async def _settle_doubt(self, attempt: Attempt) -> Completion | None:
+        """If the answer to a COMMIT was lost, only the database knows; nothing else happens to the step before."""
+        while attempt.work is not None and attempt.work.in_doubt:
+            try:
+                return await settle(self.run, self.id, attempt.generation, attempt.number)
+            except asyncio.CancelledError:
+                if self.run.over:
+                    raise
+        return None
 
     def _new_attempt(self, action: Action[..., Any], number: int) -> Attempt:
         run, record = self.run, self.record
@@ -255,9 +268,11 @@ class StepRun:
 
     # -- outcomes -----------------------------------------------------------------------------------------------------
 
-    def _commit(self, completion: Completion, number: int) -> None:
+    def _committed(self, completion: Completion, number: int) -> None:
         kind = "committed" if completion.effects else "completed"
         self.run.append(kind, completion, self.id, number)
+        if completion.sql:
+            self.run.engine.applied.forget(self.run, completion.sql[0], self.record, number)
 
     def _failed(self, action: Action[..., Any], retry: Retry, number: int, started: int, error: BaseException) -> None:
         run, record = self.run, self.record
@@ -274,7 +289,7 @@ class StepRun:
                 action=action.name,
                 version=action.version,
                 input=msgspec.Raw(self.input),
-                error=error_record(error, action=action.name, step=self.id, attempts=record.failures + 1),
+                error=error_record(error, action=self.definition.name, step=self.id, attempts=record.failures + 1),
                 started=started,
                 next_at=next_at,
                 fallback=action is not self.definition,
@@ -321,8 +336,7 @@ class StepRun:
                 cancelled = error
         completion = asking.result()
         if completion is not None:
-            self._commit(completion, number)
-            run.engine.applied.forget(run, completion.sql[0], record, number)
+            self._committed(completion, number)
         else:
             run.append("lost", Empty(), self.id, number)
         if cancelled is not None:
@@ -341,11 +355,10 @@ async def _whatever_happens(work: "asyncio.Future[T]", *, is_commit: bool = True
         try:
             await asyncio.wait([work])
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if not is_commit:
+            if is_commit:
+                _uncancel()
+            else:
                 cancelled = error
-            elif task is not None:
-                task.uncancel()
     if cancelled is not None and work.exception() is None:
         raise cancelled
     return work.result()

@@ -42,7 +42,8 @@ async def stop(run: "LiveRun", stopping: Stopping) -> None:
             "Could not be undone: " + "; ".join(failed) + ". Everything else of the plan was undone. Take it back by "
             "hand, or mend the undo action and retry the undo.",
         )
-    await _tell_of_failure(run, stopping.error)
+    if stopping.status == "failed":
+        await tell_of_failure(run, stopping.error)
     undo = how_much_undone(run)
     run.end(Ended(stopping.status, error=stopping.error, undo=undo, not_undone=_not_undone(run)))
 
@@ -169,7 +170,8 @@ async def _settle_unseen(run: "LiveRun") -> None:
             await requesting.undo_requests(run, record)
 
 
-async def _tell_of_failure(run: "LiveRun", error: ErrorRecord) -> None:
+async def tell_of_failure(run: "LiveRun", error: ErrorRecord) -> None:
+    """Runs the on_failure actions; how they end changes nothing else."""
     for action in run.on_failure:
         failure = Failure(run.id, run.accepted.name, error.step, error, error.attempts)
         first = action.schema.parameters[0].name if action.schema.parameters else None

@@ -83,11 +83,13 @@ class Write(msgspec.Struct, gc=False):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A run taken by a node. crashed: the owner before died with it."""
+    """A run taken by a node. crashed: the owner before died with it. unseen: attempts may have ended that its journal
+    does not know, also without a crash."""
 
     run: str
     claim: int
     crashed: bool
+    unseen: bool = False
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):

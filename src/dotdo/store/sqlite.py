@@ -7,6 +7,7 @@ acknowledged survives a power cut; checkpoints are made by a thread of their own
 # (apsw's stubs name collections.abc.Buffer, which Python 3.11 does not have, so its rows are partly unknown.)
 
 import fcntl
+import logging
 import os
 import re
 import shutil
@@ -30,6 +31,8 @@ RESTART_PAGES = 16_000
 
 Row = tuple[Any, ...]
 
+log = logging.getLogger("dotdo.store")
+
 
 class SQLiteDatabase:
     """One store file, open in this process. `where` names it in messages."""
@@ -37,7 +40,10 @@ class SQLiteDatabase:
     dialect = "sqlite"
 
     def __init__(self, path: str | None, *, readonly: bool = False) -> None:
-        """Opens or makes a store file. readonly: beside a live engine, without its lock; changes and makes nothing."""
+        """Opens or makes a store file.
+
+        readonly: beside a live engine, without its lock. Nothing is changed; SQLite may leave its two files beside it.
+        """
         _check_library(apsw.sqlite_lib_version())
         self._temporary = tempfile.mkdtemp(prefix="dotdo-") if path is None else None
         self.path = Path(self._temporary, "dotdo.db") if self._temporary else Path(path or "").absolute()
@@ -93,21 +99,15 @@ class SQLiteDatabase:
 
     @contextmanager
     def snapshot(self) -> Generator[Callable[[str, dict[str, Any]], Iterator[Any]]]:
-        """Queries of one moment: gives a function that streams the rows of one. Raises StoreUnavailable."""
-        cursors: list[apsw.Cursor] = []
-
-        def stream(sql: str, parameters: dict[str, Any]) -> Iterator[Any]:
-            cursors.append(self.reader.execute(sql, parameters))
-            return cursors[-1]
-
-        with self._read_lock, self._errors("read"):
-            self.reader.execute("begin")
-            try:
-                yield stream
-            finally:
-                for cursor in cursors:
-                    cursor.close(True)
-                self.reader.execute("rollback")
+        """Queries of one moment, on a connection of their own: gives a function that streams the rows of one. Raises
+        StoreUnavailable."""
+        connection = self._connect()
+        try:
+            with self._errors("read"):
+                connection.execute("begin")
+                yield connection.execute
+        finally:
+            connection.close(True)
 
     def version(self) -> int:
         """The number of the last migration."""
@@ -145,7 +145,9 @@ class SQLiteDatabase:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreUnusable(f"The folder of the store {self.where} cannot be made: {error.strerror}.") from None
+            is_file = isinstance(error, FileExistsError | NotADirectoryError)
+            why = "a part of its path is a file" if is_file else error.strerror
+            raise StoreUnusable(f"The folder of the store {self.where} cannot be made: {why}.") from None
         if not os.access(self.path.parent, os.W_OK) or (self.path.exists() and not os.access(self.path, os.W_OK)):
             raise StoreUnusable(
                 f"The store {self.where} cannot be written: its folder and file must be writable by this user "
@@ -168,8 +170,12 @@ class SQLiteDatabase:
                 "that process, or give this one another file."
             ) from None
         # Not in close(): the kernel frees the lock when the process dies, however it dies.
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        except OSError as error:
+            os.close(lock)
+            raise StoreUnusable(f"The lock file {lock_path} cannot be written: {error.strerror}.") from None
         self._lock = lock
 
     def _connect(self) -> apsw.Connection:
@@ -233,7 +239,7 @@ class SQLiteDatabase:
         """Called by the writer between batches: starts the log over when it has grown large."""
         if self._restart:
             self._restart = False
-            self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+            self._checkpoint_with(self.writer, apsw.SQLITE_CHECKPOINT_RESTART)
 
     def _checkpoint(self) -> None:
         connection = self._connect()
@@ -242,9 +248,17 @@ class SQLiteDatabase:
                 self._wake_checkpointer.wait()
                 self._wake_checkpointer.clear()
                 if not self._stop.is_set():
-                    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                    self._checkpoint_with(connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
         finally:
             connection.close()
+
+    def _checkpoint_with(self, connection: apsw.Connection, mode: int) -> None:
+        try:
+            connection.wal_checkpoint(mode=mode)
+        except apsw.Error as error:
+            # The disk is full, or a reader stands in the way. Nothing is lost, and the next commit asks again; but an
+            # exception here would end the thread that it is on.
+            log.warning("the log of %s could not be copied into it: %s", self.where, error)
 
     @contextmanager
     def _errors(self, doing: str) -> Generator[None]:

@@ -1,0 +1,96 @@
+"""A wire to a database that can be cut at the worst moment: when a COMMIT is under way."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+
+class Wire:
+    """Forwards connections to a server. lose: at the next COMMIT the connection is cut, `before` it reaches the server,
+    or `after` the server has answered it; the answer is lost. cuts: how often that has happened."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname
+        assert parts.port
+        self._server = (parts.hostname, parts.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = url.replace(f"{parts.hostname}:{parts.port}", f"127.0.0.1:{self._listener.getsockname()[1]}")
+        self.lose: str | None = None
+        self.cuts = 0
+        self._sockets: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        """Ends when all connections have."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join()
+        for one in self._sockets:
+            one.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            server = socket.create_connection(self._server)
+            self._sockets += [client, server]
+            for work in (self._forward, self._return):
+                thread = threading.Thread(target=work, args=(client, server))
+                self._threads.append(thread)
+                thread.start()
+
+    def _forward(self, client: socket.socket, server: socket.socket) -> None:
+        while piece := _receive(client):
+            if self.lose == "before" and b"COMMIT" in piece:
+                self.lose = None
+                self._cut(client, server)
+                return
+            if self.lose == "after" and b"COMMIT" in piece:
+                self.lose = "answer"
+            server.sendall(piece)
+        _end(server)
+
+    def _return(self, client: socket.socket, server: socket.socket) -> None:
+        while piece := _receive(server):
+            if self.lose == "answer" and b"COMMIT\0" in piece:  # the tag of the answer
+                self.lose = None
+                self._cut(client, server)
+                return
+            client.sendall(piece)
+        _end(client)
+
+    def _cut(self, client: socket.socket, server: socket.socket) -> None:
+        self.cuts += 1
+        _end(client)
+        _end(server)
+
+
+def _receive(one: socket.socket) -> bytes:
+    try:
+        return one.recv(65536)
+    except OSError:
+        return b""  # cut
+
+
+def _end(one: socket.socket) -> None:
+    try:
+        one.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # it was gone before
+
+
+@contextmanager
+def lossy_wire(url: str) -> Iterator[Wire]:
+    """A wire to the server of that URL."""
+    wire = Wire(url)
+    try:
+        yield wire
+    finally:
+        wire.close()

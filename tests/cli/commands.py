@@ -116,6 +116,7 @@ class Shell:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._started: list[subprocess.Popen[str]] = []
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("DOTDO_", "COLUMNS"))}
         self.environment = {**kept, "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "TZ": "UTC"}
 
@@ -153,7 +154,7 @@ class Shell:
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
         """A command that goes on."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(*arguments),
             cwd=self.folder,
             env=self.environment,
@@ -162,6 +163,17 @@ class Shell:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        """Ends what still runs."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-W", "error", "-m", "dotdo", *arguments]

@@ -30,10 +30,10 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def history(past: Path, tmp_path: Path) -> Shell:
+def history(past: Path, shell: Shell) -> Shell:
     """A copy of it."""
-    shutil.copytree(past, tmp_path, dirs_exist_ok=True)
-    return Shell(tmp_path)
+    shutil.copytree(past, shell.folder, dirs_exist_ok=True)
+    return shell
 
 
 def test_ls_lists_the_newest_first_as_tab_separated_lines(history: Shell):
@@ -76,7 +76,7 @@ def test_show_tells_steps_attempts_errors_effects_and_undo(history: Shell):
         r'^input +\{"cents": -5, "item": "milk"\}$',
         r'✓ reserve +\d+ ms  → "reserved milk"  ↩ undone$',
         r"✓ tell ",
-        rf"effect +\+\d+ m?s  post.letter delivered at try 2  key {run['id']}\.[0-9a-f]+\.0$",
+        rf"effect +\+\d+ m?s  post.letter delivered at try 2  key={run['id']}\.[0-9a-f]+\.0$",
         r"try 1  \+\d+ m?s  ConnectionError: the box is full  \(again in \d+ ms\)$",
         r"✗ charge +\d+ ms  failed after 3 attempts$",
         r"attempt 1  \+\d+ m?s  ValueError: cents must be positive  \(again in \d+ ms\)$",

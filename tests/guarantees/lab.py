@@ -71,21 +71,21 @@ async def note(ctx: AsyncContext, text: str) -> str:
     return text
 
 
-@action("book", retry=Retry(attempts=2, delay=10, jitter=False), catalogue=catalogue)
-async def book(ctx: AsyncContext, item: str) -> str:
-    """Does what its undo takes back."""
-    ctx.resource(World).say(f"book {item}")
-    return f"ticket for {item}"
-
-
-@book.undo
+@action("unbook", retry=Retry(attempts=3, delay=10, jitter=False), catalogue=catalogue)
 async def unbook(ctx: AsyncContext, ticket: str) -> None:
-    """Stops at the gate `unbook ITEM` if a test has named it, fails as told, and says what it takes back."""
+    """Takes a booking back. Fails as told; stops at the gate `unbook ITEM` if a test has named that."""
     world, item = ctx.resource(World), ticket.removeprefix("ticket for ")
     _fail_as_told(world, f"unbook {item}")
     if f"unbook {item}" in world.failures:
         await world.pass_gate(f"unbook {item}")
     world.say(f"unbook {item}")
+
+
+@action("book", retry=Retry(attempts=2, delay=10, jitter=False), undo=unbook, catalogue=catalogue)
+async def book(ctx: AsyncContext, item: str) -> str:
+    """Does what its undo takes back."""
+    ctx.resource(World).say(f"book {item}")
+    return f"ticket for {item}"
 
 
 @action("refuse", catalogue=catalogue)

@@ -103,7 +103,7 @@ async def test_service_may_ask_that_bugs_fail_it(tmp_path: Path):
 
 
 def version_of(text: str, *, waits: bool = True, calls: bool = True) -> Catalogue:
-    """A catalogue whose service `deployed` notes that text, then waits, then ends."""
+    """A catalogue whose service `deployed` notes that text, waits a minute, waits for an event, and ends."""
     made = Catalogue()
 
     @action("note", catalogue=made)
@@ -115,7 +115,7 @@ def version_of(text: str, *, waits: bool = True, calls: bool = True) -> Catalogu
         noted = await note_here(text=text) if calls else text
         if waits:
             await asyncio.sleep(60)
-        await wait_for_event("go")
+        await wait_for_event("end")
         return noted
 
     return made
@@ -140,16 +140,17 @@ async def test_code_that_does_not_fit_its_journal_blocks_and_goes_on_when_it_is_
         await lab.until_asleep(handle.id)
         lab.clock.advance(60)
         await lab.until_journal_has(handle.id, "fired")
-        clock = lab.clock
-    async with laboratory(tmp_path, catalogue=changed, clock=clock) as lab:
-        await lab.client.handle(handle.id).send_event("go")
+    async with laboratory(tmp_path, catalogue=changed, clock=lab.clock) as lab:
+        await lab.client.handle(handle.id).send_event("end")
         run = await blocked(lab, handle.id, "deployed@1")
         assert run.error is not None
         for word in words:
             assert word in run.error.message
         assert len(await lab.entries(handle.id, "completed")) == 1
-    async with laboratory(tmp_path, catalogue=original, clock=clock) as lab:
+    async with laboratory(tmp_path, catalogue=original, clock=lab.clock) as lab:
         await lab.client.runs.retry(handle.id)
+        if "asked for" in words[0]:  # it was blocked before the event could come
+            await lab.client.handle(handle.id).send_event("end")
         assert (await lab.client.runs.wait(handle.id)).result == "old"
 
 
@@ -313,6 +314,7 @@ async def test_run_whose_definition_is_missing_waits_and_says_for_what(tmp_path:
     async with laboratory(tmp_path, catalogue=version_of("old"), clock=clock) as lab:
         await lab.client.handle(handle.id).send_event("go")
         clock.advance(60)
+        await lab.client.handle(handle.id).send_event("end")
         assert (await lab.client.runs.wait(handle.id)).result == "old"
 
 

@@ -170,10 +170,9 @@ async def test_first_commit_wins_between_failure_and_cancel(tmp_path: Path):
         await lab.until_journal_has(handle.id, "attempt_failed", 2)  # of refuse, and of the first undo
         await handle.cancel(actor="ada")
         await handle.cancel(actor="ben")
-        await lab.advance_to_next()
-        await lab.world.reached("unbook hotel")
         lab.world.open("unbook hotel")
-        run = await lab.until_status(handle.id, "failed", "cancelled")
+        async with lab.time_passing():
+            run = await lab.until_status(handle.id, "failed", "cancelled")
         assert (run.status, run.undo) == ("failed", "all")
         assert lab.world.said[-2:] == ALL_UNDONE
         assert await lab.entries(handle.id, "cancel_requested") == []
@@ -213,9 +212,8 @@ async def test_cancel_of_a_run_whose_undo_is_blocked_leaves_it_to_a_person(tmp_p
     async with laboratory(tmp_path) as lab:
         lab.world.fail("unbook hotel", 99)
         handle = await lab.client.start(travels, then="refuse")
-        for _ in range(3):
-            await lab.advance_to_next()
-        await lab.until_status(handle.id, "blocked")
+        async with lab.time_passing():
+            await lab.until_status(handle.id, "blocked")
         assert lab.world.said[-1] == "unbook flight"  # the rest of the plan is undone all the same
         await handle.cancel()
         await lab.until(lambda: lab.engine.live == {})

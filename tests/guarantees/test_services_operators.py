@@ -6,15 +6,9 @@ import pytest
 
 from dotdo import ActionFailed, AsyncContext, Fail, RunBlocked, action, service, uuid
 from dotdo.errors import InvalidOperation
-from tests.guarantees.lab import Lab, World, book, catalogue, flaky, in_loop, laboratory, note, refuse
+from tests.guarantees.lab import World, book, catalogue, flaky, in_loop, laboratory, note, refuse
 
 switch = {"refuse": True, "bug": True}
-
-
-async def advance(lab: Lab, times: int) -> None:
-    """Lets so many backoffs pass."""
-    for _ in range(times):
-        await lab.advance_to_next()
 
 
 @service("orders", catalogue=catalogue)
@@ -30,9 +24,9 @@ async def test_retry_does_again_only_what_failed_or_was_undone(tmp_path: Path):
     async with laboratory(tmp_path) as lab:
         lab.world.fail("printer", 3)
         handle = await lab.client.start(orders)
-        await advance(lab, 2)
-        with pytest.raises(ActionFailed, match="flaky failed after 3 attempts"):
-            await handle.result()
+        async with lab.time_passing():
+            with pytest.raises(ActionFailed, match="flaky failed after 3 attempts"):
+                await handle.result()
         before = await handle.journal()
         assert lab.world.said == ["kept", "book seat", *["try printer"] * 3, "unbook seat"]
         lab.world.said.clear()
@@ -55,13 +49,12 @@ async def test_each_generation_counts_its_attempts_and_ends_by_itself(tmp_path: 
     async with laboratory(tmp_path) as lab:
         lab.world.fail("printer", 7)
         handle = await lab.client.start(orders)
-        for generation in range(3):
-            await advance(lab, 2 if generation < 2 else 1)
-            if generation < 2:
+        async with lab.time_passing():
+            for _ in range(2):
                 with pytest.raises(ActionFailed, match="after 3 attempts"):
                     await handle.result()
                 await lab.client.runs.retry(handle.id)
-        assert (await handle.result())[2] == "printer"
+            assert (await handle.result())[2] == "printer"
         ended = await lab.data(handle.id, "ended")
         assert [end.status for end in ended] == ["failed", "failed", "completed"]
         assert lab.world.said.count("unbook seat") == 2
@@ -129,9 +122,9 @@ async def test_runs_that_cannot_be_retried_or_undone_say_why(tmp_path: Path):
         for operation in (lab.client.runs.retry, lab.client.runs.undo):
             with pytest.raises(InvalidOperation, match=running.id):
                 await operation(running.id)
-        await advance(lab, 2)
-        with pytest.raises(ActionFailed):
-            await running.result()
+        async with lab.time_passing():
+            with pytest.raises(ActionFailed):
+                await running.result()
         with pytest.raises(InvalidOperation, match="undone already"):
             await lab.client.runs.undo(running.id)
         await lab.client.runs.retry(running.id)
@@ -191,10 +184,10 @@ async def test_undo_that_failed_for_good_is_blocked_and_its_retry_undoes_only_th
     async with laboratory(tmp_path) as lab:
         handle = await lab.client.start(reserves)
         await handle.result()
-        lab.world.fail("unbook band", 4)
+        lab.world.fail("unbook band", 3)
         await lab.client.runs.undo(handle.id)
-        await advance(lab, 3)
-        blocked = await lab.until_status(handle.id, "blocked")
+        async with lab.time_passing():
+            blocked = await lab.until_status(handle.id, "blocked")
         assert blocked.error is not None
         assert "unbook band is down" in blocked.error.message
         assert lab.world.said == [*RESERVED, "unbook cake", "unbook table"]
@@ -208,11 +201,11 @@ async def test_undo_that_failed_for_good_is_blocked_and_its_retry_undoes_only_th
             return
         world.failures["unbook band"] = 1  # fails once more, and waits for its next attempt when the process ends
         await lab.client.runs.retry(handle.id)
-        await lab.until_journal_has(handle.id, "attempt_failed", 5)
+        await lab.until_journal_has(handle.id, "attempt_failed", 4)
     async with laboratory(tmp_path, world=world, clock=lab.clock) as lab:
         world.open("unbook band")
-        await lab.advance_to_next()
-        run = await lab.client.runs.wait(handle.id)
+        async with lab.time_passing():
+            run = await lab.client.runs.wait(handle.id)
         assert (run.status, run.undo, run.result, world.said) == ("completed", "all", "reserved", ["unbook band"])
 
 
@@ -227,19 +220,16 @@ async def reserves_and_fails() -> None:
 @in_loop
 async def test_retry_of_a_run_blocked_in_its_undo_undoes_on_and_never_goes_forward(tmp_path: Path, outcome: str):
     async with laboratory(tmp_path) as lab:
-        lab.world.fail("unbook band", 4)
+        lab.world.fail("unbook band", 3)
         if outcome == "failed":
             handle = await lab.client.start(reserves_and_fails)
-            await advance(lab, 3)
         else:
             lab.world.fail("printer", 1)
             handle = await lab.client.start(reserves_and_prints)
             await lab.until_journal_has(handle.id, "attempt_failed")
             await handle.cancel()
-            for failures in (2, 3, 4):
-                await lab.until_journal_has(handle.id, "attempt_failed", failures)
-                lab.clock.advance(60)
-        await lab.until_status(handle.id, "blocked")
+        async with lab.time_passing():
+            await lab.until_status(handle.id, "blocked")
         lab.world.said.clear()
         lab.world.open("unbook band")
         await lab.client.runs.retry(handle.id)
@@ -286,9 +276,9 @@ async def test_action_on_its_own_is_retried_and_undone(tmp_path: Path):
     async with laboratory(tmp_path) as lab:
         lab.world.fail("printer", 3)
         handle = await lab.client.start(flaky, name="printer")
-        await advance(lab, 2)
-        with pytest.raises(ActionFailed):
-            await handle.result()
+        async with lab.time_passing():
+            with pytest.raises(ActionFailed):
+                await handle.result()
         await lab.client.runs.retry(handle.id)
         assert await handle.result() == "printer"
         booked = await lab.client.start(book, item="tent")
@@ -311,8 +301,8 @@ async def test_retry_does_again_the_step_behind_a_failure_that_the_service_put_i
     async with laboratory(tmp_path) as lab:
         lab.world.fail("printer", 3)
         handle = await lab.client.start(catches_and_raises)
-        await advance(lab, 2)
-        with pytest.raises(ActionFailed, match="no ticket"):
-            await handle.result()
+        async with lab.time_passing():
+            with pytest.raises(ActionFailed, match="no ticket"):
+                await handle.result()
         await lab.client.runs.retry(handle.id)
         assert await handle.result() == "printer"

@@ -34,7 +34,6 @@ STATUS_STYLES = {
     "undoing": "magenta",
 }
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-NO_BREAK = "\N{NO-BREAK SPACE}"
 _state = {"json": False}
 MIN_COLUMN = 12  # a column that is cut further says nothing
 
@@ -109,7 +108,7 @@ def print_lines(lines: Sequence[Sequence[Span]]) -> None:
     """Prints lines of styled pieces; plain text when stdout is no terminal."""
     if not is_terminal():
         for line in lines:
-            click.echo("".join(clean(text) for text, _ in line).replace(NO_BREAK, " ").rstrip())
+            click.echo("".join(clean(text) for text, _ in line).rstrip())
         return
     from rich.text import Text
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dotdo.cli.output import NO_BREAK, STATUS_STYLES, Span, clock_time, mark, one_line, status_span, until, width
+from dotdo.cli.output import STATUS_STYLES, Span, clock_time, mark, one_line, status_span, until, width
 from dotdo.records import ErrorRecord, Run
 from dotdo.timeline import EffectItem, Moment, StepItem, Timeline, Try, duration, step_name
 
@@ -204,7 +204,7 @@ class View:
             [
                 *_detail(label, f"{when}{effect.name}", ""),
                 (f" {word}{tries}", style),
-                (f"  key{NO_BREAK}{effect.key}", DIM),
+                (f"  key={effect.key}", DIM),
             ]
         ]
         for failure in effect.tries:

@@ -62,8 +62,9 @@ def park(run: "LiveRun") -> None:
     if not waits:
         return
     due = waits[0].until
-    if due is not None and due - run.engine.clock.now() < LINGER * 1000:
-        return
+    seconds = None if due is None else run.engine.clock.until(due)
+    if seconds is not None and seconds < LINGER:
+        return  # it comes so soon that leaving is not worth it
     limit = run.deadline_at
     if limit is not None:
         due = limit if due is None else min(due, limit)

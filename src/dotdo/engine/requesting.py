@@ -16,7 +16,7 @@ from dotdo.effect import Effect, EffectCall
 from dotdo.engine.attempting import Attempt, effect_key
 from dotdo.engine.failing import Block, error_record
 from dotdo.engine.history import Request, StepRecord
-from dotdo.errors import AttemptTimedOut, Fail
+from dotdo.errors import AttemptTimedOut, Fail, RetryLater
 from dotdo.journal import Answered, Requested, RequestFailed
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ async def _recover(
         return None
     raise Block(
         "unknown outcome",
-        f"Nobody knows whether {effect.name} happened (key {known.intent.key}): its answer was lost when the node "
-        "stopped, the receiver does not honour our key, and it cannot be looked up. Find out at the receiver; to send "
-        "it again, retry the run.",
+        f"Nobody knows whether {effect.name} happened (key {known.intent.key}): no answer came, or it was "
+        "lost, the receiver does not honour our key, and it cannot be looked up. Find out at the receiver; to send it "
+        'again, retry the run. (An effect that may be sent twice says so with on_unknown="resend".)',
         step=attempt.step,
     )
 
@@ -70,8 +70,8 @@ async def _ask(run: "LiveRun", effect: Effect[..., Any], known: Request, attempt
     try:
         answer = await run_effect(run, effect, call, bytes(known.intent.input))
     except Exception as error:
-        if isinstance(error, Fail):
-            # The receiver said no: it certainly did not happen.
+        if isinstance(error, Fail | RetryLater):
+            # The receiver said no, or not now: it certainly did not happen.
             run.append(
                 "request_failed", RequestFailed(known.intent.request, error_record(error)), attempt.step, attempt.number
             )

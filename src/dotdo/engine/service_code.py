@@ -22,7 +22,7 @@ from dotdo.context import current
 from dotdo.engine.history import COMPLETED, Handover, History, StepRecord
 from dotdo.engine.run_loop import RunLoop
 from dotdo.engine.run_tasks import RunFuture
-from dotdo.errors import ActionFailed, CalledOutside, ReplayMismatch
+from dotdo.errors import ActionFailed, CalledOutside, ReplayError, ReplayMismatch
 from dotdo.journal import Accepted
 from dotdo.service import Service
 from dotdo.step import Step
@@ -185,10 +185,9 @@ class ServiceCode:
     def call_by_name(self, name: str, version: int | None, params: dict[str, Any]) -> Step[Any]:
         """A service calls an action or service by name; the result comes as plain JSON values."""
         kind = self._catalogue.kind_of(name) or "action"
-        if version is None:
-            pinned = self._pins.get(name)
-            version = pinned if self._catalogue.find(kind, name, pinned) else None
-        return self._call(self._catalogue.get(kind, name, version), (), params, NO_OVERRIDES, typed=False)
+        pin = self._pins.get(name) if version is None else None
+        found = self._catalogue.get(kind, name, version) if pin is None else self._kept(kind, name, pin)
+        return self._call(found, (), params, NO_OVERRIDES, typed=False)
 
     def now(self) -> datetime:
         """The time of the latest journal entry handed over."""
@@ -227,8 +226,18 @@ class ServiceCode:
             return definition
         # Only "the newest" is subject to the run's pins; an older object was meant as such.
         if definition.version == self._catalogue.newest(kind, definition.name):
-            return self._catalogue.find(kind, definition.name, pin) or definition
+            return self._kept(kind, definition.name, pin)
         return definition
+
+    def _kept(self, kind: str, name: str, pin: int) -> Any:
+        """The version that the run started with and keeps."""
+        kept = self._catalogue.find(kind, name, pin)
+        if kept is None:
+            raise ReplayError(
+                f"The run keeps version {pin} of the {kind} {name}, the newest when it started, and this process does "
+                f"not define that version. Define it beside the newer one (version={pin}), then retry the run."
+            )
+        return kept
 
     def _call(
         self, definition: Any, args: tuple[Any, ...], kwargs: dict[str, Any], overrides: Overrides, *, typed: bool

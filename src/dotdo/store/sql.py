@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from dotdo.errors import FenceLost, InvalidOperation, UnknownName
-from dotdo.journal import Blocked, Ended, Entry
+from dotdo.journal import Blocked, Ended, Entry, EventReceived
 from dotdo.records import ENDED, Run, RunFilter, WaitingFor
 from dotdo.store.migrate import Migratable, migrate
 from dotdo.store.protocol import Claim, Head, Link, Message, Write
@@ -20,6 +20,7 @@ from dotdo.store.queries import load_queries
 _encode = msgspec.json.Encoder().encode
 _ended = msgspec.json.Decoder(Ended)
 _blocked = msgspec.json.Decoder(Blocked)
+_event = msgspec.json.Decoder(EventReceived)
 _waiting = msgspec.json.Decoder(WaitingFor)
 
 NEVER = 1 << 62  # a lease without an end, for the only engine of a file
@@ -126,6 +127,8 @@ class SqlStore:
             if not state:
                 raise UnknownName(f"There is no run {message.run!r}.")
             status, undo, _, owner, _ = cast("tuple[str, str, str, str | None, int]", state[0])
+            if message.kind == "event" and status in ENDED and self._was_taken(message):
+                return owner  # sent again, after the run that took it has ended: it is the same one event
             _check_allowed(message, status, undo)
             self._db.write(self._sql["post_messages"], {"rows": rows([message])})
             reopens = message.kind in ("retry", "undo") or (message.kind == "cancel" and status == "blocked")
@@ -134,6 +137,10 @@ class SqlStore:
             elif message.kind != "event" or status != "pending":  # an event does not start a delayed run early
                 self._db.write(self._sql["wake_run"], {"run": message.run, "now": message.at})
             return owner
+
+    def _was_taken(self, message: Message) -> bool:
+        taken = self._db.write(self._sql["taken_events"], {"run": message.run})
+        return message.sender is not None and any(_event.decode(data).sender == message.sender for (data,) in taken)
 
     def save_definitions(self, id: str, newest: dict[str, int], now: int) -> None:
         """Keeps a snapshot of versions."""

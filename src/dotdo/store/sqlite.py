@@ -28,6 +28,7 @@ OLDEST = (3, 51, 3)
 APPLICATION_ID = 0x646F646F  # "dodo" in the file's header: tells our files from others
 CHECKPOINT_PAGES = 2_000
 RESTART_PAGES = 16_000
+BUSY_TIMEOUT, RESTART_PATIENCE = 5_000, 20  # ms
 
 Row = tuple[Any, ...]
 
@@ -51,7 +52,8 @@ class SQLiteDatabase:
         self._lock: int | None = None
         self._checkpointer: threading.Thread | None = None
         self._stop = threading.Event()
-        self._restart = False
+        self._restart = self._copying = False
+        self._restart_pages = RESTART_PAGES
         self._wake_checkpointer = threading.Event()
         self._check_path()
         if not readonly:
@@ -201,7 +203,7 @@ class SQLiteDatabase:
         return apsw.Connection(self.where, flags=apsw.SQLITE_OPEN_READONLY)
 
     def _set_up(self, connection: apsw.Connection) -> None:
-        connection.set_busy_timeout(5_000)
+        connection.set_busy_timeout(BUSY_TIMEOUT)
         connection.execute("pragma mmap_size = 0; pragma cache_size = -16000")
         # First of all: a file of something else must stay as it is.
         application = connection.execute("pragma application_id").fetchall()[0][0]
@@ -229,7 +231,7 @@ class SQLiteDatabase:
     def _after_commit(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
         if pages >= CHECKPOINT_PAGES and not self._wake_checkpointer.is_set():
             self._wake_checkpointer.set()
-        if pages >= RESTART_PAGES:
+        if pages >= self._restart_pages:
             # Under an endless flood a passive checkpoint never meets a quiet moment; this one is short, because the
             # passive one has just copied all but the newest pages.
             self._restart = True
@@ -237,9 +239,15 @@ class SQLiteDatabase:
 
     def settle_log(self) -> None:
         """Called by the writer between batches: starts the log over when it has grown large."""
-        if self._restart:
-            self._restart = False
-            self._checkpoint_with(self.writer, apsw.SQLITE_CHECKPOINT_RESTART)
+        if not self._restart or self._copying:
+            return
+        self._restart = False
+        # The writer is alone, so this timeout is for readers of an old moment only. While one stays, the log grows, and
+        # is tried again now and then.
+        self.writer.set_busy_timeout(RESTART_PATIENCE)
+        done = self._checkpoint_with(self.writer, apsw.SQLITE_CHECKPOINT_RESTART)
+        self.writer.set_busy_timeout(BUSY_TIMEOUT)
+        self._restart_pages = RESTART_PAGES if done else self._restart_pages + RESTART_PAGES // 8
 
     def _checkpoint(self) -> None:
         connection = self._connect()
@@ -247,18 +255,23 @@ class SQLiteDatabase:
             while not self._stop.is_set():
                 self._wake_checkpointer.wait()
                 self._wake_checkpointer.clear()
-                if not self._stop.is_set():
+                if not self._stop.is_set() and not self._restart:
+                    self._copying = True
                     self._checkpoint_with(connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
+                    self._copying = False
         finally:
             connection.close()
 
-    def _checkpoint_with(self, connection: apsw.Connection, mode: int) -> None:
+    def _checkpoint_with(self, connection: apsw.Connection, mode: int) -> bool:
+        # An exception here would end the thread that it is on. Nothing is lost by a failure: later commits ask again.
         try:
             connection.wal_checkpoint(mode=mode)
+        except apsw.BusyError:
+            return False
         except apsw.Error as error:
-            # The disk is full, or a reader stands in the way. Nothing is lost, and the next commit asks again; but an
-            # exception here would end the thread that it is on.
             log.warning("the log of %s could not be copied into it: %s", self.where, error)
+            return False
+        return True
 
     @contextmanager
     def _errors(self, doing: str) -> Generator[None]:

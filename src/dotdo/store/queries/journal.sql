@@ -16,6 +16,10 @@ from journal where run in (select value ->> 0 from each(:runs)) order by run, se
 select run, seq, kind, step, generation, attempt, at, data, data_digest, digest
 from journal where run = :run and seq > :after order by seq;
 
+-- name: taken_events
+-- The events that a run has taken.
+select data from journal where run = :run and kind = 'event' order by seq;
+
 -- name: read_chains
 -- What the digests of a range of runs cover, for the audit; put together here, because that is faster than in Python.
 select

@@ -36,7 +36,11 @@ where runs.id = new.value ->> 0 and runs.claim = cast(new.value ->> 1 as bigint)
 
 -- name: claim_due
 -- Takes a bounded batch of due runs; the claim number fences off whoever had them before.
-update runs set owner = :node, claim = claim + 1
+update runs set
+    owner = :node,
+    claim = claim + 1,
+    status = case when status in ('waiting', 'pending') then 'running' else status end,
+    waiting_for = null
 where id in (
     select id from runs where ended_at is null and owner is null and due_at <= :now order by due_at limit :limit
 )

@@ -100,7 +100,7 @@ class Workshop:
     """Definitions, a clock, a receiver, and the clients opened on one store; options are for each of these.
 
     send, order, ask, hang: effects to stage and request; an order is undone by a `cancel`, a `hang` never answers and
-    honours no key. expected: texts that the errors logged by the engine may contain.
+    honours no key. open_clients: those that were opened, in order. expected: texts that logged errors may contain.
     """
 
     def __init__(self, folder: Path, **options: Any) -> None:
@@ -111,7 +111,7 @@ class Workshop:
         self.ask = Effect("ask", ask, dedup="key", retry=PLAIN, catalogue=self.catalogue)
         self.hang = Effect("hang", hang, retry=PLAIN, catalogue=self.catalogue)
         self.expected: list[str] = []
-        self._clients: list[Do] = []
+        self.open_clients: list[Do] = []
         self._committed = threading.Event()
         self._errors = _Errors()
         logging.getLogger("dotdo").addHandler(self._errors)
@@ -120,7 +120,7 @@ class Workshop:
         """A client whose engine runs until the workshop closes, or it is closed."""
         given = {"catalogue": self.catalogue, "clock": self.clock, "resources": [self.receiver], "check_replay": True}
         client = Do(f"sqlite:///{self.store}", **{**given, "grace": 5.0, **self._options, **options})
-        self._clients.append(client)
+        self.open_clients.append(client)
         self._watch(client.__enter__())
         return client
 
@@ -155,7 +155,7 @@ class Workshop:
 
     def close_clients(self) -> None:
         """Closes the clients, as at the end of their process."""
-        for client in self._clients:
+        for client in self.open_clients:
             client.close()
 
     def _watch(self, client: Do) -> None:

@@ -63,7 +63,7 @@ def find_resource(resources: dict[type, Any], kind: type[T], default: Callable[[
     if found is None:
         found = next((resource for resource in list(resources.values()) if isinstance(resource, kind)), None)
     if found is None and default is not None:
-        found = resources[kind] = default()
+        found = resources.setdefault(kind, default())  # the first one stays when two threads make one
     if found is None:
         known = ", ".join(sorted(item.__name__ for item in resources)) or "none"
         raise DefinitionError(

@@ -180,6 +180,8 @@ def _field_of(default: Any) -> Any:
 def schema_of(subject: str, function: Callable[..., Any], skip: int, wire: str = "snake") -> Schema:
     """The schema of a function, leaving out its first `skip` parameters (the context or call)."""
     hints = hints_of(subject, function)
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise DefinitionError(f"{subject}: a generator cannot be a handler; return all values, such as in a list.")
     parameters: list[Parameter] = []
     for parameter in list(inspect.signature(function).parameters.values())[skip:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):

@@ -37,15 +37,19 @@ class Step(Coroutine[Any, Any, R]):
         begin, self._begin, self._dropped = self._begin, None, None
         if begin is None:
             raise RuntimeError(f"The step {self.identity} was already awaited; call the action again for another one.")
-        self._iterator = iterator = begin(self).__await__()
-        return iterator
+        return begin(self).__await__()
 
     def send(self, value: Any, /) -> Any:
         """Part of the coroutine protocol."""
         iterator = self._iterator
         if iterator is None:
-            iterator = self.__await__()
-        return iterator.send(value)
+            # Not stored by `__await__`: a step that somebody awaits cannot be given to a task as well.
+            self._iterator = iterator = self.__await__()
+        try:
+            return iterator.send(value)
+        except BaseException:
+            self._iterator = None  # it has ended: to send to it once more is a SystemError in CPython
+            raise
 
     def throw(
         self,

@@ -76,7 +76,7 @@ def test_show_tells_steps_attempts_errors_effects_and_undo(history: Shell):
         r'^input +\{"cents": -5, "item": "milk"\}$',
         r'✓ reserve +\d+ ms  → "reserved milk"  ↩ undone$',
         r"✓ tell ",
-        rf"effect +\+\d+ m?s  post.letter delivered at try 2  key={run['id']}\.[0-9a-f]+\.0$",
+        rf"effect +\+\d+ m?s  post.letter delivered at try 2  key {run['id']}\.[0-9a-f]+\.0$",
         r"try 1  \+\d+ m?s  ConnectionError: the box is full  \(again in \d+ ms\)$",
         r"✗ charge +\d+ ms  failed after 3 attempts$",
         r"attempt 1  \+\d+ m?s  ValueError: cents must be positive  \(again in \d+ ms\)$",

@@ -1,11 +1,13 @@
 """A program that starts one action and kills its own process around the commit: FOLDER URL SHAPE MOMENT.
 
-The moment is `before-commit` or `after-commit` of the handler's SQL; the journal has heard of neither.
+The moment is `before-commit` or `after-commit` of the handler's SQL, or `after-close` of the client in the middle of a
+slow commit, which then succeeds. The journal has heard of none of them.
 """
 
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ async def write_async(ctx: AsyncContext) -> str:
 
 def open_client(folder: Path, url: str) -> Do:
     """A client on the store in that folder."""
-    return Do(f"sqlite:///{folder / 'dotdo.db'}", sql=url, catalogue=catalogue)
+    return Do(f"sqlite:///{folder / 'dotdo.db'}", sql=url, catalogue=catalogue, grace=0.05)
 
 
 def die_at(moment: str) -> None:
@@ -51,12 +53,35 @@ def die_at(moment: str) -> None:
     RootTransaction.commit = commit_and_die  # type: ignore[method-assign]
 
 
+def close_and_die(client: Do, write: Any) -> None:
+    """Closes the client while an attempt commits, and dies once it has."""
+    begun, closed, over = threading.Event(), threading.Event(), threading.Event()
+    commit = RootTransaction.commit
+
+    def commit_slowly(self: Any) -> None:
+        if type(self.connection).__name__ == "AttemptConnection":
+            begun.set()
+            closed.wait()
+        commit(self)
+        over.set()
+
+    RootTransaction.commit = commit_slowly  # type: ignore[method-assign]
+    client.start(write)
+    begun.wait()
+    client.close()
+    closed.set()
+    over.wait()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main(folder: Path, url: str, shape: str, moment: str) -> None:
     """Starts the action, and never returns."""
     client = open_client(folder, url)
     client.__enter__()
-    die_at(moment)
     actions: dict[str, Any] = {"sync": write_sync, "async": write_async}
+    if moment == "after-close":
+        close_and_die(client, actions[shape])
+    die_at(moment)
     client.run(actions[shape])
 
 

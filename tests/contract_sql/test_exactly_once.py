@@ -91,6 +91,17 @@ def test_attempt_that_died_before_its_commit_is_void_and_made_again(
     assert (f"write-{shape}", 0, 1, "void") in database.applied()
 
 
+def test_commit_that_outlives_its_engine_counts(database: Database, tmp_path: Path, survivor: Callable[[], Do]):
+    """The engine is closed in order, but a commit under way takes longer than its grace: the next one finds it."""
+    kill_one(database, tmp_path, "sync", "after-close")
+    assert database.notes() == ["written by attempt 1"]
+
+    client = survivor()
+    run = client.runs.list()[0].id
+    assert client.runs.wait(run, timeout=PATIENCE).result == "result of attempt 1"
+    assert database.notes() == ["written by attempt 1"]
+
+
 def test_void_row_keeps_a_zombie_from_committing(database: Database):
     """Recovery concludes nothing from an absent row: it takes its place, so the old transaction can never commit."""
     databases = Databases(database.url)

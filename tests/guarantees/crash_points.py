@@ -1,7 +1,7 @@
 """Points at which a process can be told to die: before and after each commit, each handler, and each effect.
 
-`install` is called once in the process that is to die; it wraps the store's transactions and the application's. Handlers
-and effects of the crash tests name their own points.
+`install` is called once in the process that is to die; it wraps the store's transactions and the application's.
+Handlers and effects of the crash tests name their own points.
 """
 
 import os

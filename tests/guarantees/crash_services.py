@@ -33,7 +33,7 @@ class World:
         return answer
 
 
-# -- effects ------------------------------------------------------------------------------------------------------------
+# -- effects -----------------------------------------------------------------------------------------------------------
 
 
 async def take_back_customer(call: EffectCall, answer: str) -> None:
@@ -63,7 +63,7 @@ async def post_slack(call: EffectCall, text: str) -> None:
     call.resource(World).act(call, "slack", text, honours_keys=False)
 
 
-# -- actions ------------------------------------------------------------------------------------------------------------
+# -- actions -----------------------------------------------------------------------------------------------------------
 
 
 @action("add-user", retry=SOON, catalogue=catalogue)
@@ -130,7 +130,7 @@ def alert(ctx: Context, failure: Any) -> None:
     ctx.stage(send_mail, to="admin", text=failure["error"]["message"])
 
 
-# -- services -----------------------------------------------------------------------------------------------------------
+# -- services ----------------------------------------------------------------------------------------------------------
 
 
 @service("onboard", catalogue=catalogue)

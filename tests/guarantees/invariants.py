@@ -1,4 +1,4 @@
-"""The invariants I4, I5, I10, I11 and I12 of every run in a store, from its rows alone; nothing of the engine is asked."""
+"""The invariants I4, I5, I10, I11 and I12 of every run in a store, from its rows alone; the engine is not asked."""
 
 import hashlib
 from pathlib import Path
@@ -49,7 +49,8 @@ def _check_moves(run: dict[str, Any], entries: Rows, has_message: bool) -> None:
         assert run["waiting_for"], f"I4: {run['id']} is blocked without a word"
     elif not waits:
         awaited = msgspec.json.decode(run["waiting_for"] or "null")
-        assert awaited and awaited["kind"] in ("event", "child"), f"I4: nothing can move {run['id']}: {run}"
+        assert awaited, f"I4: nothing can move {run['id']}: {run}"
+        assert awaited["kind"] in ("event", "child"), f"I4: nothing can move {run['id']}: {run}"
 
 
 def _check_chain(run: dict[str, Any], entries: Rows) -> None:

@@ -61,7 +61,7 @@ class World:
         return events.setdefault(name, asyncio.Event())
 
 
-# -- actions that the tests compose -----------------------------------------------------------------------------------
+# -- actions that the tests compose ------------------------------------------------------------------------------------
 
 
 @action("note", catalogue=catalogue)
@@ -124,7 +124,7 @@ def _fail_as_told(world: World, name: str) -> None:
         raise ConnectionError(f"{name} is down")
 
 
-# -- the laboratory ---------------------------------------------------------------------------------------------------
+# -- the laboratory ----------------------------------------------------------------------------------------------------
 
 
 class Lab:

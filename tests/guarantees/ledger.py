@@ -1,4 +1,4 @@
-"""The outside world of the crash tests: a process of its own that acts on requests, honours their keys, and remembers all.
+"""The outside world of the crash tests: a process of its own that acts on requests, honours keys, and remembers all.
 
 Each test has a world of its own in it, named by the test. A request is one line of JSON over TCP, so is its answer.
 `python -m tests.guarantees.ledger` serves until its standard input ends; `Ledger` starts that, and asks it.
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Arrival(NamedTuple):
-    """One request: to which system, what, under which key, and whether it happened (the same key again does nothing)."""
+    """One request: to which system, what, under which key, and whether it happened (not so if its key was known)."""
 
     system: str
     what: str

@@ -1,7 +1,7 @@
 """Guarantee 7: SIGKILL before and after every commit, and in every handler and effect: the run resumes and ends alike.
 
-The end state and the set of effects equal those of the undisturbed run; SQL is applied once for each committed step (I7),
-each effect has one key and a journaled intent (I6, I8), and every journal is whole (I4, I5, I10 to I12).
+The end state and the set of effects equal those of the undisturbed run; SQL is applied once for each committed step
+(I7), each effect has one key and a journaled intent (I6, I8), and every journal is whole (I4, I5, I10 to I12).
 """
 
 import random

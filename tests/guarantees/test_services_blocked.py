@@ -1,4 +1,4 @@
-"""What only a person can decide blocks its run, in words, alone, and cold: it undoes nothing and starts nothing again."""
+"""What only a person can decide blocks its run, in words, alone, and cold: nothing is undone or started again."""
 
 import asyncio
 import random
@@ -99,7 +99,7 @@ async def test_service_may_ask_that_bugs_fail_it(tmp_path: Path):
         assert lab.world.said == ["book net", "unbook net"]
 
 
-# -- replays that do not fit --------------------------------------------------------------------------------------------
+# -- replays that do not fit -------------------------------------------------------------------------------------------
 
 
 def version_of(text: str, *, waits: bool = True, calls: bool = True) -> Catalogue:
@@ -183,7 +183,7 @@ async def test_service_that_is_not_the_same_on_replay_is_found_when_it_first_end
         assert "dotdo.now()" in run.error.message
 
 
-# -- services that cannot go on -----------------------------------------------------------------------------------------
+# -- services that cannot go on ----------------------------------------------------------------------------------------
 
 
 @service("forgets-to-await", catalogue=catalogue)
@@ -225,7 +225,7 @@ async def test_wait_for_something_nothing_can_bring_about_blocks(tmp_path: Path,
 @service("spins", catalogue=catalogue)
 async def spins() -> None:
     await note(text="before spinning")
-    while True:
+    while True:  # noqa: ASYNC110 - that is the bug
         await asyncio.sleep(0)
 
 

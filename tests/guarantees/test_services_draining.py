@@ -26,9 +26,16 @@ async def goes_in_steps() -> list[str]:
 
 async def close_while(lab: Lab, gate: str) -> None:
     """Closes while a handler stands at the gate, which opens once the engine drains."""
+    draining, close = asyncio.Event(), lab.engine.claimer.close
+
+    async def close_aloud() -> None:
+        draining.set()
+        await close()
+
+    lab.engine.claimer.close = close_aloud  # type: ignore[method-assign]  # the first thing that a drain does
     closing = asyncio.ensure_future(lab.client.close())
-    while not lab.engine.draining:
-        await asyncio.sleep(0)
+    await draining.wait()
+    assert lab.engine.draining
     lab.world.open(gate)
     await closing
 
@@ -113,7 +120,7 @@ async def test_attempt_that_outlasts_the_grace_is_cut_off_and_made_again(tmp_pat
         assert await lab.client.handle(handle.id).result() == ["one", "two", "three"]
 
 
-# -- a thread that commits while its engine goes away ---------------------------------------------------------------------
+# -- a thread that commits while its engine goes away ------------------------------------------------------------------
 
 may_commit, has_begun = threading.Event(), threading.Event()
 
@@ -150,7 +157,7 @@ async def test_sql_is_applied_once_although_its_engine_did_not_wait_for_the_thre
         assert await lab.client.handle(handle.id).result() == 1
 
 
-# -- SIGTERM ----------------------------------------------------------------------------------------------------------------
+# -- SIGTERM -----------------------------------------------------------------------------------------------------------
 
 
 class Program:

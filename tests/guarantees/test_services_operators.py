@@ -1,4 +1,4 @@
-"""Operators retry and undo: each opens a new generation, does again only what must be, and changes nothing that ended."""
+"""Operators retry and undo: each opens a new generation, and does again only what must be; what ended stays."""
 
 from pathlib import Path
 
@@ -228,6 +228,7 @@ async def test_retry_of_a_run_blocked_in_its_undo_undoes_on_and_never_goes_forwa
             handle = await lab.client.start(reserves_and_prints)
             await lab.until_journal_has(handle.id, "attempt_failed")
             await handle.cancel()
+            await lab.until_journal_has(handle.id, "cancel_requested")
         async with lab.time_passing():
             await lab.until_status(handle.id, "blocked")
         lab.world.said.clear()

@@ -1,4 +1,4 @@
-"""Guarantee 10: a timer of thirty days, in virtual time: it holds no memory, survives restarts, fires once, never early."""
+"""Guarantee 10: a timer of thirty days in virtual time: holds no memory, survives restarts, fires once, never early."""
 
 import asyncio
 from datetime import datetime, timedelta

@@ -36,7 +36,7 @@ from dotdo.records import ErrorRecord, Options
 
 ERROR = ErrorRecord("ValueError", "no", "Traceback ...", action="a", step="a:1", attempts=2)
 RAW = msgspec.Raw(b'{"b": 1.0,  "a":[1e2]}')  # as a worker in another language may have written it
-EXAMPLES: dict[str, Any] = {
+EXAMPLES: dict[type[Data], Any] = {
     Accepted: Accepted("service", "s", 1, RAW, "seed", "node_1", Options(key="k"), "run_0", "s:1", "pins"),
     Claimed: Claimed("node_1", 3, crashed=True),
     Completion: Completion(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dotdo.cli.output import STATUS_STYLES, Span, clock_time, mark, one_line, status_span, until, width
+from dotdo.cli.output import STATUS_STYLES, Span, clock_time, is_terminal, mark, one_line, status_span, until, width
 from dotdo.records import ErrorRecord, Run
 from dotdo.timeline import EffectItem, Moment, StepItem, Timeline, Try, duration, step_name
 
@@ -200,13 +200,11 @@ class View:
         tries = f" at try {len(effect.tries) + 1}" if effect.tries and effect.state == "delivered" else ""
         when = f"{self._offset(effect.at)}  " if effect.at is not None else ""
         label = "request " if effect.requested else "effect  "
-        lines: list[Line] = [
-            [
-                *_detail(label, f"{when}{effect.name}", ""),
-                (f" {word}{tries}", style),
-                (f"  key={effect.key}", DIM),
-            ]
-        ]
+        line = [*_detail(label, f"{when}{effect.name}", ""), (f" {word}{tries}", style)]
+        key = f"  key {effect.key}"
+        lines: list[Line] = [[*line, (key, DIM)]]
+        if is_terminal() and sum(len(text) for text, _ in line) + len(key) > width():
+            lines = [line, _detail("  key   ", effect.key)]
         for failure in effect.tries:
             lines += self._failure("  try", failure)
         return lines

@@ -93,7 +93,6 @@ class GroupCommit:
                     writes += item
                     item = None
             self._commit(writes)
-            del writes  # or this thread would keep the runs of its last batch in memory
             if item is None:
                 item = self._queue.get()
 
@@ -105,8 +104,9 @@ class GroupCommit:
         self._loop.call_soon_threadsafe(_resolve, future, result, error)
 
     def _commit(self, writes: list[tuple[Write, Done]]) -> None:
-        for start in range(0, len(writes), MAX_ROWS):
-            part = writes[start : start + MAX_ROWS]
+        parts = [writes[start : start + MAX_ROWS] for start in range(0, len(writes), MAX_ROWS)]
+        writes.clear()  # or this thread would keep the runs of its last batch in memory
+        for part in parts:
             outcomes = self._write(part)
             self._loop.call_soon_threadsafe(_tell, part, outcomes)
         self._store.settle()
@@ -147,6 +147,7 @@ def _fits(writes: list[tuple[Write, Done]]) -> bool:
 def _tell(part: list[tuple[Write, Done]], outcomes: list[BaseException | None]) -> None:
     for (_, done), outcome in zip(part, outcomes, strict=True):
         done(outcome)
+    part.clear()
 
 
 def _resolve(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:

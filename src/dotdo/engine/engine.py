@@ -32,7 +32,7 @@ from dotdo.engine.running import LiveRun
 from dotdo.engine.threads import Threads
 from dotdo.engine.tuning import tune_interpreter
 from dotdo.engine.waking import Alarm
-from dotdo.errors import ClientClosed, KeyConflict, StoreError, UnknownName
+from dotdo.errors import ClientClosed, DefinitionError, KeyConflict, StoreError, UnknownName
 from dotdo.journal import Blocked, Ended, Entry
 from dotdo.records import Definition, Options, Run, RunFilter, RunKind
 from dotdo.store.protocol import Claim, Message, Store
@@ -154,6 +154,11 @@ class Engine:
             given = await self._stack.enter_async_context(given)
         elif hasattr(given, "__enter__"):
             given = self._stack.enter_context(given)
+        if type(given) in self.resources:
+            raise DefinitionError(
+                f"Two resources of type {type(given).__name__} were given, and handlers ask for them by type: make a "
+                "type of its own for each."
+            )
         self.resources[type(given)] = given
 
     # -- accepting ----------------------------------------------------------------------------------------------------
@@ -162,8 +167,16 @@ class Engine:
         """Validates and accepts a run, and returns its id once it is durable. Raises InputError, StoreError."""
         id, journal = await self._accept(kind, name, params, options)
         if journal is not None:
-            await journal.durable()
+            await self._durable(journal)
         return id
+
+    async def _durable(self, journal: RunJournal) -> None:
+        """Returns when the run is durable; after a commit whose outcome was not known, only if it is there."""
+        try:
+            await journal.durable()
+        except StoreError:
+            if await self.read(lambda: self.store.get_run(journal.run)) is None:
+                raise
 
     async def execute(self, kind: RunKind, name: str, params: Any, options: Options) -> Run:
         """Accepts a run and waits until it has ended or is blocked; one wait instead of two."""
@@ -213,7 +226,7 @@ class Engine:
         run = self._live_run(accepted)
         run.journal.accept(accepted.row, accepted.entry)
         run.release()
-        await run.journal.durable()
+        await self._durable(run.journal)
         self.live.pop(run.id, None)
         self.claimer.hint()
 
@@ -301,6 +314,8 @@ class Engine:
                     self.answers.fail(id, error)
                 elif record.ended or record.status == "blocked":
                     self.answers.give(id, record)
+                elif record.status == "pending":
+                    self.claimer.hint()  # it is nobody's until its time has come
                 else:
                     claim = await self.committer.call(lambda: self.store.claim_one(self.node, id))
                     if claim is not None:

@@ -188,8 +188,10 @@ class RunJournal:
         if error is None:
             self.durable_seq = seq
         if self._waiters:
-            waiting += [callback for needed, callback in self._waiters if needed <= seq or self.lost is not None]
-            self._waiters = [waiter for waiter in self._waiters if waiter[0] > seq and self.lost is None]
+            # Those below 0 came after this write was taken, and wait for the next one.
+            due = [waiter for waiter in self._waiters if 0 <= waiter[0] <= seq or self.lost is not None]
+            waiting += [callback for _, callback in due]
+            self._waiters = [waiter for waiter in self._waiters if waiter not in due]
         for callback in waiting:
             callback(self.lost)
 

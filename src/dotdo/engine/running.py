@@ -13,6 +13,7 @@ import msgspec
 
 from dotdo.action import Action, Overrides
 from dotdo.engine import finishing, parking, undoing
+from dotdo.engine.attempting import Attempt
 from dotdo.engine.children import cancel_child, start_child, undo_child
 from dotdo.engine.failing import Block, error_record
 from dotdo.engine.history import COMMITTED, OPEN, History, StepRecord
@@ -50,6 +51,7 @@ class LiveRun:
         self.on_failure: tuple[Action[..., Any], ...] = definition.on_failure
         self.code: ServiceCode | None = None
         self.steps: dict[str, StepRun] = {}
+        self.attempts: set[Attempt] = set()  # under way, those of undos too
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.waits: dict[str, WaitingFor] = {}
         self._futures: dict[str, asyncio.Future[None]] = {}
@@ -478,7 +480,9 @@ class LiveRun:
 
     def give_back(self) -> None:
         """The engine stops in order: the run leaves memory, and the next engine knows that no attempt ended unseen."""
-        if not self.over and not self._unsettled and self.began:
+        # What has begun to commit may end unseen: such a run keeps its dead owner, so that the next one settles it.
+        committing = [one for one in self.attempts if not one.end("was given up, because its engine stopped")]
+        if not committing and not self.over and not self._unsettled and self.began:
             waiting_for = WaitingFor("turn", "an engine: the one that had it was stopped")
             status = "stopping" if self.is_stopping else "waiting"
             self.journal.update(status, waiting_for=waiting_for, due_at=self.engine.clock.now())
@@ -495,9 +499,8 @@ class LiveRun:
                 wake.cancel()
         if self._parking is not None:
             self._parking.cancel()
-        for step in self.steps.values():
-            if step.attempt is not None:
-                step.attempt.end("was given up, because its run left this process")
+        for attempt in self.attempts:
+            attempt.end("was given up, because its run left this process")
         for task in self.acting():
             task.cancel()
         if self.code is not None:

@@ -67,7 +67,7 @@ class ServiceCode:
         self.run_id, self.service, self._history = run_id, service, history
         self._accepted: Accepted = accepted
         self._pins, self._catalogue = pins.newest, catalogue
-        self.loop = RunLoop(salt=zlib.crc32(run_id.encode()), now=history.accepted_at)
+        self.loop = RunLoop(salt=zlib.crc32(run_id.encode()), now=_start_of(history))
         self.calls: dict[str, Call] = {}
         self.new: list[Call] = []
         self.cancelled: list[str] = []
@@ -322,6 +322,12 @@ class ServiceCode:
 
 def _kind_of(definition: object) -> str:
     return "action" if isinstance(definition, Action) else "service"
+
+
+def _start_of(history: History) -> int:
+    """When the run was to start: the time that its code sees first, the same on every replay."""
+    delay = history.accepted.options.delay if history.accepted else None
+    return history.accepted_at + round((delay or 0) * 1000)
 
 
 def _shorten(data: bytes | str) -> str:

@@ -117,6 +117,7 @@ class StepRun:
         number = record.attempt + 1
         started = run.engine.clock.now()
         attempt = self.attempt = self._new_attempt(action, number)
+        run.attempts.add(attempt)
         try:
             completion = await self._run_handler(action, attempt, started)
         except BaseException as error:  # whatever a handler raises is its attempt's failure
@@ -135,6 +136,7 @@ class StepRun:
             self._committed(completion, number)
         finally:
             attempt.close()
+            run.attempts.discard(attempt)
             self.attempt = None
 
     async def _settle_doubt(self, attempt: Attempt) -> Completion | None:

@@ -206,8 +206,11 @@ class SQLiteDatabase:
         connection.set_busy_timeout(BUSY_TIMEOUT)
         connection.execute("pragma mmap_size = 0; pragma cache_size = -16000")
         # First of all: a file of something else must stay as it is.
+        connection.execute("begin")  # one snapshot: another connection of this process may just be making the tables
         application = connection.execute("pragma application_id").fetchall()[0][0]
-        if application != APPLICATION_ID and connection.execute("select count(*) from sqlite_schema").fetchall()[0][0]:
+        tables = connection.execute("select count(*) from sqlite_schema").fetchall()[0][0]
+        connection.execute("rollback")
+        if application != APPLICATION_ID and tables:
             raise StoreUnusable(
                 f"{self.where} is a SQLite database of something else, not a dotdo store. An application's own "
                 "database must be another file: give it as sql=, and the store a file of its own. Nothing was changed."

@@ -13,15 +13,17 @@ where true
 on conflict (id) do nothing;
 
 -- name: update_runs
--- A batch of runs parked or ended by their owner. A message that came meanwhile makes the run due at once.
+-- A batch of runs parked or ended by their owner. A message that came meanwhile makes the run due at once; a blocked
+-- run only if it is a person's word.
 update runs set
     status = new.value ->> 2,
     undo = new.value ->> 3,
     generation = cast(new.value ->> 4 as bigint),
     waiting_for = new.value ->> 5,
     due_at = case
-        when new.value ->> 11 is null and new.value ->> 2 <> 'blocked'
-            and exists (select 1 from inbox where inbox.run = runs.id)
+        when new.value ->> 11 is null and exists (
+            select 1 from inbox where inbox.run = runs.id and (new.value ->> 2 <> 'blocked' or inbox.kind = 'cancel')
+        )
         then cast(new.value ->> 12 as bigint)
         else cast(new.value ->> 6 as bigint)
     end,

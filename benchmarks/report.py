@@ -50,7 +50,7 @@ def show(sections: dict[str, Section], console: Console) -> None:
 
 def console() -> Console:
     """A terminal as wide as it is; a file or pipe wide enough for a row to be a line."""
-    return Console() if sys.stdout.isatty() else Console(width=180, no_color=True)
+    return Console() if sys.stdout.isatty() else Console(width=220, no_color=True)
 
 
 def machine() -> dict[str, Any]:

@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -67,7 +68,7 @@ async def measured(runs: int, server: str) -> dict[str, Any]:
             return await _measure(runs, processes)
         finally:
             for process in processes:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # granian's worker is a child that would outlive it
                 process.wait()
 
 
@@ -83,9 +84,14 @@ def _start(server: str, folder: Path) -> list["subprocess.Popen[bytes]"]:
     granian += ["--log-level", "error", "--host", "127.0.0.1", "--port", str(WORKER)]
     serve = [server, "--base-dir", str(folder / "data"), "--node-name", "n1", "--bind-ip", "127.0.0.1"]
     return [
-        subprocess.Popen(serve, env=environment, cwd=ROOT, stdout=log, stderr=log),
+        subprocess.Popen(serve, env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True),
         subprocess.Popen(
-            [*granian, "benchmarks.peers.restate_handlers:app"], env=environment, cwd=ROOT, stdout=log, stderr=log
+            [*granian, "benchmarks.peers.restate_handlers:app"],
+            env=environment,
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         ),
     ]
 

@@ -245,8 +245,7 @@ def test_timeout_that_meets_the_end_of_its_handler_does_not_repeat_it(workshop: 
         assert threading.Event().wait(0.2) is False  # the handler ends and its timeout passes meanwhile
 
     client = workshop.open()
-    loop = client._portal._loop
-    assert loop is not None
+    loop: Any = client._portal._loop
     handle = client.start(write)
     assert handle.result(timeout=PATIENCE) == "done"
     assert database.notes() == ["hello"]

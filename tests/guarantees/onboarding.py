@@ -21,6 +21,7 @@ from examples.onboarding import app
 from examples.onboarding.providers import resources
 from examples.onboarding.standins import Arrival, StandIns
 from examples.onboarding.users import create_tables
+from tests.guarantees.invariants import check_store
 
 PATIENCE = 30.0
 
@@ -86,9 +87,10 @@ class Onboarding:
         )
 
     def close(self) -> None:
-        """Closes what was opened."""
+        """Closes what was opened, and checks the invariants of every run in the store."""
         for client in self._open:
             client.close()
+        check_store(self.folder / ".dotdo" / "dotdo.db")
 
 
 def kill(process: "subprocess.Popen[str]") -> None:

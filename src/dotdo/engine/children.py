@@ -51,7 +51,7 @@ async def start_child(run: "LiveRun", call: "Call") -> None:
     assert child is not None
     text = f"the child run {child.run} ({child.name})"
     try:
-        message = await run.wait_for_child(child.run, text, call.id)
+        message = await run.waiting.for_child(child.run, text, call.id)
     except asyncio.CancelledError:
         if not run.over and run.status != "blocked":
             await cancel_child(run, record)
@@ -89,7 +89,7 @@ async def cancel_child(run: "LiveRun", record: StepRecord) -> None:
         await run.engine.post(Message(child.run, "cancel", "", "null", None, "parent", run.engine.clock.now()))
     except InvalidOperation:
         run.engine.log.debug("child %s had ended before it was cancelled", child.run)  # its message is on its way
-    message = await run.wait_for_child(child.run, f"the child run {child.run} to end", record.id)
+    message = await run.waiting.for_child(child.run, f"the child run {child.run} to end", record.id)
     _finish(run, record.id, record, message, cancelled=True)
 
 
@@ -125,11 +125,14 @@ def child_message(run: "LiveRun", ended: Ended) -> Message | None:
 
 def take_child_message(run: "LiveRun", message: Message) -> None:
     """Gives the message of an ended child to whoever waits for it."""
-    future = run.children.get(message.name)
+    future = run.waiting.children.get(message.name)
     if future is not None and not future.done():
         future.set_result(message)
-    elif any(record.child and record.child.run == message.name and record.state == OPEN for record in run.known()):
-        run.early[message.name] = message
+    elif any(
+        record.child and record.child.run == message.name and record.state == OPEN
+        for record in run.history.steps.values()
+    ):
+        run.waiting.early[message.name] = message
     else:
         run.journal.take(message.id)  # nobody will ask: an operator undid or retried the child by hand
 
@@ -146,7 +149,9 @@ async def undo_child(run: "LiveRun", record: StepRecord) -> None:
     except InvalidOperation:
         run.engine.log.debug("child %s is undone already", child.run)
         return
-    message = await run.wait_for_child(child.run, f"the child run {child.run} ({child.name}) to be undone", record.id)
+    message = await run.waiting.for_child(
+        child.run, f"the child run {child.run} ({child.name}) to be undone", record.id
+    )
     run.journal.take(message.id)
     outcome: Any = _decode.decode(message.value)
     if outcome.undo == "partial":

@@ -80,7 +80,7 @@ async def _deliver_one(
             text = f"{staged.effect} to be delivered, try {delivery.tries + 1}"
             if delivery.error is not None:
                 text += f", after: {delivery.error.message[:200]}"
-            await run.wait_until(f"{record.id}/{index}", delivery.next_at, "delivery", text)
+            await run.waiting.until(f"{record.id}/{index}", delivery.next_at, "delivery", text)
         if run.engine.draining:
             await run.may_attempt()
         if run.is_stopping and not delivery.begun and not record.id.startswith(OWN_STEPS):

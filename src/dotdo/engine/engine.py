@@ -115,8 +115,7 @@ class Engine:
         await self._drain(grace)
         self.alarm.close()
         tasks = [task for run in self.live.values() for task in run.acting()]
-        for run in list(self.live.values()):
-            run.give_back()
+        unseen = [run.id for run in list(self.live.values()) if not run.give_back()]
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
         await self.applied.flush()
@@ -124,7 +123,7 @@ class Engine:
             await asyncio.wait(self._background, timeout=grace)
         self.answers.fail_all(ClientClosed("The engine was stopped before the run ended; the run goes on later."))
         try:
-            await self.committer.call(lambda: self.store.leave(self.node, self.clock.now()))
+            await self.committer.call(lambda: self.store.leave(self.node, self.clock.now(), unseen))
         except StoreError as error:
             self.log.error("the store could not be left in order: %s", error)
         await self._stop_parts()

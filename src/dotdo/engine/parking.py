@@ -17,7 +17,7 @@ LINGER_FOR_CHILD = 5.0
 
 def linger(run: "LiveRun") -> float:
     """Seconds for which an idle run stays in memory."""
-    return LINGER_FOR_CHILD if run.children else LINGER
+    return LINGER_FOR_CHILD if run.waiting.children else LINGER
 
 
 def may_move(run: "LiveRun", code: ServiceCode) -> bool:
@@ -35,7 +35,7 @@ def deadlock() -> ReplayError:
 
 def waits_of(run: "LiveRun") -> list[WaitingFor]:
     """Everything that the run waits for, the earliest first."""
-    waits = list(run.waits.values())
+    waits = list(run.waiting.now.values())
     code = run.code
     if code is not None and not run.is_stopping:
         timer = code.loop.next_timer()

@@ -146,7 +146,7 @@ async def _undo_one(run: "LiveRun", record: StepRecord, effect: Effect[..., Any]
                     "at the receiver, then retry the run.",
                     step=record.id,
                 ) from error
-            await run.wait_until(
+            await run.waiting.until(
                 record.id, run.engine.clock.now() + wait, "retry", f"undoing {intent.effect}, try {tries + 1}"
             )
         else:

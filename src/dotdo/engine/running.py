@@ -5,7 +5,7 @@ entry of the run is durable. The code of a service is only ever driven from plai
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,14 @@ import msgspec
 from dotdo.action import Action, Overrides
 from dotdo.engine import finishing, parking, undoing
 from dotdo.engine.attempting import Attempt
-from dotdo.engine.children import cancel_child, start_child, undo_child
+from dotdo.engine.children import cancel_child, start_child
 from dotdo.engine.failing import Block, error_record
 from dotdo.engine.history import COMMITTED, OPEN, History, StepRecord
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.messages import apply_message
 from dotdo.engine.service_code import OWN_STEPS, Call, ServiceCode
 from dotdo.engine.stepping import StepRun, step_context
+from dotdo.engine.waiting import Waiting
 from dotdo.engine.waking import Wake
 from dotdo.errors import InvalidInput, ReplayError, RunEvicted, StoreError
 from dotdo.journal import Accepted, Data, Empty, Ended, Entry, Fired, Stopping
@@ -53,8 +54,7 @@ class LiveRun:
         self.steps: dict[str, StepRun] = {}
         self.attempts: set[Attempt] = set()  # under way, those of undos too
         self.tasks: dict[str, asyncio.Task[None]] = {}
-        self.waits: dict[str, WaitingFor] = {}
-        self._futures: dict[str, asyncio.Future[None]] = {}
+        self.waiting = Waiting(self)
         self.taken = 0  # the newest message that was taken
         self._handed = 0
         self._fresh = False
@@ -69,8 +69,6 @@ class LiveRun:
         self._deadline: Wake | None = None
         self._parking: asyncio.TimerHandle | None = None
         self._pumping = False
-        self.children: dict[str, asyncio.Future[Message]] = {}
-        self.early: dict[str, Message] = {}  # of children that ended before anybody waited for them
 
     # -- beginning ----------------------------------------------------------------------------------------------------
 
@@ -326,34 +324,6 @@ class LiveRun:
         if self.busy == 0 and not self._pumping:
             self._idle()
 
-    async def wait_until(self, key: str, due: int, kind: str, text: str) -> None:
-        """A durable wait of a step: known to be over from the journal, so the run may leave memory meanwhile."""
-        future: asyncio.Future[None] = self.engine.loop.create_future()
-        wake = self.engine.alarm.at(due, partial(_wake, future))
-        self.waits[key], self._futures[key] = WaitingFor(kind, text, due, key), future
-        self.leave()
-        try:
-            await future
-        finally:
-            wake.cancel()
-            self.waits.pop(key, None)
-            self._futures.pop(key, None)
-            self.busy += 1
-
-    async def wait_for_child(self, run: str, text: str, step: str) -> Message:
-        """Waits for the message that a child run has ended."""
-        if run in self.early:
-            return self.early.pop(run)
-        future = self.children[run] = self.engine.loop.create_future()
-        self.waits[step] = WaitingFor("child", text, None, step)
-        self.leave()
-        try:
-            return await future
-        finally:
-            self.children.pop(run, None)
-            self.waits.pop(step, None)
-            self.busy += 1
-
     async def may_attempt(self) -> None:
         """Returns when an attempt may start: every earlier entry is durable, and the engine is not draining."""
         if not self.journal.is_durable:
@@ -387,7 +357,7 @@ class LiveRun:
 
     def _park(self) -> None:
         self._parking = None
-        if not (self.over or self.busy or (self.conductor is not None and not self.waits)):
+        if not (self.over or self.busy or (self.conductor is not None and not self.waiting.now)):
             parking.park(self)
 
     def _arm_timer(self, code: ServiceCode) -> None:
@@ -431,14 +401,8 @@ class LiveRun:
         stopping = msgspec.structs.replace(stopping, in_flight=in_flight)
         if self.code is not None:
             self.engine.keep(self.code.end())
-        self._stop_waits()
+        self.waiting.stop_deliveries()
         self.conduct(undoing.stop(self, stopping))
-
-    def _stop_waits(self) -> None:
-        """Deliveries that wait for their next try look up at once, and see that the run stops."""
-        for key, future in self._futures.items():
-            if self.waits[key].kind == "delivery":
-                _wake(future)
 
     async def settle_in_flight(self) -> None:
         """Ends every attempt in flight: cancels what has not committed, waits for what is being sent."""
@@ -471,22 +435,25 @@ class LiveRun:
         self.is_stopping = True
         if self.code is not None:
             self.engine.keep(self.code.end())
-        self._stop_waits()
+        self.waiting.stop_deliveries()
         self.conduct(finishing.settle_and_block(self, block))
 
     def acting(self) -> list[asyncio.Task[None]]:
         """The tasks of the run on the engine's loop."""
         return [*self.tasks.values(), *([self.conductor] if self.conductor else [])]
 
-    def give_back(self) -> None:
-        """The engine stops in order: the run leaves memory, and the next engine knows that no attempt ended unseen."""
-        # What has begun to commit may end unseen: such a run keeps its dead owner, so that the next one settles it.
+    def give_back(self) -> bool:
+        """The engine stops in order: the run leaves memory, and the next engine knows that no attempt ended unseen.
+
+        False when an attempt has begun to commit, and may yet do so: the next engine must settle it.
+        """
         committing = [one for one in self.attempts if not one.end("was given up, because its engine stopped")]
         if not committing and not self.over and not self._unsettled and self.began:
             waiting_for = WaitingFor("turn", "an engine: the one that had it was stopped")
             status = "stopping" if self.is_stopping else "waiting"
             self.journal.update(status, waiting_for=waiting_for, due_at=self.engine.clock.now())
         self.release()
+        return not committing
 
     def release(self) -> None:
         """Leaves memory at once: nothing of it acts any more."""
@@ -518,22 +485,9 @@ class LiveRun:
                 apply_message(self, message)
         self.pump()
 
-    def known(self) -> Iterable[StepRecord]:
-        """The steps that the journal knows."""
-        return self.history.steps.values()
-
     async def undo_step(self, record: StepRecord) -> None:
         """Takes one committed step back."""
         await undoing.undo_step(self, record)
-
-    async def undo_child(self, record: StepRecord) -> None:
-        """Takes a child run back."""
-        await undo_child(self, record)
-
-
-def _wake(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _retry_of(given: dict[str, Any] | None, default: Retry) -> Retry | None:

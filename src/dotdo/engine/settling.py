@@ -28,7 +28,7 @@ async def settle(run: "LiveRun", step: str, generation: int, attempt: int) -> Co
             return await run.engine.threads.run(partial(databases.settle, (run.id, step, generation, attempt)))
         except StoreError as error:
             due = run.engine.clock.now() + wait
-            await run.wait_until(step, due, "settlement", f"to learn how attempt {attempt} ended: {error}")
+            await run.waiting.until(step, due, "settlement", f"to learn how attempt {attempt} ended: {error}")
             wait = min(wait * 2, LONGEST_WAIT)
 
 

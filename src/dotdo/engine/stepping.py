@@ -104,7 +104,7 @@ class StepRun:
         assert record.next_at is not None
         of = f" of {retry.attempts}" if retry.attempts else ""
         error = record.last_error.message if record.last_error else ""
-        await self.run.wait_until(
+        await self.run.waiting.until(
             self.id, record.next_at, "retry", f"attempt {record.failures + 1}{of} of {self.id}, after: {error[:200]}"
         )
 

@@ -11,7 +11,7 @@ import msgspec
 
 from dotdo.action import NO_OVERRIDES, Action, undo_input
 from dotdo.engine import requesting
-from dotdo.engine.children import cancel_child
+from dotdo.engine.children import cancel_child, undo_child
 from dotdo.engine.failing import Block, message_of
 from dotdo.engine.history import COMMITTED, COMPLETED, FAILED, OPEN, StepRecord
 from dotdo.engine.service_code import OWN_STEPS
@@ -80,7 +80,7 @@ async def undo_step(run: "LiveRun", record: StepRecord) -> None:
     if completion is None or record.undone:
         return
     if record.child is not None:
-        await run.undo_child(record)
+        await undo_child(run, record)
     elif completion.undo:
         action: Action[..., Any] | None = run.engine.catalogue.find("action", completion.action, completion.version)
         if action is None or action.undo_action is None:

@@ -4,7 +4,7 @@ Writes happen on one thread (the engine's writer) and are durable when they retu
 same time. The store keeps names and bytes, and never imports a definition.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -124,8 +124,9 @@ class Store(Protocol):
         """A node comes up; runs of nodes that are gone become free for rescue."""
         ...
 
-    def leave(self, node: str, now: int) -> None:
-        """A node goes down in order and gives its runs back."""
+    def leave(self, node: str, now: int, unseen: Sequence[str] = ()) -> None:
+        """A node goes down in order and gives its runs back. unseen: runs with attempts that may yet end; they stay
+        its own, and are rescued like those of a crashed node."""
         ...
 
     def claim_due(self, node: str, now: int, limit: int) -> list[Claim]:

@@ -4,7 +4,7 @@ A batch goes through a handful of statements however many rows it has: each take
 Python's global lock at each statement, so beside a busy thread this is what keeps a commit fast.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, cast
 
@@ -96,10 +96,11 @@ class SqlStore:
                 self._sql["join_node"], {"node": node, "host": host, "pid": pid, "now": now, "lease_until": NEVER}
             )
 
-    def leave(self, node: str, now: int) -> None:
-        """A node goes down in order and gives its runs back."""
+    def leave(self, node: str, now: int, unseen: Sequence[str] = ()) -> None:
+        """A node goes down in order and gives its runs back; those in `unseen` stay, and are rescued as crashed."""
         with self._db.transaction():
-            self._db.write(self._sql["release_runs"], {"node": node, "now": now})
+            kept = rows([(run,) for run in unseen])
+            self._db.write(self._sql["release_runs"], {"node": node, "now": now, "unseen": kept})
             self._db.write(self._sql["leave_node"], {"node": node})
 
     def claim_due(self, node: str, now: int, limit: int) -> list[Claim]:

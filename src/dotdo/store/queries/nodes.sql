@@ -11,8 +11,9 @@ delete from nodes where id = :node;
 delete from nodes where id <> :node;
 
 -- name: release_runs
--- A node goes down. What it has not given back in order may have attempts whose end nobody saw.
-update runs set owner = null, crashed = 1, due_at = :now where owner = :node and ended_at is null;
+-- A node that goes down in order gives back what it still has, but for runs with attempts whose end nobody saw.
+update runs set owner = null, due_at = :now
+where owner = :node and ended_at is null and id not in (select value ->> 0 from each(:unseen));
 
 -- name: save_definitions
 -- Keeps a snapshot of the newest versions.

@@ -1,8 +1,8 @@
 """Random asyncio programs as services of the real engine: their steps are actions, their timers durable.
 
-`python -m tests.guarantees.random_services STORE run FIRST LAST` runs the programs of these seeds, each once by its key,
-and prints their results; with a number behind, the process kills itself after so many commits. `... STORE replay` replays
-what has ended and prints what each run asked for and came to.
+`python -m tests.guarantees.random_services STORE run FIRST LAST` runs the programs of these seeds, each once by its
+key, and prints their results; with a number behind, the process kills itself after so many commits. `... STORE replay`
+replays what has ended and prints what each run asked for and came to.
 """
 
 import asyncio
@@ -17,7 +17,8 @@ from typing import Any
 from dotdo import AsyncDo, Catalogue, Fail, action, service
 from dotdo.embedding import open_reader
 from dotdo.errors import OutcomeError
-from dotdo.store.sqlite import SQLiteDatabase
+from dotdo.store.protocol import Write
+from dotdo.store.sql import SqlStore
 from dotdo.testing import ManualClock
 from tests.guarantees.replays import ended_services, replay_again
 from tests.unit.engine.random_programs import Interpreter, describe, make_program
@@ -110,16 +111,16 @@ def replay_programs(store: str) -> dict[str, Any]:
 
 
 def die_after(commits: int) -> None:
-    """Has this process killed after so many transactions of its store."""
-    transaction, left = SQLiteDatabase.transaction, [commits]
+    """Has this process killed in the place of one of its commits, after so many of them."""
+    write, left = SqlStore.write, [commits]
 
-    def counted(self: SQLiteDatabase) -> Any:
-        left[0] -= 1
+    def counted(self: SqlStore, writes: list[Write]) -> None:
         if not left[0]:
             os.kill(os.getpid(), signal.SIGKILL)
-        return transaction(self)
+        left[0] -= 1
+        write(self, writes)
 
-    SQLiteDatabase.transaction = counted  # type: ignore[method-assign]
+    SqlStore.write = counted  # type: ignore[method-assign]
 
 
 def main(store: str, what: str, *numbers: str) -> None:

@@ -82,7 +82,7 @@ def test_replays_under_two_other_hash_seeds_ask_for_the_same_steps_and_end_the_s
     opened.close()
 
 
-@pytest.mark.parametrize("commits", [25, 80, 160, 260])
+@pytest.mark.parametrize("commits", [1, 3, 6, 10])
 def test_programs_killed_in_their_middle_go_on_under_another_hash_seed(tmp_path: Path, commits: int):
     file = tmp_path / "dotdo.db"
     assert program(file, "run", 0, PROGRAMS, commits, hash_seed=1).returncode == -signal.SIGKILL
@@ -124,6 +124,6 @@ async def test_run_that_meets_other_code_is_blocked_and_not_run_wrongly(tmp_path
         await lab.until_asleep(handle.id)
     async with laboratory(tmp_path, catalogue=new, clock=lab.clock) as lab:
         lab.clock.advance(60)
-        with pytest.raises(RunBlocked, match="asked for the step a:charge 2 .* but its journal has a:charge 1"):
+        with pytest.raises(RunBlocked, match=r"asked for the step a:charge 2 .* but its journal has a:charge 1"):
             await lab.client.handle(handle.id).result()
         assert [entry.step for entry in await lab.entries(handle.id, "completed")] == ["a:charge 1"]

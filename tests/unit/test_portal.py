@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from dotdo.embedding import open_reader
 from dotdo.errors import CalledOutside, ClientClosed
 from dotdo.portal import Portal
+from dotdo.records import RunFilter
 
 PATIENCE = 20.0
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
@@ -268,6 +270,10 @@ def run_program(tmp_path: Path, code: str) -> subprocess.CompletedProcess[str]:
 def test_a_program_that_never_closes_its_client_drains_and_exits(tmp_path: Path, code: str, printed: str, status: int):
     done = run_program(tmp_path, code)
     assert (done.stdout, done.stderr, done.returncode) == (printed, "", status)
+    if (tmp_path / "dotdo.db").exists():
+        store = open_reader(str(tmp_path / "dotdo.db"))
+        assert {run.status for run in store.list_runs(RunFilter())} == {"completed"}
+        store.close()
 
 
 def test_a_program_that_fails_exits_with_its_own_error(tmp_path: Path):

@@ -128,13 +128,15 @@ def take_child_message(run: "LiveRun", message: Message) -> None:
     future = run.waiting.children.get(message.name)
     if future is not None and not future.done():
         future.set_result(message)
-    elif any(
-        record.child and record.child.run == message.name and record.state == OPEN
-        for record in run.history.steps.values()
-    ):
+    elif _is_awaited(run, message.name):
         run.waiting.early[message.name] = message
     else:
         run.journal.take(message.id)  # nobody will ask: an operator undid or retried the child by hand
+
+
+def _is_awaited(run: "LiveRun", child: str) -> bool:
+    steps = run.history.steps.values()
+    return any(step.child is not None and step.child.run == child and step.state == OPEN for step in steps)
 
 
 async def undo_child(run: "LiveRun", record: StepRecord) -> None:

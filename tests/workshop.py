@@ -119,7 +119,8 @@ class Workshop:
     def open(self, **options: Any) -> Do:
         """A client whose engine runs until the workshop closes, or it is closed."""
         given = {"catalogue": self.catalogue, "clock": self.clock, "resources": [self.receiver], "check_replay": True}
-        client = Do(f"sqlite:///{self.store}", **{**given, "grace": 5.0, **self._options, **options})
+        merged: dict[str, Any] = {**given, "grace": 5.0, **self._options, **options}
+        client = Do(f"sqlite:///{self.store}", **merged)
         self.open_clients.append(client)
         self._watch(client.__enter__())
         return client

@@ -304,9 +304,10 @@ class AsyncDo:
             numbers = None if retry is None else {name: getattr(retry, name) for name in _RETRY_NUMBERS}
             options = msgspec.structs.replace(options, timeout=overrides.timeout, retry=numbers)
         kind: RunKind = "action" if isinstance(definition, Action) else "service"
+        meant: Any = definition
         if options.version != definition.version:  # `with_(version=...)`: that one's input and output
-            definition = definition.catalogue.get(kind, definition.name, options.version)
-        return definition, kind, self.options(options), definition.schema.pack(args, kwargs)
+            meant = definition.catalogue.get(kind, definition.name, options.version)
+        return meant, kind, self.options(options), meant.schema.pack(args, kwargs)
 
     def options(self, options: Options) -> Options:
         """Options with the trail and actor that are in force."""

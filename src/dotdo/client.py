@@ -1,12 +1,14 @@
 """`Do`: the client for code without async. Each method forwards to `AsyncDo` on an event loop of its own thread."""
 
 import contextlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
 
 from dotdo.action import Action
 from dotdo.async_client import AsyncByName, AsyncDo, AsyncHandle, AsyncNames, AsyncRuns, Entries
+from dotdo.catalogue import Catalogue
+from dotdo.clock import Clock
 from dotdo.portal import Portal
 from dotdo.records import Definition, Run
 from dotdo.service import Service
@@ -14,6 +16,43 @@ from dotdo.terminating import drain_first_sync
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class ClientOptions(TypedDict, total=False):
+    """What `Do` hands on to `AsyncDo`, for type checkers."""
+
+    sql: Any
+    resources: Sequence[Any]
+    catalogue: Catalogue | None
+    check_replay: bool | None
+    clock: Clock | None
+    actor: str | None
+    grace: float
+
+
+class CallOptions(TypedDict, total=False):
+    """What `Names` hands on to `AsyncNames`, for type checkers."""
+
+    key: str | None
+    version: int | None
+    trail: str | None
+    deadline: float | None
+    delay: float | None
+    wait: float | None
+    labels: dict[str, str] | None
+
+
+class ListFilter(TypedDict, total=False):
+    """What `Runs.list` hands on to `AsyncRuns.list`, for type checkers."""
+
+    status: str | None
+    undo: str | None
+    name: str | None
+    trail: str | None
+    parent: str | None
+    since: int | None
+    before: Run | None
+    limit: int
 
 
 class Handle(Generic[R]):
@@ -53,7 +92,7 @@ class Runs:
         """A run as it stands. Raises UnknownName."""
         return self._portal.call(lambda: self._inner.get(id))
 
-    def list(self, **filter: Any) -> list[Run]:
+    def list(self, **filter: Unpack[ListFilter]) -> list[Run]:
         """Runs, newest first; filters as in `AsyncRuns.list`."""
         return self._portal.call(lambda: self._inner.list(**filter))
 
@@ -77,9 +116,11 @@ class Runs:
         """Takes back what an ended run did."""
         self._portal.call(lambda: self._inner.undo(id, actor=actor))
 
-    def send_event(self, id: str, name: str, value: Any = None, **options: Any) -> None:
+    def send_event(
+        self, id: str, name: str, value: Any = None, *, key: str | None = None, actor: str | None = None
+    ) -> None:
         """Sends an event to a run."""
-        self._portal.call(lambda: self._inner.send_event(id, name, value, **options))
+        self._portal.call(lambda: self._inner.send_event(id, name, value, key=key, actor=actor))
 
 
 class ByName:
@@ -103,11 +144,11 @@ class Names:
     def __init__(self, portal: Portal, inner: AsyncNames) -> None:
         self._portal, self._inner = portal, inner
 
-    def __call__(self, name: str, **options: Any) -> ByName:
+    def __call__(self, name: str, **options: Unpack[CallOptions]) -> ByName:
         """An action or service by name, with options."""
         return ByName(self._portal, self._inner(name, **options))
 
-    def execute(self, *, name: str, params: Mapping[str, Any] | None = None, **options: Any) -> Run:
+    def execute(self, *, name: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> Run:
         """Runs it by name and returns the run: `.id`, `.status`, `.result`. Raises ActionFailed."""
         return self._portal.call(lambda: self._inner.execute(name=name, params=params, **options))
 
@@ -119,7 +160,9 @@ class Names:
 class Do:
     """A client for code without async: `AsyncDo` on a thread of its own. Parameters as in `AsyncDo`."""
 
-    def __init__(self, store: str | None = None, *, drain_on_sigterm: bool = False, **options: Any) -> None:
+    def __init__(
+        self, store: str | None = None, *, drain_on_sigterm: bool = False, **options: Unpack[ClientOptions]
+    ) -> None:
         self._inner = AsyncDo(store, **options)
         self._portal = Portal(self._inner.close)
         self._leave_sigterm = drain_first_sync(self.close) if drain_on_sigterm else None

@@ -100,7 +100,7 @@ class Schema:
         what = f"The result of {self.subject}"
         data = codec.encode_result(result, what)
         if self.wire == "camel":
-            hint = type(result) if self.output is Any else self.output
+            hint: Hint = type(result) if self.output is Any else self.output
             data = codec.encode_result(_camel_fields(codec.decode(data), hint), what)
         try:
             return data, self.load(data)
@@ -361,6 +361,7 @@ def _has_fields(hint: Hint) -> bool:
 def _problems(value: Any, hint: Hint, path: str) -> list[Problem]:
     """Every problem of plain JSON values against a hint; goes into fields and items one by one."""
     fields = _fields(hint)
+    found: list[Problem] = []
     if fields is not None and isinstance(value, dict):
         given = cast("dict[str, Any]", value)
         found = [
@@ -373,7 +374,6 @@ def _problems(value: Any, hint: Hint, path: str) -> list[Problem]:
     model = _plain(hint)
     if codec.is_model(model) and value is not None:
         return [Problem(_at(path, place), _lower(text)) for place, text in codec.model_problems(model, value)]
-    found = []
     if isinstance(value, list):
         for n, (item, inner) in enumerate(_items(cast("list[Any]", value), hint)):
             found += _problems(item, inner, f"{path}[{n}]")

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
-from dotdo.engine.applying import SqlWork
+from dotdo.engine.sql import SqlWork
 from dotdo.store.sqlite import SQLiteDatabase
 
 _seen: Counter[str] = Counter()

@@ -32,10 +32,17 @@ class World:
         self.failures: dict[str, int] = {}
         self._gates: dict[str, asyncio.Event] = {}
         self._reached: dict[str, asyncio.Event] = {}
+        self._heard: dict[str, asyncio.Event] = {}
 
     def say(self, text: str) -> None:
         """Notes that something has happened."""
         self.said.append(text)
+        self._event(self._heard, text).set()
+
+    async def heard(self, text: str) -> None:
+        """For tests: returns once that has been said."""
+        async with asyncio.timeout(PATIENCE):
+            await self._event(self._heard, text).wait()
 
     def fail(self, name: str, times: int) -> None:
         """Has `flaky(name)` fail so often."""

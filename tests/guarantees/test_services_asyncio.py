@@ -1,12 +1,14 @@
 """Services use plain asyncio: what it has to compose, limit, time out and cancel work works on durable steps."""
 
 import asyncio
+import gc
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dotdo import ActionFailed, Context, action, service
+from dotdo import ActionFailed, AsyncContext, Context, action, service
 from tests.guarantees.lab import World, book, catalogue, flaky, hold, in_loop, laboratory, note, refuse
 
 
@@ -189,6 +191,50 @@ async def test_late_result_of_a_cancelled_step_is_dropped(tmp_path: Path):
         assert await handle.result() == "afterwards"
         kinds = [entry.kind for entry in await handle.journal() if entry.step.startswith("hold-thread")]
         assert kinds == ["step_cancelled"]
+
+
+# A statement that takes some tenths of a second, with the write lock held.
+SLOW = "with recursive n (x) as (select 1 union all select x + 1 from n where x < 2000000) select count(*) from n"
+
+
+@action("writes-slowly", retry=1, catalogue=catalogue)
+async def writes_slowly(ctx: AsyncContext) -> None:
+    await ctx.sql.exec_driver_sql("create table rows (writer text)")
+    ctx.resource(World).say("writes slowly")
+    await ctx.sql.exec_driver_sql(SLOW)
+
+
+@action("writes", retry=1, catalogue=catalogue)
+async def writes(ctx: AsyncContext) -> int:
+    await ctx.sql.exec_driver_sql("create table rows (writer text)")  # is not there: it was rolled back
+    return 1
+
+
+@service("cancels-sql", catalogue=catalogue)
+async def cancels_sql() -> int:
+    try:
+        await asyncio.wait_for(writes_slowly(), 60)
+    except TimeoutError:
+        return await writes()
+    return 0
+
+
+@pytest.fixture
+def collector_off() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("collector_off")
+@in_loop
+async def test_step_cancelled_in_a_statement_is_rolled_back_and_leaves_no_lock(tmp_path: Path):
+    """Not even if the collector does not come by: the traceback of the cancellation knows the cursor."""
+    async with laboratory(tmp_path, sql=f"sqlite:///{tmp_path / 'app.db'}") as lab:
+        handle = await lab.client.start(cancels_sql)
+        await lab.world.heard("writes slowly")
+        lab.clock.advance(60)
+        assert await handle.result(timeout=5) == 1
 
 
 @service("shields", catalogue=catalogue)

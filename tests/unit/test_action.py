@@ -20,7 +20,8 @@ class Ticket:
 
 
 def define(handler: Callable[..., Any], **policies: Any) -> Action[..., Any]:
-    return Action("book", handler, **{"catalogue": Catalogue(), **policies})
+    given: dict[str, Any] = {"catalogue": Catalogue(), **policies}
+    return Action("book", handler, **given)
 
 
 def sync_plain(ticket_id: int) -> int:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import os
+import itertools
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dotdo import AsyncContext, AsyncDo, Catalogue, Context, DefinitionError, Do, action
+from dotdo import AsyncContext, AsyncDo, Catalogue, Context, DefinitionError, Do, RunBlocked, action, service
 from dotdo.embedding import audit_key, open_reader, store_path
 from dotdo.errors import StoreUnusable
 
@@ -231,11 +231,26 @@ def test_resource_that_does_not_open_closes_those_before_it_and_frees_the_store(
         assert client.runs.list() == []
 
 
-def test_development_mode_is_asked_for_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """DOTDO_DEV=1 replays each finished run; what a service draws by itself then shows."""
-    monkeypatch.setenv("DOTDO_DEV", "1")
-    with Do(
-        str(tmp_path / "dotdo.db"), catalogue=house, resources=[log := Log(), Pool(log), Cache(log), Settings]
-    ) as client:
-        assert client.run(use)[0] == {"cached": 1}
-    assert os.environ["DOTDO_DEV"] == "1"
+calls = itertools.count(1)
+
+
+@action("echo", catalogue=house)
+async def echo(number: int) -> int:
+    return number
+
+
+@service("forgetful", catalogue=house)
+async def forgetful() -> int:
+    return await echo(next(calls))
+
+
+@pytest.mark.parametrize("value, is_on", [("1", True), ("0", False), ("", False)])
+def test_development_mode_replays_each_finished_run(value: str, is_on: bool, monkeypatch: pytest.MonkeyPatch):
+    """A service with a memory of its own would go wrong after a restart; in development it shows at once."""
+    monkeypatch.setenv("DOTDO_DEV", value)
+    with Do("sqlite://", catalogue=house) as client:
+        if is_on:
+            with pytest.raises(RunBlocked, match="echo"):
+                client.run(forgetful)
+        else:
+            assert client.run(forgetful) > 0

@@ -62,7 +62,8 @@ async def bug_blocks() -> None:
 
 
 def define(handler: Callable[..., Any], **options: Any) -> Service[..., Any]:
-    return Service("check-out", handler, **{"catalogue": Catalogue(), **options})
+    given: dict[str, Any] = {"catalogue": Catalogue(), **options}
+    return Service("check-out", handler, **given)
 
 
 async def plain(order_id: int) -> int:

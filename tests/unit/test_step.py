@@ -61,7 +61,7 @@ def test_steps_run_together():
     run = Run()
 
     async def main() -> list[Any]:
-        return await asyncio.gather(run.step("a"), run.step("b"), return_exceptions=True)
+        return list(await asyncio.gather(run.step("a"), run.step("b"), return_exceptions=True))
 
     assert asyncio.run(main()) == ["A", "B"]
 

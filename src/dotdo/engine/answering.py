@@ -18,11 +18,15 @@ class Answers:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: dict[str, list[asyncio.Future[Run]]] = {}
+        self._over: BaseException | None = None
 
     def wait(self, run: str) -> "asyncio.Future[Run]":
         """A future of how the run ends."""
         future: asyncio.Future[Run] = self._loop.create_future()
-        self._waiting.setdefault(run, []).append(future)
+        if self._over is None:
+            self._waiting.setdefault(run, []).append(future)
+        else:
+            future.set_exception(self._over)
         return future
 
     def forget(self, run: str, future: "asyncio.Future[Run]") -> None:
@@ -50,7 +54,8 @@ class Answers:
                 future.set_exception(error)
 
     def fail_all(self, error: BaseException) -> None:
-        """The engine stops."""
+        """The engine stops: whoever waits is told, and whoever comes too late."""
+        self._over = error
         for run in list(self._waiting):
             self.fail(run, error)
 

@@ -20,7 +20,8 @@ from dotdo.errors import AttemptOver, DefinitionError
 from dotdo.journal import StagedEffect
 
 if TYPE_CHECKING:
-    from dotdo.engine.applying import Databases, SqlWork
+    from dotdo.engine.applying import Databases
+    from dotdo.engine.sql import SqlWork
 
 T = TypeVar("T")
 

@@ -194,6 +194,8 @@ class Engine:
             known = await self._known(id, input, options.key, name)
             if known:
                 return id, known if isinstance(known, RunJournal) else None
+        if self._closed:  # meanwhile: nothing would write it any more
+            raise ClientClosed("The client is closed; open a new one.")
         accepted = new_run(self, id, definition, kind, input, options, pins=self._snapshot.id)
         if options.delay:
             return id, await self._accept_delayed(accepted)

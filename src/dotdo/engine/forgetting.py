@@ -6,14 +6,16 @@ In batches and some time later: a row that stays a while longer costs nothing, a
 from typing import TYPE_CHECKING
 
 from dotdo.engine.history import StepRecord
+from dotdo.errors import StoreError
 
 if TYPE_CHECKING:
-    from dotdo.engine.applying import Key
     from dotdo.engine.engine import Engine
     from dotdo.engine.running import LiveRun
+    from dotdo.engine.sql import Key
 
 BATCH = 100
 DELAY_SECONDS = 1.0
+LATER_SECONDS = 60.0  # when the database did not answer
 
 
 class AppliedRows:
@@ -52,5 +54,11 @@ class AppliedRows:
 
     async def _delete(self, database: str) -> None:
         keys, databases = self._keys.pop(database, []), self._engine.databases
-        if keys and databases is not None:
+        if not keys or databases is None:
+            return
+        try:
             await self._engine.threads.run(lambda: databases.forget(database, keys))
+        except StoreError as error:
+            self._engine.log.warning("applied rows are deleted later: %s", error)
+            self._keys[database] = keys + self._keys.get(database, [])
+            self._engine.loop.call_later(LATER_SECONDS, self._soon, database)

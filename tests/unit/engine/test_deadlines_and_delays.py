@@ -182,7 +182,7 @@ def test_wait_of_a_caller_ends_nothing(workshop: Workshop):
 
 
 @pytest.mark.parametrize("options", [{"deadline": -1}, {"delay": -1}, {"delay": float("nan")}, {"deadline": 1e11}])
-def test_nonsense_is_refused(workshop: Workshop, options: dict[str, float]):
+def test_nonsense_is_refused(workshop: Workshop, options: dict[str, Any]):
     @action("quick", catalogue=workshop.catalogue)
     def quick() -> str:
         raise NotImplementedError

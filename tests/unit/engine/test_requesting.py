@@ -346,7 +346,7 @@ def test_journal_says_whose_attempt_asked(workshop: Workshop):
     assert bytes(answered[0].answer) == b'"order bread: 1"'
 
 
-@pytest.mark.parametrize("shape", ["async", "group", "thread"])
+@pytest.mark.parametrize("shape", ["async", "group", "thread", "everything"])
 def test_handler_cannot_swallow_that_nobody_knows_what_happened(workshop: Workshop, shape: str):
     """The answer was lost with its engine and nothing can find out: a person must decide, whatever the handler does."""
 
@@ -367,7 +367,18 @@ def test_handler_cannot_swallow_that_nobody_knows_what_happened(workshop: Worksh
         except Exception:
             return "it has probably happened"
 
-    handlers: dict[str, Any] = {"async": swallow, "group": wrap_in_a_group, "thread": swallow_in_a_thread}
+    async def swallow_everything(ctx: AsyncContext) -> str:
+        try:
+            return await ctx.request(workshop.hang, text="bread")
+        except BaseException:
+            return "it has probably happened"
+
+    handlers: dict[str, Any] = {
+        "async": swallow,
+        "group": wrap_in_a_group,
+        "thread": swallow_in_a_thread,
+        "everything": swallow_everything,
+    }
     buy = action("buy", retry=3, catalogue=workshop.catalogue)(handlers[shape])
 
     before = workshop.open(grace=0.0)

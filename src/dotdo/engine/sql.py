@@ -1,0 +1,301 @@
+"""The transaction of one attempt on the application's database, as its handler sees it: sync, async, and ORM sessions.
+
+It begins with the first statement, and only the engine ends it. The last statement is the applied row, with the whole
+completion in it (see applying.py).
+"""
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn, cast
+
+import msgspec
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    insert,
+)
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from dotdo.errors import DefinitionError
+from dotdo.journal import Completion
+
+Key = tuple[str, str, int, int]  # run, step, generation, attempt
+
+metadata = MetaData()
+applied = Table(
+    "dotdo_applied",
+    metadata,
+    Column("run", String(200), primary_key=True),
+    Column("step", String(400), primary_key=True),
+    Column("generation", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("completion", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+)
+
+_encode = msgspec.json.Encoder().encode
+# Statements that would end the attempt's transaction behind its back.
+_ENDS_TRANSACTION = re.compile(
+    r"\s*(begin|start\s+transaction|commit|end|abort|rollback(?!(\s+(work|transaction))?\s+to)|prepare\s+transaction)\b",
+    re.I,
+)
+# Quoted text and names, dollar quotes and comments: nothing in them is a statement.
+_OPAQUE = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|(\$\w*\$).*?\1|--[^\n]*|/\*.*?\*/""", re.S)
+_HAS_BODY = re.compile(r"\s*create\b.*\bbegin\b", re.I | re.S)  # a trigger or function with an `end` of its own
+_COMMITS_BY_ITSELF = re.compile(r"\s*(create|alter|drop|truncate|rename|grant|revoke|lock\s+tables)\b", re.I)
+_SELF_COMMITTING_DIALECTS = frozenset({"mysql", "mariadb", "oracle"})
+
+
+def _refuse(what: str) -> NoReturn:
+    raise DefinitionError(
+        f"ctx.sql does not take {what}: its transaction is committed with the attempt and rolled back when the handler "
+        "raises. Just execute your statements."
+    )
+
+
+class AttemptConnection(Connection):
+    """A connection whose transaction belongs to the attempt."""
+
+    def commit(self) -> None:
+        """Refused."""
+        _refuse("commit()")
+
+    def rollback(self) -> None:
+        """Refused."""
+        _refuse("rollback()")
+
+    def close(self) -> None:
+        """Refused."""
+        _refuse("close()")
+
+    def begin(self) -> Any:
+        """Refused; `begin_nested` (a savepoint) is fine."""
+        _refuse("begin()")
+
+    def get_transaction(self) -> Any:
+        """Refused: it could be committed or rolled back."""
+        _refuse("get_transaction()")
+
+    def begin_attempt(self) -> Any:
+        """Begins the attempt's transaction."""
+        return super().begin()
+
+    def close_attempt(self) -> None:
+        """Gives the connection back."""
+        super().close()
+
+    def execution_options(self, **opt: Any) -> Any:
+        """Like SQLAlchemy's, without changing the isolation level."""
+        if "isolation_level" in opt:
+            _refuse("another isolation level")
+        return super().execution_options(**opt)
+
+
+class AttemptSession(Session):
+    """An ORM session on the attempt's transaction."""
+
+    work: "SqlWork"
+
+    def get_bind(self, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # same calls
+        """Opens the attempt's connection at first use."""
+        return self.work.open()
+
+    def commit(self) -> None:
+        """Refused; `flush` is fine."""
+        _refuse("session.commit()")
+
+    def rollback(self) -> None:
+        """Refused."""
+        _refuse("session.rollback()")
+
+    def close(self) -> None:
+        """Refused: what was not flushed would be lost without a word. It ends with the attempt."""
+        _refuse("session.close()")
+
+    def reset(self) -> None:
+        """Refused, for the same reason."""
+        _refuse("session.reset()")
+
+
+class _Unopened:
+    """Stands for a connection until its first statement, which opens it."""
+
+    def __init__(self, open: Callable[[], Connection]) -> None:
+        self._open = open
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda *args, **kwargs: getattr(self._open(), name)(*args, **kwargs)
+
+
+class AttemptAsyncConnection(AsyncConnection):
+    """The same for `async def` handlers; begun at the first awaited statement."""
+
+    def __init__(self, engine: AsyncEngine, work: "SqlWork") -> None:
+        super().__init__(engine)
+        self._work = work
+
+    @property
+    def _proxied(self) -> Any:
+        return self._work.opened or _Unopened(self._work.open)
+
+    async def run_sync(self, fn: Callable[..., Any], *arg: Any, **kw: Any) -> Any:
+        """Runs a sync function with the sync connection."""
+        return await greenlet_spawn(lambda: fn(self._work.open(), *arg, **kw))
+
+    async def commit(self) -> None:
+        """Refused."""
+        _refuse("commit()")
+
+    async def rollback(self) -> None:
+        """Refused."""
+        _refuse("rollback()")
+
+    async def close(self) -> None:
+        """Refused."""
+        _refuse("close()")
+
+    def begin(self) -> Any:
+        """Refused; `begin_nested` (a savepoint) is fine."""
+        _refuse("begin()")
+
+    async def execution_options(self, **opt: Any) -> Any:
+        """Like SQLAlchemy's, without changing the isolation level."""
+        if "isolation_level" in opt:
+            _refuse("another isolation level")
+        return await super().execution_options(**opt)
+
+
+class SqlWork:
+    """The transaction of one attempt on one database. Sync methods run on the handler's thread, or in a greenlet."""
+
+    def __init__(
+        self, database: str, engine: Engine, async_engine: AsyncEngine | None, check: Callable[[], None]
+    ) -> None:
+        self.database = database
+        self.opened: AttemptConnection | None = None
+        self.in_doubt = False  # a COMMIT was sent and not answered
+        self._engine, self._async_engine, self._check = engine, async_engine, check
+        self._opening = threading.Lock() if async_engine is None else asyncio.Lock()
+        self._root: Any = None
+        self._session: AttemptSession | None = None
+        self._outer: AsyncSession | None = None
+        self._async: AttemptAsyncConnection | None = None
+
+    def open(self) -> AttemptConnection:
+        """The connection, with its transaction begun. Raises AttemptOver when the attempt is over."""
+        self._check()
+        if self.opened is not None:
+            return self.opened
+        # Tasks or threads of a handler may come here at once; a second transaction would never be committed.
+        if isinstance(self._opening, asyncio.Lock):
+            await_only(self._opening.acquire())
+        else:
+            self._opening.acquire()
+        try:
+            return self.opened or self._begin()
+        finally:
+            self._opening.release()
+
+    def _begin(self) -> AttemptConnection:
+        self._check()
+        connection = AttemptConnection(self._engine)
+        try:
+            self._root = connection.begin_attempt()
+        except BaseException:
+            connection.close_attempt()
+            raise
+        self.opened = connection
+        return connection
+
+    def connection(self) -> Any:
+        """What `ctx.sql` is."""
+        if self._async_engine is None:
+            return self.open()
+        if self._async is None:
+            self._async = AttemptAsyncConnection(self._async_engine, self)
+        return self._async
+
+    def session(self) -> Any:
+        """What `ctx.session` is."""
+        if self._session is None:
+            options: dict[str, Any] = {"join_transaction_mode": "create_savepoint", "expire_on_commit": False}
+            if self._async_engine is None:
+                self._session = AttemptSession(**options)
+            else:
+                self._outer = AsyncSession(sync_session_class=AttemptSession, **options)
+                self._session = cast("AttemptSession", self._outer.sync_session)
+            self._session.work = self
+        return self._session if self._outer is None else self._outer
+
+    def commit(self, key: Key, completion: Completion) -> None:
+        """Writes the applied row as the last statement, and commits."""
+        if self._session is not None:
+            self._session.flush()
+            if self._session.in_transaction():
+                Session.commit(self._session)  # releases the session's savepoint
+        if self.opened is None:
+            completion.sql.clear()  # a session or connection that was never used
+            return
+        values = (*key, _encode(completion).decode(), int(time.time() * 1000))
+        names = ("run", "step", "generation", "attempt", "completion", "at")
+        try:
+            self.opened.execute(insert(applied), dict(zip(names, values, strict=True)))
+            self.in_doubt = True
+            self._root.commit()
+            self.in_doubt = False
+        finally:
+            self._close()
+
+    def rollback(self) -> None:
+        """Rolls back; nothing has happened."""
+        if self.opened is not None:
+            try:
+                if self._root.is_active:
+                    self._root.rollback()
+            finally:
+                self._close()
+
+    def _close(self) -> None:
+        connection, self.opened = self.opened, None
+        if self._session is not None:
+            self._session.expunge_all()
+        if connection is not None:
+            connection.close_attempt()
+
+    async def commit_async(self, key: Key, completion: Completion) -> None:
+        """`commit` for an `async def` handler."""
+        await greenlet_spawn(self.commit, key, completion)
+
+    async def rollback_async(self) -> None:
+        """`rollback` for an `async def` handler."""
+        await greenlet_spawn(self.rollback)
+
+
+def guard(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+    if not isinstance(connection, AttemptConnection) or not connection.in_transaction():
+        return
+    if statement != "BEGIN IMMEDIATE":
+        for one in _statements(statement):
+            if _ENDS_TRANSACTION.match(one):
+                _refuse(one.split(None, 1)[0].upper())
+    if connection.dialect.name in _SELF_COMMITTING_DIALECTS and _COMMITS_BY_ITSELF.match(statement):
+        _refuse(f"{statement.strip().split(None, 1)[0].upper()}, which commits by itself on this database")
+
+
+def _statements(text: str) -> list[str]:
+    """The statements in a text, as far as it matters how they begin. Some drivers take several at once."""
+    if ";" not in text and "--" not in text and "/*" not in text:
+        return [text]
+    bare = _OPAQUE.sub(" ", text)
+    return [bare] if _HAS_BODY.match(bare) else bare.split(";")

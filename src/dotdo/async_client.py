@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 import msgspec
 
@@ -304,7 +304,7 @@ class AsyncDo:
             numbers = None if retry is None else {name: getattr(retry, name) for name in _RETRY_NUMBERS}
             options = msgspec.structs.replace(options, timeout=overrides.timeout, retry=numbers)
         kind: RunKind = "action" if isinstance(definition, Action) else "service"
-        meant: Any = definition
+        meant = cast("Any", definition)
         if options.version != definition.version:  # `with_(version=...)`: that one's input and output
             meant = definition.catalogue.get(kind, definition.name, options.version)
         return meant, kind, self.options(options), meant.schema.pack(args, kwargs)

@@ -100,7 +100,7 @@ class Schema:
         what = f"The result of {self.subject}"
         data = codec.encode_result(result, what)
         if self.wire == "camel":
-            hint: Hint = type(result) if self.output is Any else self.output
+            hint = cast("Hint", type(result)) if self.output is Any else self.output
             data = codec.encode_result(_camel_fields(codec.decode(data), hint), what)
         try:
             return data, self.load(data)

@@ -4,6 +4,9 @@ Every transaction on the application's database also writes a row that nothing k
 """
 
 import asyncio
+import os
+import signal
+import threading
 from typing import Any
 
 from dotdo import AsyncContext, Catalogue, Context, EffectCall, Fail, Retry, action, effect, service
@@ -20,10 +23,11 @@ TABLES = """
 
 
 class World:
-    """Where effects go: a world of the ledger."""
+    """Where effects go: a world of the ledger. in_flight: counts the innocents beside a poison."""
 
-    def __init__(self, address: tuple[str, int], name: str) -> None:
-        self._address, self._name = address, name
+    def __init__(self, address: tuple[str, int], name: str, *, is_mended: bool = False) -> None:
+        self._address, self._name, self.is_mended = address, name, is_mended
+        self.in_flight = threading.Semaphore(0)
 
     def act(self, call: EffectCall, system: str, what: str, *, honours_keys: bool = True) -> str:
         """Has the system do it, with points around."""
@@ -184,3 +188,35 @@ async def hurries() -> list[str]:
             seen.append(f"late {number}")
     await tell_sales(name="hurry")
     return [] if left.cancelled() else ["ended"]
+
+
+@action("poison", catalogue=catalogue)
+def poison(ctx: Context, innocents: int) -> str:
+    """Kills its process once the innocents are in flight beside it, or soon; not if it has been mended."""
+    world = ctx.resource(World)
+    if world.is_mended:
+        return "mended"
+    point("handler:poison")
+    for _ in range(innocents):
+        world.in_flight.acquire(timeout=0.2)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return "never"
+
+
+@action("innocent", catalogue=catalogue)
+def innocent(ctx: Context, number: int) -> int:
+    """Takes a moment, so that it is in flight when the poison works."""
+    point(f"handler:innocent-{number}")
+    ctx.resource(World).in_flight.release()
+    threading.Event().wait(0.1)
+    return number
+
+
+@service("poisoned", catalogue=catalogue)
+async def poisoned(innocents: int) -> str:
+    return await poison(innocents=innocents)
+
+
+@service("beside", catalogue=catalogue)
+async def beside(number: int) -> int:
+    return await innocent(number=number)

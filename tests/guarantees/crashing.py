@@ -23,12 +23,13 @@ import apsw
 import msgspec
 import pytest
 
-from dotdo import AsyncDo
+from dotdo import AsyncDo, AsyncHandle
 from dotdo.errors import OutcomeError
 from tests.guarantees import crash_points, crash_services
 from tests.guarantees.crash_services import TABLES, World
 from tests.guarantees.invariants import check_store
 from tests.guarantees.ledger import ROOT, Arrival, Ledger
+from tests.guarantees.replays import check_replays
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -78,13 +79,14 @@ class Crasher:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def run(self, folder: Path, service: str, input: dict[str, Any], deadly: str = "") -> Died:
+    def run(self, folder: Path, service: str, input: dict[str, Any], deadly: str = "", *, mended: bool = False) -> Died:
         """Runs or resumes the service in a process of its own, which dies at that point."""
         order = {
             "folder": str(folder),
             "service": service,
             "input": input,
             "deadly": deadly,
+            "mended": mended,
             "ledger": self.ledger.address,
         }
         assert self._process.stdin is not None
@@ -128,6 +130,7 @@ class Scene:
         died = self.live()
         assert died.run is not None
         check_store(self.folder / "dotdo.db")
+        check_replays(self.folder / "dotdo.db", crash_services.catalogue)
         entries = self._rows("dotdo.db", "select kind, step, data from journal order by run, seq")
         arrivals = self.crasher.ledger.arrivals(str(self.folder))
         self._check_intents(entries, arrivals)
@@ -233,7 +236,8 @@ def _be_killed(order: dict[str, Any], tell: int) -> None:
     code = 1
     try:
         crash_points.install(tell, order["deadly"])
-        report = asyncio.run(_live(order))
+        live = _live_beside if "innocents" in order["input"] else _live
+        report = asyncio.run(live(order))
         os.write(tell, json.dumps(report).encode())
         code = 0
     except BaseException:
@@ -244,20 +248,38 @@ def _be_killed(order: dict[str, Any], tell: int) -> None:
 
 async def _live(order: dict[str, Any]) -> dict[str, Any]:
     """Starts the service, or by its key finds the run that was started before, and waits for its end."""
+    async with _client(order) as client:
+        return await _end_of(await client.service(order["service"], key=KEY).start(**order["input"]))
+
+
+async def _live_beside(order: dict[str, Any]) -> dict[str, Any]:
+    """The same with innocent runs beside it; the end of each."""
+    innocents: int = order["input"]["innocents"]
+    async with _client(order) as client:
+        started = [client.service("beside", key=f"{number}").start(number=number) for number in range(innocents)]
+        handles = await asyncio.gather(client.service(order["service"], key=KEY).start(**order["input"]), *started)
+        if order["mended"]:
+            await client.runs.retry(handles[0].id)
+        ends = await asyncio.gather(*(_end_of(handle) for handle in handles))
+    return {"status": ends[0]["status"], "error": ends[0]["error"], "beside": [end["status"] for end in ends[1:]]}
+
+
+def _client(order: dict[str, Any]) -> AsyncDo:
     folder = Path(order["folder"])
-    world = World(tuple(order["ledger"]), str(folder))
-    sql = f"sqlite:///{folder / 'app.db'}"
-    store = f"sqlite:///{folder / 'dotdo.db'}"
-    async with AsyncDo(store, sql=sql, resources=[world], catalogue=crash_services.catalogue) as client:
-        handle = await client.service(order["service"], key=KEY).start(**order["input"])
-        try:
-            await handle.result(timeout=20)
-        except OutcomeError as outcome:
-            if outcome.code == "still_running":
-                raise
-        run = await handle.get()
-        error = f"{run.error.type}: {run.error.message}" if run.error else None
-        return {"status": run.status, "undo": run.undo, "result": run.result, "error": error}
+    world = World(tuple(order["ledger"]), str(folder), is_mended=order["mended"])
+    sql, store = f"sqlite:///{folder / 'app.db'}", f"sqlite:///{folder / 'dotdo.db'}"
+    return AsyncDo(store, sql=sql, resources=[world], catalogue=crash_services.catalogue)
+
+
+async def _end_of(handle: AsyncHandle[Any]) -> dict[str, Any]:
+    try:
+        await handle.result(timeout=20)
+    except OutcomeError as outcome:
+        if outcome.code == "still_running":
+            raise
+    run = await handle.get()
+    error = f"{run.error.type}: {run.error.message}" if run.error else None
+    return {"status": run.status, "undo": run.undo, "result": run.result, "error": error}
 
 
 if __name__ == "__main__":

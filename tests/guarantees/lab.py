@@ -19,6 +19,7 @@ from dotdo.journal import Entry, read
 from dotdo.records import Run
 from dotdo.testing import ManualClock
 from tests.guarantees.invariants import check_store
+from tests.guarantees.replays import check_replays
 
 PATIENCE = 20.0
 catalogue = Catalogue()
@@ -234,12 +235,20 @@ class Lab:
 
 @asynccontextmanager
 async def laboratory(folder: Path, **options: Any) -> AsyncIterator[Lab]:
-    """Opens a lab on `folder`; the same folder again is the same store. Checks the invariants when it closes."""
+    """Opens a lab on `folder`; the same folder again is the same store. When it closes, checks the invariants of all
+    runs, and replays those that have ended."""
     path = folder / "dotdo.db"
     clock: ManualClock = options.pop("clock", None) or ManualClock()
     world: World = options.pop("world", None) or World()
-    given = {"catalogue": catalogue, "resources": [world], "clock": clock, "check_replay": True, "grace": 5.0}
-    client = AsyncDo(f"sqlite:///{path}", **{**given, **options})
+    given = {
+        "catalogue": catalogue,
+        "resources": [world],
+        "clock": clock,
+        "check_replay": True,
+        "grace": 5.0,
+        **options,
+    }
+    client = AsyncDo(f"sqlite:///{path}", **given)
     try:
         engine = await client.platform()
         assert isinstance(engine, Engine)
@@ -247,6 +256,7 @@ async def laboratory(folder: Path, **options: Any) -> AsyncIterator[Lab]:
     finally:
         await client.close()
     check_store(path)
+    check_replays(path, given["catalogue"])
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -35,8 +35,15 @@ async def sends(parcel: int) -> list[Any]:
     return [weighed["grams"], first, second, random().random()]
 
 
+def living() -> int:
+    """How many runs are in this process's memory, of whatever engine."""
+    gc.collect()
+    return sum(isinstance(thing, LiveRun) for thing in gc.get_objects())
+
+
 @in_loop
 async def test_five_thousand_runs_in_flight_together_all_complete(tmp_path: Path):
+    before = living()
     async with laboratory(tmp_path, check_replay=False) as lab:
         handles = await asyncio.gather(*(lab.client.start(sends, parcel=parcel) for parcel in range(RUNS)))
         assert len({handle.id for handle in handles}) == RUNS
@@ -58,7 +65,7 @@ async def test_five_thousand_runs_in_flight_together_all_complete(tmp_path: Path
         kinds = Counter(entry.kind for entry in await handles[-1].journal())
         assert kinds == {"accepted": 1, "completed": 3, "ended": 1}
     gc.collect()
-    assert sum(isinstance(thing, LiveRun) for thing in gc.get_objects()) == 0
+    assert living() <= before
 
 
 @service("waits-for-the-word", catalogue=catalogue)

@@ -215,7 +215,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 def _roll_back_first(connection: Any, _record: Any, error: BaseException | None) -> None:
     # SQLAlchemy throws a connection away when an `async def` handler is cancelled in a statement. But closing it ends
-    # nothing while the traceback of the cancellation keeps a cursor alive: the file was locked until the collector came.
+    # nothing while the traceback of the cancellation keeps a cursor alive: the file stayed locked until a collection.
     if isinstance(error, asyncio.CancelledError):
         try:
             connection.rollback()

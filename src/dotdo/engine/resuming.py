@@ -71,7 +71,7 @@ def begin(engine: "Engine", run: LiveRun, claim: Claim, messages: list[Message])
         return
     run.crashed = claim.crashed or claim.unseen
     run.append("claimed", Claimed(engine.node, claim.claim, claim.crashed))
-    if run.history.crashes >= MAX_CRASHES:
+    if claim.crashed and run.history.crashes >= MAX_CRASHES:  # else a person said that it may go on
         run.block(
             Block(
                 "crashed",

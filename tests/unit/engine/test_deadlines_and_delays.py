@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from datetime import timedelta
+from typing import Any
 
 import pytest
 

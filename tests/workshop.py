@@ -8,6 +8,7 @@ of every run in its store are checked, and the engine must not have logged an er
 import asyncio
 import json
 import logging
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from dotdo.testing import ManualClock
 from tests.guarantees.invariants import check_store
 
 PATIENCE = 20.0
+SEED = 4  # jitter is drawn: with this seed none of the first draws is next to nothing, which would be no wait at all
 PLAIN = Retry(attempts=3, delay=10, jitter=False)
 
 
@@ -115,6 +117,7 @@ class Workshop:
         self._committed = threading.Event()
         self._errors = _Errors()
         logging.getLogger("dotdo").addHandler(self._errors)
+        random.seed(SEED)
 
     def open(self, **options: Any) -> Do:
         """A client whose engine runs until the workshop closes, or it is closed."""

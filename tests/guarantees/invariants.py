@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import apsw
 import msgspec
@@ -98,4 +98,4 @@ def _rows(connection: apsw.Connection, sql: str, *values: Any) -> Rows:
     cursor.row_trace = lambda at, row: {
         column[0]: value for column, value in zip(at.get_description(), row, strict=True)
     }
-    return cursor.execute(sql, values).fetchall()
+    return cast("Rows", cursor.execute(sql, values).fetchall())  # the trace has made dicts of them

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dotdo import ActionFailed, RunBlocked, service
-from tests.guarantees.lab import Lab, book, catalogue, hold, in_loop, laboratory, note, refuse
+from tests.guarantees.lab import Lab, book, catalogue, flaky, hold, in_loop, laboratory, note, refuse
 
 
 @service("packs", catalogue=catalogue)
@@ -309,23 +309,21 @@ async def retries_a_child() -> str:
 
 @service("packs-when-told", catalogue=catalogue)
 async def packs_when_told(item: str) -> str:
-    if breaks["now"]:
-        await refuse(reason="not yet")
+    await flaky(name="permit")
     return await packs(item=item)
 
 
 @in_loop
 async def test_retry_of_a_parent_starts_a_new_child_and_keeps_the_failed_one(tmp_path: Path):
-    breaks["now"] = True
-    async with laboratory(tmp_path) as lab:
+    async with laboratory(tmp_path) as lab, lab.time_passing():
+        lab.world.fail("permit", 3)
         handle = await lab.client.start(retries_a_child)
         with pytest.raises(ActionFailed):
             await handle.result()
-        breaks["now"] = False
         await lab.client.runs.retry(handle.id)
         assert await handle.result() == "packed ticket for sofa"
         first, second = [started.run for started in await lab.data(handle.id, "child_started")]
         assert first != second
         assert (await lab.client.runs.get(first)).status == "failed"
         assert (await lab.client.runs.get(second)).status == "completed"
-        assert lab.world.said == ["kept", "book sofa"]
+        assert lab.world.said == ["kept", *["try permit"] * 4, "book sofa"]

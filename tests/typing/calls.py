@@ -99,9 +99,8 @@ async def post_async(number: int) -> int:
     return number
 
 
-assert_type(sync_without_context, Action[[str], User])
-assert_type(async_without_context, Action[[str], list[User]])
-assert_type(post_async, Effect[[int], int])
+needs_number: Effect[[int], int] = post_async
+needs_name: Action[[str], list[User]] = async_without_context
 assert_type(undo, Action[..., Any])
 
 
@@ -125,10 +124,16 @@ async def flow(amount: int) -> str:
 
 
 by_class = Action(name="by-class", handler=plain_handler)
-assert_type(by_class, Action[[int], float])
-assert_type(Action("by-class-2", async_handler, retry=2, timeout=3), Action[[int], float])
-assert_type(Action("by-class-3", context_handler, version=2, fallback=by_class, on_failure=[]), Action[[int], float])
-assert_type(Service(name="flow", handler=flow), Service[[int], str])
+by_class_async = Action("by-class-async", async_handler, retry=2, timeout=3)
+by_class_context = Action("by-class-context", context_handler, version=2, fallback=by_class, on_failure=[])
+flow_by_class = Service(name="flow", handler=flow, undo=False)
+
+
+async def calls_classes() -> None:
+    assert_type(await by_class(amount=1), float)
+    assert_type(await by_class_async(1), float)
+    assert_type(await by_class_context(amount=1), float)
+    assert_type(await flow_by_class(amount=1), str)
 
 
 # -- services ---------------------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ class User:
 def create(ctx: Context, name: str, *, number: int = 0) -> User:
     ctx.stage(post, 5)  # pyright: ignore[reportArgumentType]
     ctx.stage(post)  # pyright: ignore[reportCallIssue]
-    ctx.stage(plain, "a")  # pyright: ignore[reportArgumentType]
-    ctx.stage(lambda: None)  # pyright: ignore[reportArgumentType]
+    ctx.stage(plain, "a")  # pyright: ignore[reportArgumentType, reportCallIssue]
+    ctx.stage(lambda: None)  # pyright: ignore[reportArgumentType, reportCallIssue]
     answer: str = ctx.request(post, "a")  # pyright: ignore[reportAssignmentType]
     return User(name + answer * number)
 
@@ -42,9 +42,6 @@ def plain(text: str) -> str:
     return text
 
 
-async def takes_context(ctx: Context, name: str) -> None: ...
-
-
 @service("flow")
 async def flow(name: str) -> User:
     await create(5)  # pyright: ignore[reportArgumentType]
@@ -53,7 +50,7 @@ async def flow(name: str) -> User:
     await create(name, number="5")  # pyright: ignore[reportArgumentType]
     await create(name, colour="red")  # pyright: ignore[reportCallIssue]
     user: str = await create(name)  # pyright: ignore[reportAssignmentType]
-    create(name).user_id  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnusedExpression]
+    create(name).user_id  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     await create.with_(timeout="5")(name)  # pyright: ignore[reportArgumentType]
     await create.with_(timeuot=5)(name)  # pyright: ignore[reportCallIssue]
     await child(name)  # pyright: ignore[reportArgumentType]
@@ -84,7 +81,7 @@ Action(name="a", handler=plain, timeout="soon")  # pyright: ignore[reportArgumen
 Action(name="a", handler=plain, colour="red")  # pyright: ignore[reportCallIssue]
 Action(name="a")  # pyright: ignore[reportCallIssue]
 Service(name="s", handler=plain)  # pyright: ignore[reportArgumentType]
-wrong: Action[[int], str] = Action(name="a", handler=plain)  # pyright: ignore[reportArgumentType, reportAssignmentType]
+wrong: Action[[int], str] = Action(name="a", handler=plain)  # pyright: ignore[reportAssignmentType]
 
 
 # -- clients ----------------------------------------------------------------------------------------------------------
@@ -108,6 +105,6 @@ def with_do(client: Do) -> None:
 
 async def with_async_do(client: AsyncDo) -> None:
     await client.run(create, 5)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    client.run(create, "Ada").user_id  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    client.run(create, "Ada").user_id  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     number: int = await client.run(create_async, "Ada")  # pyright: ignore[reportAssignmentType]
-    await client.action("create", kye=number).invoke()  # pyright: ignore[reportCallIssue]
+    client.action("create", kye=number)  # pyright: ignore[reportCallIssue]

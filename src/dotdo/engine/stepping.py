@@ -341,6 +341,7 @@ class StepRun:
             self._committed(completion, number)
         else:
             run.append("lost", Empty(), self.id, number)
+            self._launched = False  # durable before the next attempt: a later owner settles that, not this one again
         if cancelled is not None:
             if record.state == OPEN:
                 raise cancelled

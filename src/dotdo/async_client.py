@@ -17,8 +17,6 @@ from dotdo import codec
 from dotdo.action import Action
 from dotdo.catalogue import Catalogue, default_catalogue, split_version
 from dotdo.clock import Clock
-from dotdo.embedding import open_engine
-from dotdo.engine.engine import Engine
 from dotdo.errors import (
     MAX_SECONDS,
     ActionFailed,
@@ -239,7 +237,7 @@ class AsyncDo:
         grace: float = 10.0,
         drain_on_sigterm: bool = False,
     ) -> None:
-        self._open = lambda: open_engine(
+        self._open = lambda: _embed(
             store,
             sql=sql,
             resources=resources,
@@ -248,7 +246,7 @@ class AsyncDo:
             clock=clock,
             grace=grace,
         )
-        self._opening: asyncio.Task[Engine] | None = None
+        self._opening: asyncio.Task[Platform] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
         self._drain_on_sigterm = drain_on_sigterm
@@ -360,7 +358,7 @@ class AsyncDo:
         # Shielded, and the same for all who close: who gives up, or comes second, must not cut the drain short.
         await asyncio.shield(self._closing)
 
-    async def _close(self, opening: "asyncio.Task[Engine]") -> None:
+    async def _close(self, opening: "asyncio.Task[Platform]") -> None:
         await asyncio.wait([opening])
         try:
             if not _has_failed(opening):  # whoever wanted it opened was told
@@ -382,11 +380,18 @@ class AsyncDo:
 _RETRY_NUMBERS = ("attempts", "delay", "factor", "max_delay", "jitter", "max_elapsed")
 
 
-def _has_failed(opening: "asyncio.Task[Engine]") -> bool:
+async def _embed(store: str | None, **options: Any) -> Platform:
+    # Imported here: whoever only defines actions, or talks to a server, need not load an engine and a database.
+    from dotdo.embedding import open_engine
+
+    return await open_engine(store, **options)
+
+
+def _has_failed(opening: "asyncio.Task[Platform]") -> bool:
     return opening.done() and (opening.cancelled() or opening.exception() is not None)
 
 
-def _check_loop(opening: "asyncio.Task[Engine]") -> None:
+def _check_loop(opening: "asyncio.Task[Platform]") -> None:
     if opening.get_loop() is not asyncio.get_running_loop():
         raise DefinitionError(
             "The client was opened on another event loop, where its engine runs. Open one for each loop (each "

@@ -10,12 +10,15 @@ import contextvars
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from dotdo.errors import CalledOutside, ClientClosed
 
 T = TypeVar("T")
+
+# Named, so that it is loaded now: a thread may open its client when Python has begun to end, and then it is too late.
+LOADED_EARLY = ThreadPoolExecutor
 
 STRAGGLER_SECONDS = 1.0
 

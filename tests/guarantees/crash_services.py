@@ -7,9 +7,10 @@ import asyncio
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
-from dotdo import AsyncContext, Catalogue, Context, EffectCall, Fail, Retry, action, effect, service
+from dotdo import AsyncContext, Catalogue, Context, EffectCall, Fail, Retry, action, effect, service, wait_for_event
 from tests.guarantees.crash_points import point
 from tests.guarantees.ledger import act
 
@@ -25,9 +26,18 @@ TABLES = """
 class World:
     """Where effects go: a world of the ledger. in_flight: counts the innocents beside a poison."""
 
-    def __init__(self, address: tuple[str, int], name: str, *, is_mended: bool = False) -> None:
-        self._address, self._name, self.is_mended = address, name, is_mended
+    def __init__(self, address: tuple[str, int], folder: Path) -> None:
+        self._address, self._name, self._mended = address, str(folder), folder / "mended"
         self.in_flight = threading.Semaphore(0)
+
+    @property
+    def is_mended(self) -> bool:
+        """Whether what refuses, or kills, has been mended, for this process and all that follow."""
+        return self._mended.exists()
+
+    def mend(self) -> None:
+        """Mends it."""
+        self._mended.touch()
 
     def act(self, call: EffectCall, system: str, what: str, *, honours_keys: bool = True) -> str:
         """Has the system do it, with points around."""
@@ -129,6 +139,12 @@ def refuse() -> None:
     raise Fail("refused")
 
 
+@action("refuse-unless-mended", catalogue=catalogue)
+def refuse_unless_mended(ctx: Context) -> None:
+    if not ctx.resource(World).is_mended:
+        raise Fail("not mended")
+
+
 @action("alert", retry=SOON, catalogue=catalogue)
 def alert(ctx: Context, failure: Any) -> None:
     ctx.stage(send_mail, to="admin", text=failure["error"]["message"])
@@ -173,6 +189,24 @@ async def member(name: str, friend: str | None) -> list[Any]:
         await refuse()
     await tell_sales(name=name)
     return [id if name == "nobody" else name, below]
+
+
+@service("mendable", catalogue=catalogue)
+async def mendable(name: str) -> str:
+    """Fails and is undone until it is mended."""
+    await add_user(name=name)
+    customer = await open_billing(name=name)
+    await refuse_unless_mended()
+    await tell_sales(name=name)
+    return customer
+
+
+@service("steered", catalogue=catalogue)
+async def steered(name: str) -> None:
+    """Tells sales of whom it is told, and waits for ever."""
+    await add_user(name=name)
+    await asyncio.gather(open_billing(name=name), tell_sales(name=await wait_for_event("next")))
+    await wait_for_event("next")
 
 
 @service("hurries", catalogue=catalogue)

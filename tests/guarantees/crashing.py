@@ -5,15 +5,16 @@ forks a process, which opens a store of its own and runs or resumes a service th
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -24,8 +25,11 @@ import msgspec
 import pytest
 
 from dotdo import AsyncDo, AsyncHandle
-from dotdo.errors import OutcomeError
+from dotdo.engine.engine import Engine
+from dotdo.errors import InvalidOperation, OutcomeError
+from dotdo.records import Run
 from tests.guarantees import crash_points, crash_services
+from tests.guarantees.commits import Commits
 from tests.guarantees.crash_services import TABLES, World
 from tests.guarantees.invariants import check_store
 from tests.guarantees.ledger import ROOT, Arrival, Ledger
@@ -79,14 +83,13 @@ class Crasher:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def run(self, folder: Path, service: str, input: dict[str, Any], deadly: str = "", *, mended: bool = False) -> Died:
+    def run(self, folder: Path, service: str, input: dict[str, Any], deadly: str = "") -> Died:
         """Runs or resumes the service in a process of its own, which dies at that point."""
         order = {
             "folder": str(folder),
             "service": service,
             "input": input,
             "deadly": deadly,
-            "mended": mended,
             "ledger": self.ledger.address,
         }
         assert self._process.stdin is not None
@@ -236,8 +239,7 @@ def _be_killed(order: dict[str, Any], tell: int) -> None:
     code = 1
     try:
         crash_points.install(tell, order["deadly"])
-        live = _live_beside if "innocents" in order["input"] else _live
-        report = asyncio.run(live(order))
+        report = asyncio.run(LIVES.get(order["service"], _live)(order))
         os.write(tell, json.dumps(report).encode())
         code = 0
     except BaseException:
@@ -246,38 +248,79 @@ def _be_killed(order: dict[str, Any], tell: int) -> None:
         os._exit(code)  # nothing of the program that it was forked from may run
 
 
+@asynccontextmanager
+async def _opened(order: dict[str, Any]) -> AsyncIterator[tuple[AsyncDo, AsyncHandle[Any], World]]:
+    """A client; the service, started or by its key found; the world."""
+    folder = Path(order["folder"])
+    world = World(tuple(order["ledger"]), folder)
+    sql, store = f"sqlite:///{folder / 'app.db'}", f"sqlite:///{folder / 'dotdo.db'}"
+    async with AsyncDo(store, sql=sql, resources=[world], catalogue=crash_services.catalogue) as client:
+        yield client, await client.service(order["service"], key=KEY).start(**order["input"]), world
+
+
 async def _live(order: dict[str, Any]) -> dict[str, Any]:
-    """Starts the service, or by its key finds the run that was started before, and waits for its end."""
-    async with _client(order) as client:
-        return await _end_of(await client.service(order["service"], key=KEY).start(**order["input"]))
+    """Waits for the end of the run."""
+    async with _opened(order) as (_, handle, _):
+        return _report(await _end_of(handle))
+
+
+async def _live_operated(order: dict[str, Any]) -> dict[str, Any]:
+    """What failed is mended and retried; what then completes is undone."""
+    async with _opened(order) as (client, handle, world):
+        run = await _end_of(handle)
+        if run.generation == 0:
+            world.mend()
+            await client.runs.retry(run.id)
+            run = await _end_of(handle)
+        if run.generation == 1:
+            await client.runs.undo(run.id)
+            run = await _end_of(handle)
+        return _report(run)
+
+
+async def _live_steered(order: dict[str, Any]) -> dict[str, Any]:
+    """The run is sent an event, and once it has done what that says, it is cancelled."""
+    async with _opened(order) as (client, handle, _):
+        engine = await client.platform()
+        assert isinstance(engine, Engine)
+
+        async def has_done_it() -> bool:
+            ends = [entry for entry in await handle.journal() if entry.kind in ("completed", "effects_completed")]
+            return {"open-billing", "tell-sales"} <= {entry.step.partition(":")[0] for entry in ends}
+
+        with contextlib.suppress(InvalidOperation):  # it has ended: an earlier process has done all this
+            await handle.send_event("next", order["input"]["name"], key="first")
+            await Commits(engine).until(has_done_it)
+            await handle.cancel()
+        return _report(await _end_of(handle))
 
 
 async def _live_beside(order: dict[str, Any]) -> dict[str, Any]:
-    """The same with innocent runs beside it; the end of each."""
-    innocents: int = order["input"]["innocents"]
-    async with _client(order) as client:
-        started = [client.service("beside", key=f"{number}").start(number=number) for number in range(innocents)]
-        handles = await asyncio.gather(client.service(order["service"], key=KEY).start(**order["input"]), *started)
-        if order["mended"]:
-            await client.runs.retry(handles[0].id)
-        ends = await asyncio.gather(*(_end_of(handle) for handle in handles))
-    return {"status": ends[0]["status"], "error": ends[0]["error"], "beside": [end["status"] for end in ends[1:]]}
+    """A poison, and innocent runs in flight beside it."""
+    async with _opened(order) as (client, handle, world):
+        innocents = [
+            await client.service("beside", key=f"{number}").start(number=number)
+            for number in range(order["input"]["innocents"])
+        ]
+        if world.is_mended:
+            await client.runs.retry(handle.id)
+        poison, *beside = await asyncio.gather(*map(_end_of, [handle, *innocents]))
+        return {**_report(poison), "beside": [run.status for run in beside]}
 
 
-def _client(order: dict[str, Any]) -> AsyncDo:
-    folder = Path(order["folder"])
-    world = World(tuple(order["ledger"]), str(folder), is_mended=order["mended"])
-    sql, store = f"sqlite:///{folder / 'app.db'}", f"sqlite:///{folder / 'dotdo.db'}"
-    return AsyncDo(store, sql=sql, resources=[world], catalogue=crash_services.catalogue)
+LIVES = {"poisoned": _live_beside, "mendable": _live_operated, "steered": _live_steered}
 
 
-async def _end_of(handle: AsyncHandle[Any]) -> dict[str, Any]:
+async def _end_of(handle: AsyncHandle[Any]) -> Run:
     try:
         await handle.result(timeout=20)
     except OutcomeError as outcome:
         if outcome.code == "still_running":
             raise
-    run = await handle.get()
+    return await handle.get()
+
+
+def _report(run: Run) -> dict[str, Any]:
     error = f"{run.error.type}: {run.error.message}" if run.error else None
     return {"status": run.status, "undo": run.undo, "result": run.result, "error": error}
 

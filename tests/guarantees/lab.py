@@ -7,8 +7,7 @@ reach a gate (`reached`), or moves the clock. When a lab closes, the invariants 
 import asyncio
 import contextlib
 import functools
-import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from dotdo.engine.engine import Engine
 from dotdo.journal import Entry, read
 from dotdo.records import Run
 from dotdo.testing import ManualClock
+from tests.guarantees.commits import PATIENCE, Commits
 from tests.guarantees.invariants import check_store
 from tests.guarantees.replays import check_replays
 
-PATIENCE = 20.0
 catalogue = Catalogue()
 
 
@@ -136,22 +135,11 @@ def _fail_as_told(world: World, name: str) -> None:
 
 
 class Lab:
-    """A client, its engine, clock and world."""
+    """A client, its engine, clock and world. `until(condition)` waits for the commit that makes it true."""
 
     def __init__(self, path: Path, clock: ManualClock, world: World, client: AsyncDo, engine: Engine) -> None:
         self.path, self.clock, self.world, self.client, self.engine = path, clock, world, client, engine
-        self._committed = asyncio.Event()
-        self._watch()
-
-    async def until(self, condition: Callable[[], bool | Awaitable[bool]]) -> None:
-        """Returns when the condition holds; it is looked at after each commit."""
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                committed = self._committed
-                holds = condition()
-                if await holds if inspect.isawaitable(holds) else holds:
-                    return
-                await committed.wait()
+        self.until = Commits(engine).until
 
     async def until_status(self, id: str, *statuses: str) -> Run:
         """Returns the run when it is in one of these states, and has left memory or not as that state says."""
@@ -211,26 +199,6 @@ class Lab:
         finally:
             over = True
             await passing
-
-    def _watch(self) -> None:
-        loop, committer, write = asyncio.get_running_loop(), self.engine.committer, self.engine.store.write
-
-        def watched(writes: Any) -> None:
-            try:
-                write(writes)
-            finally:
-                loop.call_soon_threadsafe(announce)
-
-        def announce() -> None:
-            # What the writer does next is done after the engine has told everybody of this commit.
-            committer.call(lambda: None).add_done_callback(self._tell)
-
-        self.engine.store.write = watched  # type: ignore[method-assign]
-
-    def _tell(self, done: "asyncio.Future[None]") -> None:
-        done.exception()  # the committer may have been closed meanwhile
-        committed, self._committed = self._committed, asyncio.Event()
-        committed.set()
 
 
 @asynccontextmanager

@@ -71,7 +71,7 @@ def test_onboarding_killed_twice_ends_as_if_nothing_had_happened(crashers: Crash
     chance = random.Random(7)
     pairs = [(chance.choice(undisturbed.points), chance.choice(undisturbed.points)) for _ in range(20)]
     # An attempt cut off before its commit is settled; the next one is cut off after its commit.
-    pairs += [("handler:add-user:exit#1", "sql:after#1"), ("handler:welcome:exit#1", "sql:after#1")] * 4
+    pairs += [("handler:add-user:exit#1", "sql:after#1"), ("handler:welcome:exit#1", "sql:after#1")] * 2
 
     def killed_twice(number: int) -> int:
         with crashers.scene(tmp_path / f"{number}", "onboard", input) as scene:
@@ -86,20 +86,36 @@ def test_onboarding_killed_twice_ends_as_if_nothing_had_happened(crashers: Crash
     assert sum(deaths) >= len(pairs)
 
 
-def test_tree_of_runs_killed_after_every_commit_ends_as_if_nothing_had_happened(crashers: Crashers, tmp_path: Path):
-    input = {"refused": False}
-    expected = Scene(crashers.one, tmp_path / "undisturbed", "family", input).end()
-    assert expected.users == ["ada", "ben", "cleo"]
+@pytest.mark.parametrize(
+    "service, input, status",
+    [
+        ("family", {"refused": False}, "completed"),  # parents and children
+        (
+            "mendable",
+            {"name": "ada"},
+            "completed",
+        ),  # fails, is undone, retried, completes, and is undone by an operator
+        ("steered", {"name": "ada"}, "cancelled"),  # is sent an event, and cancelled
+    ],
+)
+def test_other_lives_killed_after_every_commit_end_as_if_nothing_had_happened(
+    crashers: Crashers, tmp_path: Path, service: str, input: dict[str, object], status: str
+):
+    undisturbed = Scene(crashers.one, tmp_path / "undisturbed", service, input)
+    expected = undisturbed.end()
+    assert expected.status == status
+    points = [point for point in undisturbed.points if point.startswith("commit:after")]
 
-    def killed_after(number: int) -> bool:
-        with crashers.scene(tmp_path / f"{number}", "family", input) as scene:
-            scene.live(f"commit:after#{number}")
+    def killed_at(point: str) -> bool:
+        with crashers.scene(tmp_path / point.replace(":", "-"), service, input) as scene:
+            scene.live(point)
             state = scene.end()
-            assert state == expected, f"{number}: {differences(expected, state)}"
+            assert state == expected, f"{point}: {differences(expected, state)}"
             return scene.deaths == 1
 
-    died = crashers.map(killed_after, range(1, 21))
-    assert all(died)
+    died = crashers.map(killed_at, points)
+    assert all(died[:-4])  # how many commits there are depends on which writes happen to share one
+    assert len(points) > 15
 
 
 def test_cancelled_left_and_late_steps_are_settled_whenever_the_process_dies(crashers: Crashers, tmp_path: Path):
@@ -113,8 +129,8 @@ def test_cancelled_left_and_late_steps_are_settled_whenever_the_process_dies(cra
             assert scene.end().status == "completed"
             return scene.deaths == 1
 
-    died = crashers.map(killed_at, points.points)
-    assert sum(died) > len(points.points) * 0.7
+    died = crashers.map(killed_at, points.points[::2])
+    assert sum(died) > len(died) * 0.7
 
 
 @pytest.mark.parametrize("service", ["onboard", "family"])

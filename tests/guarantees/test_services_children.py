@@ -239,7 +239,10 @@ async def waits_after_a_child() -> None:
 
 
 @in_loop
-async def test_child_undone_by_hand_neither_wakes_its_parent_for_ever_nor_is_undone_twice(tmp_path: Path):
+async def test_child_undone_by_hand_neither_wakes_its_parent_for_ever_nor_is_undone_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("dotdo.engine.parking.LINGER_FOR_CHILD", 0.05)
     async with laboratory(tmp_path) as lab:
         handle = await lab.client.start(waits_after_a_child)
         await lab.until_asleep(handle.id)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dotdo import AsyncContext, Context, EffectCall, action, effect, service
+from dotdo.embedding import open_reader
 from dotdo.errors import ClientClosed
 from tests.guarantees.lab import Lab, World, book, catalogue, hold, in_loop, laboratory, note
 from tests.guarantees.ledger import ROOT
@@ -52,6 +53,12 @@ async def test_attempt_under_way_ends_and_nothing_new_begins(tmp_path: Path):
             await waiting
         with pytest.raises(ClientClosed):
             await lab.client.start(note, text="too late")
+    reader = open_reader(str(lab.path))
+    given_back = reader.get_run(handle.id)
+    reader.close()
+    assert given_back is not None
+    assert given_back.waiting_for is not None
+    assert given_back.waiting_for.kind == "turn"
     async with laboratory(tmp_path, world=lab.world) as lab:
         lab.world.open("three")
         assert await lab.client.handle(handle.id).result() == ["one", "two", "three"]

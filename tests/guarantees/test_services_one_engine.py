@@ -70,7 +70,7 @@ async def is_left_behind() -> str:
 @in_loop
 async def test_runs_of_a_node_that_is_gone_are_rescued_whenever_they_turn_up(tmp_path: Path):
     """Rescue is a sweep for ever, not a thing of the start: a run may come to light late."""
-    async with laboratory(tmp_path) as lab:
+    async with laboratory(tmp_path, grace=0.05) as lab:
         handle = await lab.client.start(is_left_behind)
         await lab.world.reached("left")
     async with laboratory(tmp_path, world=lab.world) as lab:

@@ -181,14 +181,22 @@ async def test_close_may_be_repeated_and_also_at_once(path: Path):
 
 
 @in_loop
-async def test_close_while_it_opens_leaves_nothing_open(path: Path):
+async def test_close_while_it_opens_tells_every_caller_and_leaves_nothing_open(path: Path):
     client = client_on(path)
-    call = asyncio.create_task(client.run(add, 1))
+    calls = [
+        client.run(add, 1),
+        client.start(add, 1),
+        client.start(add.with_(key="k", delay=60), 1),
+        client.action("add@1", wait=PATIENCE).invoke(a=1),
+    ]
+    reads = [client.handle("run_nowhere").result(), client.runs.list()]  # these may still be answered
+    tasks = [asyncio.ensure_future(call) for call in [*calls, *reads]]
     await asyncio.sleep(0)
     await client.close()
-    with pytest.raises(ClientClosed):
-        await call
+    told = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(error).__name__ for error in told[: len(calls)]] == ["ClientClosed"] * len(calls)
     async with client_on(path) as other:
+        assert await other.runs.list() == [], "and what was refused is not there"
         assert await other.run(add, 1) == 3
 
 

@@ -52,6 +52,7 @@ def test_nothing_is_tried_after_max_elapsed():
 
 def test_what_the_failure_asked_for_replaces_the_delay_but_not_the_limits():
     assert STEADY.delay_before(2, elapsed=0, after=0.25) == 250
+    assert STEADY.delay_before(2, elapsed=0, after=0) == 0
     assert STEADY.delay_before(2, elapsed=0, after=5_000) == 5_000_000, "max_delay caps what we compute, not this"
     assert STEADY.delay_before(11, elapsed=0, after=1) is None
     assert Retry(attempts=5, max_elapsed=60).delay_before(2, elapsed=50, after=11) is None

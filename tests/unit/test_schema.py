@@ -461,6 +461,22 @@ def test_camel_case_outputs_rename_fields_and_leave_data_alone():
     }
 
 
+class Loose(pydantic.BaseModel, extra="allow"):
+    """A model that takes fields which nobody declared."""
+
+    own_field: int
+
+
+def test_fields_that_nobody_declared_keep_their_names():
+    def handler(loose_one: Loose) -> Loose: ...  # type: ignore[empty-body]
+
+    given = Loose.model_validate({"own_field": 1, "their_field": 2})
+    data, loaded = of(handler, "camel").dump(given)
+    assert data == b'{"ownField":1,"their_field":2}'
+    assert loaded == given
+    assert of(handler).accept({"looseOne": {"ownField": 1, "their_field": 2}}) == of(handler).pack((given,), {})
+
+
 def test_without_a_return_hint_the_result_itself_says_what_its_fields_are():
     def handler(): ...
 

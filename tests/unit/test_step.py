@@ -84,13 +84,16 @@ def test_failure_is_raised_where_the_step_is_awaited():
         asyncio.run(main())
 
 
+@pytest.mark.parametrize("first", WAYS[:3])
 @pytest.mark.parametrize("second", WAYS[:3])
-def test_step_is_awaited_once(second: Callable[[Step[Any]], Awaitable[Any]]):
+def test_step_is_awaited_once(
+    first: Callable[[Step[Any]], Awaitable[Any]], second: Callable[[Step[Any]], Awaitable[Any]]
+):
     run = Run()
 
     async def main() -> None:
         step = run.step("a:1")
-        await step
+        await first(step)
         await second(step)
 
     with pytest.raises(RuntimeError, match="The step a:1 was already awaited; call the action again for another one"):

@@ -70,7 +70,7 @@ class Schema:
         """Raises InvalidInput, with every problem, unless stored or given input fits."""
         try:
             self._decode_input(data)
-        except (msgspec.ValidationError, ValueError, TypeError):
+        except Exception:  # a class of the user's may raise anything when it is made
             self._refuse(data)
 
     def accept(self, params: Mapping[str, Any] | bytes) -> bytes:
@@ -91,7 +91,7 @@ class Schema:
         """Stored input as typed keyword arguments of the handler."""
         try:
             return msgspec.structs.asdict(self._decode_input(data))
-        except (msgspec.ValidationError, ValueError, TypeError):
+        except Exception:  # a class of the user's may raise anything when it is made
             self._refuse(data)
             raise
 
@@ -102,19 +102,21 @@ class Schema:
         if self.wire == "camel":
             hint = cast("Hint", type(result)) if self.output is Any else self.output
             data = codec.encode_result(_camel_fields(codec.decode(data), hint), what)
-        try:
-            return data, self.load(data)
-        except (msgspec.ValidationError, ValueError) as error:
-            hint = getattr(self.output, "__name__", str(self.output))
-            raise InvalidValue(f"{what} does not fit its return hint {hint}: {error}") from None
+        return data, self.load(data)
 
     def load(self, data: bytes | str) -> Any:
-        """A stored result as the declared output."""
-        if self._decode_output is None:
-            return codec.decode(data)
-        if self.wire == "camel":
-            data = codec.encode_result(normalise(codec.decode(data), self.output), "result")
-        return self._decode_output(data)
+        """A stored result as the declared output. Raises InvalidValue if it does not fit (any more)."""
+        try:
+            if self._decode_output is None:
+                return codec.decode(data)
+            if self.wire == "camel":
+                data = codec.encode_result(normalise(codec.decode(data), self.output), "result")
+            return self._decode_output(data)
+        except Exception as error:  # a class of the user's may raise anything when it is made
+            hint = getattr(self.output, "__name__", str(self.output))
+            raise InvalidValue(
+                f"The result of {self.subject} does not fit its return hint {hint}: {_reason(error)}"
+            ) from None
 
     def input_schema(self) -> dict[str, Any]:
         """JSON Schema 2020-12 of the input."""
@@ -388,6 +390,11 @@ def _at(path: str, place: tuple[str | int, ...]) -> str:
     return path + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
 
 
+def _reason(error: Exception) -> str:
+    is_ours = isinstance(error, msgspec.ValidationError | msgspec.DecodeError | InvalidValue)
+    return str(error) if is_ours else f"{error} ({type(error).__name__})"
+
+
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
@@ -395,8 +402,8 @@ def _lower(text: str) -> str:
 def _problem_of_whole(value: Any, hint: Hint, path: str) -> list[Problem]:
     try:
         codec.decoder(hint).decode(codec.encode(value))
-    except (msgspec.ValidationError, ValueError, TypeError, InvalidValue) as error:
-        text, _, inside = str(error).partition(" - at `")
+    except Exception as error:  # also what a class of the user's raises when it is made
+        text, _, inside = _reason(error).partition(" - at `")
         inside = inside.removeprefix("key` in `")  # of a key, msgspec tells the object that has it
         return [Problem(path + inside.rstrip("`")[1:] if inside else path, _lower(text))]
     return []

@@ -135,8 +135,9 @@ def take_child_message(run: "LiveRun", message: Message) -> None:
 
 
 def _is_awaited(run: "LiveRun", child: str) -> bool:
-    steps = run.history.steps.values()
-    return any(step.child is not None and step.child.run == child and step.state == OPEN for step in steps)
+    undoes = run.history.plan is not None
+    known = [step for step in run.history.steps.values() if step.child is not None and step.child.run == child]
+    return any(step.state == OPEN or (undoes and not step.undone) for step in known)
 
 
 async def undo_child(run: "LiveRun", record: StepRecord) -> None:
@@ -149,8 +150,9 @@ async def undo_child(run: "LiveRun", record: StepRecord) -> None:
     try:
         await run.engine.post(post)
     except InvalidOperation:
-        run.engine.log.debug("child %s is undone already", child.run)
-        return
+        if (await run.engine.get(child.run)).ended:
+            return  # it is undone already
+        # An earlier owner of this run asked for it, and it is under way.
     message = await run.waiting.for_child(
         child.run, f"the child run {child.run} ({child.name}) to be undone", record.id
     )

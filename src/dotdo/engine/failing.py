@@ -23,7 +23,7 @@ class Block(BaseException):
 
     def __init__(self, reason: str, message: str, *, step: str | None = None, error: ErrorRecord | None = None) -> None:
         super().__init__(message)
-        self.reason, self.message, self.step, self.error = reason, message, step, error
+        self.reason, self.message, self.step, self.error = reason, carried(message), step, error
 
     def data(self) -> Blocked:
         """As an entry's data."""
@@ -51,6 +51,11 @@ def message_of(error: BaseException) -> str:
         text = str(error)
     except Exception as failure:  # hostile exceptions must not hurt the engine
         text = f"(its text could not be made: {type(failure).__name__})"
+    return carried(text)
+
+
+def carried(text: str) -> str:
+    """A message as every store can keep it, whatever a user's exception put into it."""
     text = text.replace("\0", "").encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "... (cut)"
 
@@ -84,7 +89,12 @@ def failure_record(error: BaseException) -> tuple[ErrorRecord, list[str]]:
     if failed:
         first = failed[0]
         record = ErrorRecord(
-            first.error_type, first.error_message, "", action=first.action, step=first.step, attempts=first.attempts
+            carried(str(first.error_type)),
+            carried(str(first.error_message)),
+            "",
+            action=carried(str(first.action)),
+            step=first.step,
+            attempts=first.attempts,
         )
         return record, causes
     return error_record(found[0]), causes

@@ -79,8 +79,9 @@ def block_of(error: BaseException) -> Block:
     """Why an error of a service's code blocks its run."""
     if isinstance(error, DotdoError):
         return Block(error.code, error.message, error=error_record(error))
-    message = f"The service raised {type(error).__name__}: {error}. Nothing was undone: mend it and retry the run."
-    return Block("bug", message, error=error_record(error))
+    record = error_record(error)
+    what = f"{record.type}: {record.message}".removesuffix(": ")
+    return Block("bug", f"The service raised {what}. Nothing was undone: mend it and retry the run.", error=record)
 
 
 async def settle_and_block(run: "LiveRun", block: Block) -> None:

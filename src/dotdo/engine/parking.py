@@ -17,6 +17,8 @@ LINGER_FOR_CHILD = 5.0
 
 def linger(run: "LiveRun") -> float:
     """Seconds for which an idle run stays in memory."""
+    if run.history.crashes:
+        return 0.0  # the next suspect has its turn, which may be the child that this one waits for
     return LINGER_FOR_CHILD if run.waiting.children else LINGER
 
 

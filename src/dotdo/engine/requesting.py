@@ -14,7 +14,7 @@ import msgspec
 from dotdo import codec
 from dotdo.effect import Effect, EffectCall
 from dotdo.engine.attempting import Attempt, effect_key
-from dotdo.engine.failing import Block, error_record
+from dotdo.engine.failing import Block, error_record, message_of
 from dotdo.engine.history import Request, StepRecord
 from dotdo.errors import AttemptTimedOut, Fail, RetryLater
 from dotdo.journal import Answered, Requested, RequestFailed
@@ -142,7 +142,7 @@ async def _undo_one(run: "LiveRun", record: StepRecord, effect: Effect[..., Any]
                 raise Block(
                     "undo failed",
                     f"The request {intent.effect} (key {intent.key}) of {record.id} could not be undone: "
-                    f"{error}. Undo it "
+                    f"{message_of(error)}. Undo it "
                     "at the receiver, then retry the run.",
                     step=record.id,
                 ) from error

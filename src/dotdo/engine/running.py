@@ -23,7 +23,7 @@ from dotdo.engine.service_code import OWN_STEPS, Call, ServiceCode
 from dotdo.engine.stepping import StepRun, step_context
 from dotdo.engine.waiting import Waiting
 from dotdo.engine.waking import Wake
-from dotdo.errors import InvalidInput, ReplayError, RunEvicted, StoreError
+from dotdo.errors import InvalidInput, InvalidValue, ReplayError, RunEvicted, StoreError
 from dotdo.journal import Accepted, Data, Empty, Ended, Entry, Fired, Stopping
 from dotdo.policy import Retry
 from dotdo.records import ErrorRecord, WaitingFor
@@ -180,7 +180,7 @@ class LiveRun:
             while self._handed < len(handovers) and not code.main.done():
                 self._handed += 1
                 code.hand_over(handovers[self._handed - 1])
-        except ReplayError as error:
+        except (ReplayError, InvalidValue) as error:
             self.block_for(error)
             return
         finally:

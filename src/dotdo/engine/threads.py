@@ -68,8 +68,8 @@ def _resolve(future: "asyncio.Future[Any]", result: Any, error: BaseException | 
         return
     if error is None:
         future.set_result(result)
-    elif isinstance(error, StopIteration):
-        # A future cannot carry it.
-        future.set_exception(RuntimeError("the handler raised StopIteration"))
+    elif isinstance(error, StopIteration | GeneratorExit):
+        # A future cannot carry these.
+        future.set_exception(RuntimeError(f"the handler raised {type(error).__name__}"))
     else:
         future.set_exception(error)

@@ -183,12 +183,12 @@ async def family(refused: bool) -> list[Any]:
 
 @service("member", catalogue=catalogue)
 async def member(name: str, friend: str | None) -> list[Any]:
-    id = await add_user(name=name)
+    await add_user(name=name)
     below = await member(name=friend, friend=None) if friend else None
     if name == "refused":
         await refuse()
     await tell_sales(name=name)
-    return [id if name == "nobody" else name, below]
+    return [name, below]
 
 
 @service("mendable", catalogue=catalogue)

@@ -179,6 +179,15 @@ class Lab:
         """What the entries of a kind hold."""
         return [read(entry) for entry in await self.entries(id, kind)]
 
+    async def sweep(self) -> None:
+        """Has the engine look now for runs that are due, or whose node is gone."""
+        await self.engine.claimer._sweep()
+
+    async def sql(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:
+        """Looks at, or tampers with, the store behind the engine's back."""
+        database = self.engine.store._db  # type: ignore[attr-defined]
+        return await self.engine.committer.call(lambda: database.write(statement, values))
+
     async def advance_to_next(self) -> None:
         """Moves the clock to the next time that something waits for, once something does."""
         await asyncio.to_thread(self.clock.advance_to_next)

@@ -49,7 +49,7 @@ async def test_five_thousand_runs_in_flight_together_all_complete(tmp_path: Path
         assert len({handle.id for handle in handles}) == RUNS
 
         async def all_stand_at_the_gate() -> bool:
-            return (await lab.engine.read(lambda: counted(lab.engine.store, "completed"))) == 2 * RUNS
+            return await lab.sql("select count(*) from journal where kind = 'completed'") == [(2 * RUNS,)]
 
         await lab.until(all_stand_at_the_gate)
         assert len(lab.engine.live) == RUNS
@@ -86,9 +86,3 @@ async def test_five_thousand_waiting_runs_take_no_memory_and_wake_together(tmp_p
         assert results == [f"{n} hello {n}" for n in range(RUNS)]
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         assert grown < RUNS * 20, f"{grown} KiB for {RUNS} runs"
-
-
-def counted(store: object, kind: str) -> int:
-    """How many entries of a kind the whole store has."""
-    sql = "select count(*) from journal where kind = :kind"
-    return store._db.read(sql, {"kind": kind})[0][0]  # type: ignore[attr-defined]

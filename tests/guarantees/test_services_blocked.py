@@ -55,10 +55,10 @@ async def test_blocked_run_stays_blocked_over_a_restart_and_whatever_comes(tmp_p
         await blocked(lab, handle.id, "TypeError")
         entries = await handle.journal()
         await handle.send_event("hello", 1)
-        await lab.engine.claimer._sweep()
+        await lab.sweep()
         assert await handle.journal() == entries
     async with laboratory(tmp_path) as lab:
-        await lab.engine.claimer._sweep()
+        await lab.sweep()
         assert (await lab.client.runs.get(handle.id)).status == "blocked"
         assert lab.engine.live == {}
         assert await lab.client.runs.journal(handle.id) == entries

@@ -213,7 +213,7 @@ async def test_bug_of_a_parent_leaves_its_child_alone(tmp_path: Path):
         lab.world.open("mirror")
         await lab.until_status(child, "completed")
         claims = await claims_of(lab, handle.id)
-        await lab.engine.claimer._sweep()
+        await lab.sweep()
         assert (await handle.get()).status == "blocked"  # its child's end is no person
         assert await claims_of(lab, handle.id) == claims
 
@@ -227,8 +227,7 @@ async def test_bug_of_a_parent_leaves_its_child_alone(tmp_path: Path):
 
 async def claims_of(lab: Lab, id: str) -> int:
     """How often a run was claimed."""
-    sql = "select claim from runs where id = :run"
-    return (await lab.engine.read(lambda: lab.engine.store._db.read(sql, {"run": id})))[0][0]  # type: ignore[attr-defined]
+    return (await lab.sql("select claim from runs where id = :run", run=id))[0][0]
 
 
 @service("waits-after-a-child", catalogue=catalogue)
@@ -255,7 +254,7 @@ async def test_child_undone_by_hand_neither_wakes_its_parent_for_ever_nor_is_und
         await lab.until(is_undone)
         await lab.until_asleep(handle.id)  # what its child told it has come, and changed nothing
         claims = await claims_of(lab, handle.id)
-        await lab.engine.claimer._sweep()
+        await lab.sweep()
         await lab.until_asleep(handle.id)
         assert await claims_of(lab, handle.id) == claims
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dotdo import AsyncContext, Context, EffectCall, action, effect, service
+from dotdo import AsyncContext, AsyncDo, Context, DefinitionError, Do, EffectCall, action, effect, service
 from dotdo.embedding import open_reader
 from dotdo.errors import ClientClosed
 from tests.guarantees.lab import Lab, World, book, catalogue, hold, in_loop, laboratory, note
@@ -200,3 +200,36 @@ def test_sigterm_lets_the_attempt_end_gives_the_run_back_and_ends_the_process(tm
     second.process.communicate("go on\n", timeout=20)
     assert second.process.returncode == 0
     assert os.path.exists(tmp_path / "dotdo.db")
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+def test_second_sigterm_does_not_wait(tmp_path: Path, kind: str):
+    program = Program(tmp_path, kind)
+    assert (program.hear() | program.hear()).keys() == {"started", "handler"}
+    program.process.send_signal(signal.SIGTERM)
+    assert program.hear() == {"draining": True}
+    program.process.send_signal(signal.SIGTERM)
+    rest, _ = program.process.communicate(timeout=20)
+    assert (rest, program.process.returncode) == ("", -signal.SIGTERM)
+
+
+@in_loop
+async def test_draining_on_sigterm_is_refused_where_signals_are_not_heard(tmp_path: Path):
+    def open_both() -> None:
+        with pytest.raises(DefinitionError, match="main thread only"):
+            Do(str(tmp_path / "sync.db"), drain_on_sigterm=True)
+        with pytest.raises(DefinitionError, match="main thread only"):
+            asyncio.run(AsyncDo(str(tmp_path / "async.db"), drain_on_sigterm=True).platform())
+
+    await asyncio.to_thread(open_both)
+
+
+@in_loop
+async def test_closing_gives_sigterm_back(tmp_path: Path):
+    before = signal.getsignal(signal.SIGTERM)
+    async with laboratory(tmp_path, drain_on_sigterm=True):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+    with Do(str(tmp_path / "sync.db"), drain_on_sigterm=True):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before

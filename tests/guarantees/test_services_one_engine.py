@@ -77,9 +77,7 @@ async def test_runs_of_a_node_that_is_gone_are_rescued_whenever_they_turn_up(tmp
         await lab.until_journal_has(handle.id, "claimed")
         await lab.world.reached("left")
         lab.engine.live.pop(handle.id).release()  # as if its node had died without a word
-        database = lab.engine.store._db  # type: ignore[attr-defined]
-        sql = "update runs set owner = 'node_of_the_dead' where id = :run"
-        await lab.engine.committer.call(lambda: database.write(sql, {"run": handle.id}))
+        await lab.sql("update runs set owner = 'node_of_the_dead' where id = :run", run=handle.id)
         lab.engine.claimer.hint()
         lab.world.open("left")
         assert await lab.client.handle(handle.id).result() == "left"

@@ -31,7 +31,7 @@ async def test_thirty_days_pass_and_the_service_goes_on_at_the_minute(tmp_path: 
         assert waiting.waiting_for.until == lab.clock.now() + THIRTY_DAYS // timedelta(milliseconds=1)
 
         lab.clock.advance(THIRTY_DAYS - timedelta(milliseconds=1))
-        await lab.engine.claimer._sweep()
+        await lab.sweep()
         assert lab.engine.live == {}
         assert await lab.entries(handle.id, "fired") == []
 

@@ -239,7 +239,7 @@ class LiveRun:
             self._launch_all(calls, None)
         else:
             # After a crash these may be under way already: the service does not end before they are looked after.
-            self._launching = bool(self._unsettled)
+            self._launching = self._launching or bool(self._unsettled)
             self.journal.when_durable(partial(self._launch_all, calls))
 
     def _launch_all(self, calls: list[Call], error: BaseException | None) -> None:

@@ -50,6 +50,7 @@ class Threads:
                     return
             if item is not None:
                 self._execute(*item)
+                item = None  # an idle thread must not keep the run that it worked for
 
     def _execute(self, function: Callable[[], T], future: "asyncio.Future[T]") -> None:
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from dotdo import Action, ActionFailed, Catalogue, Do, InvalidInput, RunBlocked, RunCancelled, Service, wait_for_event
+from dotdo.engine.running import LiveRun
 
 PATIENCE = 20.0
 
@@ -250,3 +252,23 @@ def test_a_recorded_result_that_fits_the_new_code_no_longer_blocks_and_names_the
     with Do(path, catalogue=shop(Old)) as client:
         client.runs.retry(handle.id)
         assert client.handle(handle.id).result(timeout=PATIENCE) == "on 0"
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def runs_in_memory() -> int:
+    gc.collect()
+    return sum(isinstance(thing, LiveRun) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("handler", ["sync", "async", "service"])
+def test_a_run_that_has_ended_leaves_nothing_in_memory(client: Do, handler: str):
+    """Nor does the thread that ran its handler, and waits for another, keep what it raised or returned."""
+    before = runs_in_memory()
+    fails(client, handler, kind="raise", name="recursion")
+    fails(client, handler, kind="return", name="object")
+    for _ in range(50):  # whoever waits is told a moment before the last reference is gone
+        if runs_in_memory() == before:
+            return
+    raise AssertionError(f"{runs_in_memory() - before} runs are still in memory")

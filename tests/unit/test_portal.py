@@ -236,6 +236,9 @@ def slow() -> str:
 def open_client() -> Do:
     return Do(sys.argv[1], catalogue=catalogue)
 
+def in_thread(work) -> None:
+    threading.Thread(target=lambda: print(work(), flush=True)).start()
+
 def start_slow(client: Do) -> None:
     client.start(slow)
     assert begun.wait(20)
@@ -263,7 +266,7 @@ def run_program(tmp_path: Path, code: str) -> subprocess.CompletedProcess[str]:
         ("client = open_client(); start_slow(client)", "exiting\nhandler ended\n", 0),
         ("start_slow(open_client()); gc.collect()", "exiting\nhandler ended\n", 0),
         ("client = open_client(); start_slow(client); sys.exit(3)", "exiting\nhandler ended\n", 3),
-        ("threading.Thread(target=lambda: print(open_client().run(quick, 'thread'))).start()", "thread\n", 0),
+        ("client = open_client(); client.runs.list(); in_thread(lambda: client.run(quick, 'x'))", "x\n", 0),
         ("first, second = open_client(), Do('sqlite://'); first.run(quick, 'x'); second.runs.list()", "", 0),
     ],
 )

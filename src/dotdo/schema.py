@@ -126,10 +126,6 @@ class Schema:
         """JSON Schema 2020-12 of the output."""
         return {} if self.output is Any else _json_schema(self.output)
 
-    def hint_of(self, name: str) -> Hint | None:
-        """The hint of a parameter, by its name or camelCase name."""
-        return next((p.hint for p in self.parameters if name in (p.name, camel(p.name))), None)
-
     def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if len(args) > len(self.parameters):
             raise InvalidInput(

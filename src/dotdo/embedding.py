@@ -11,10 +11,12 @@ from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock, SystemClock
 from dotdo.engine.engine import Engine
 from dotdo.errors import DefinitionError, StoreUnusable
+from dotdo.records import RunFilter
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase, lock_holder
 
 DEFAULT_STORE = ".dotdo/dotdo.db"
+_YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
 async def open_engine(
@@ -36,9 +38,9 @@ async def open_engine(
         _check_apart(path, databases.files())
     opened = SqlStore(SQLiteDatabase(path))
     if check_replay is None:
-        check_replay = os.environ.get("DOTDO_DEV", "") not in ("", "0")
+        check_replay = is_on("DOTDO_DEV")
     try:
-        key = audit_key(path)
+        key = audit_key(path, make=not opened.list_runs(RunFilter(limit=1)))
     except BaseException:
         opened.close()
         raise
@@ -54,6 +56,14 @@ async def open_engine(
     )
     await engine.start()
     return engine
+
+
+def is_on(variable: str) -> bool:
+    """Whether an environment variable says yes. Raises DefinitionError when it says neither yes nor no."""
+    value = os.environ.get(variable, "").strip().lower()
+    if value not in _YES and value not in _NO:
+        raise DefinitionError(f"{variable}={value!r}: one of {', '.join(_YES)} or {', '.join(_NO[1:])} is needed.")
+    return value in _YES
 
 
 def _check_apart(store: str, files: set[str]) -> None:
@@ -108,7 +118,7 @@ def audit_key(path: str | None, *, make: bool = True) -> bytes:
     """The key under which heads of journals are anchored: from DOTDO_AUDIT_KEY (hex), else from a file beside the store
     that is made once. Keep it elsewhere too: whoever has it can forge, and without it the anchors cannot be checked.
 
-    make: whether a missing file is made. Raises StoreUnusable.
+    make: whether a missing file is made: never beside runs that another key has anchored. Raises StoreUnusable.
     """
     given = os.environ.get("DOTDO_AUDIT_KEY")
     if given:
@@ -129,7 +139,11 @@ def audit_key(path: str | None, *, make: bool = True) -> bytes:
         return key
     except FileNotFoundError:
         if not make:
-            raise StoreUnusable(f"There is no audit key {file}. Restore it, or give it as DOTDO_AUDIT_KEY.") from None
+            raise StoreUnusable(
+                f"There is no audit key {file}. Restore it, or give it as DOTDO_AUDIT_KEY: the journals in the store are "
+                "anchored under it. If it is lost for good, put 64 hexadecimal digits of your own into that file; `dotdo "
+                "audit verify` will then find fault with every run so far."
+            ) from None
         return _new_audit_key(file)
     except (OSError, ValueError) as error:
         raise StoreUnusable(f"The audit key {file} cannot be read: {error}.") from None

@@ -128,6 +128,24 @@ def test_who_only_verifies_makes_no_key(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lost_key_is_not_made_anew_beside_runs_that_it_anchored(tmp_path: Path):
+    """A new key would make every run so far look tampered with, and nobody would know since when."""
+    path, file = tmp_path / "dotdo.db", tmp_path / "dotdo.db.audit-key"
+    with Do(str(path), catalogue=house) as client:
+        pass
+    file.unlink()
+    with Do(str(path), catalogue=house) as client:  # nothing is anchored yet
+        client.start(echo.with_(key="one"), number=1).result()
+    kept = file.read_text()
+    file.unlink()
+    with pytest.raises(StoreUnusable, match=r"There is no audit key .*\. Restore it, or .* lost for good"):
+        Do(str(path), catalogue=house).__enter__()
+    assert not file.exists()
+    file.write_text(kept)
+    with Do(str(path), catalogue=house) as client:
+        assert [run.result for run in client.runs.list()] == [1]
+
+
 def test_an_opening_that_fails_leaves_the_store_free(tmp_path: Path):
     path = tmp_path / "dotdo.db"
     (tmp_path / "dotdo.db.audit-key").write_text("damaged")
@@ -244,7 +262,15 @@ async def forgetful() -> int:
     return await echo(next(calls))
 
 
-@pytest.mark.parametrize("value, is_on", [("1", True), ("0", False), ("", False)])
+def test_a_setting_that_says_neither_yes_nor_no_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DOTDO_DEV", "maybe")
+    with pytest.raises(DefinitionError, match="DOTDO_DEV='maybe': one of 1, true, yes, on or 0, false, no, off"):
+        Do("sqlite://", catalogue=house).__enter__()
+
+
+@pytest.mark.parametrize(
+    "value, is_on", [("1", True), ("True", True), ("0", False), ("", False), ("false", False), ("No", False)]
+)
 def test_development_mode_replays_each_finished_run(value: str, is_on: bool, monkeypatch: pytest.MonkeyPatch):
     """A service with a memory of its own would go wrong after a restart; in development it shows at once."""
     monkeypatch.setenv("DOTDO_DEV", value)

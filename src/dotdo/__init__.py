@@ -22,6 +22,7 @@ from dotdo.errors import (
     StoreError,
     UnknownName,
 )
+from dotdo.fan_out import map
 from dotdo.policy import Retry
 from dotdo.records import Failure, Run
 from dotdo.service import Service, service
@@ -62,6 +63,7 @@ __all__ = [
     "call",
     "current_context",
     "effect",
+    "map",
     "now",
     "random",
     "service",

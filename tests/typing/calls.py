@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 import dotdo
 from dotdo import (
     Action,
+    ActionFailed,
     AsyncContext,
     AsyncDo,
     AsyncHandle,
@@ -163,6 +164,9 @@ async def signup(name: str, email: str = "") -> User:
     assert_type(dotdo.random(), Random)
     assert_type(await dotdo.wait_for_event("approved", timeout=5), Any)
     assert_type(await dotdo.call("elsewhere", amount=5), Any)
+    assert_type(await dotdo.map(async_without_context, ["a", "b"], limit=5), list[list[User]])
+    assert_type(await dotdo.map(child, range(5)), list[str])
+    assert_type(await dotdo.map(child, range(5), return_exceptions=True), list[str | ActionFailed])
     return user
 
 

@@ -189,9 +189,12 @@ class RunJournal:
             self.durable_seq = seq
         if self._waiters:
             # Those below 0 came after this write was taken, and wait for the next one.
-            due = [waiter for waiter in self._waiters if 0 <= waiter[0] <= seq or self.lost is not None]
-            waiting += [callback for _, callback in due]
-            self._waiters = [waiter for waiter in self._waiters if waiter not in due]
+            before, self._waiters = self._waiters, []
+            for waiter in before:
+                if 0 <= waiter[0] <= seq or self.lost is not None:
+                    waiting.append(waiter[1])
+                else:
+                    self._waiters.append(waiter)
         for callback in waiting:
             callback(self.lost)
 

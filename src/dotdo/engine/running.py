@@ -198,7 +198,7 @@ class LiveRun:
         if replaying:
             self._unmatched = code.unmatched()
         if self._unmatched:
-            self._unmatched = code.unmatched()
+            self._unmatched = code.unmatched(self._unmatched)  # what is asked for live is new, so these only get fewer
             mismatch = code.mismatch(self._unmatched, new)
             if mismatch is not None:
                 self.block_for(mismatch)

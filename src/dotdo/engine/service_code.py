@@ -9,7 +9,7 @@ import random
 import uuid
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from datetime import UTC, datetime
 from functools import partial
@@ -125,13 +125,13 @@ class ServiceCode:
         self.main = None  # it knows this object through its context: a cycle that only the collector would free
         return self.loop.evict()
 
-    def unmatched(self) -> list[StepRecord]:
-        """Recorded steps that the code has not asked for."""
+    def unmatched(self, among: Iterable[StepRecord] | None = None) -> list[StepRecord]:
+        """Recorded steps (all, or those given) that the code has not asked for."""
         return [
             record
-            for id, record in self._history.steps.items()
-            if (id not in self.calls or self.calls[id].future is None)
-            and not id.startswith(OWN_STEPS)
+            for record in (self._history.steps.values() if among is None else among)
+            if ((call := self.calls.get(record.id)) is None or call.future is None)
+            and not record.id.startswith(OWN_STEPS)
             and record.generation >= self._history.redone
             and not record.is_blank
         ]

@@ -4,7 +4,18 @@ from dotdo.action import Action, action
 from dotdo.async_client import AsyncDo, AsyncHandle
 from dotdo.catalogue import Catalogue
 from dotdo.client import Do, Handle
-from dotdo.context import AsyncContext, Context, call, current_context, now, random, sleep, uuid, wait_for_event
+from dotdo.context import (
+    AsyncContext,
+    Context,
+    call,
+    current_context,
+    now,
+    publish,
+    random,
+    sleep,
+    uuid,
+    wait_for_event,
+)
 from dotdo.effect import Effect, EffectCall, Staged, effect
 from dotdo.errors import (
     ActionFailed,
@@ -65,6 +76,7 @@ __all__ = [
     "effect",
     "map",
     "now",
+    "publish",
     "random",
     "service",
     "sleep",

@@ -6,7 +6,7 @@ this process, on the event loop of its caller.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
@@ -29,7 +29,7 @@ from dotdo.errors import (
 from dotdo.journal import Entry
 from dotdo.platform import Platform
 from dotdo.policy import check_text
-from dotdo.records import Definition, Options, Run, RunFilter, RunKind
+from dotdo.records import Definition, Options, Progress, Run, RunFilter, RunKind
 from dotdo.service import Service
 from dotdo.terminating import Restore, drain_first
 
@@ -66,6 +66,10 @@ class AsyncHandle(Generic[R]):
     async def send_event(self, name: str, value: Any = None, *, key: str | None = None) -> None:
         """Sends an event to the run. key: the sender's own; the same one twice is one event."""
         await self._client.runs.send_event(self.id, name, value, key=key)
+
+    def progress(self) -> AsyncIterator[Any]:
+        """Every value that the run's service has published and will publish, until the run has ended or is blocked."""
+        return self._client.runs.progress(self.id)
 
     async def journal(self) -> list[Entry]:
         """Every entry of the run so far."""
@@ -115,6 +119,14 @@ class AsyncRuns:
     async def journal(self, id: str, *, after: int = 0) -> Entries:
         """The entries of a run after a number."""
         return await (await self._client.platform()).journal(id, after)
+
+    async def progress(self, id: str) -> AsyncIterator[Any]:
+        """Every value that a run's service has published and will publish, until the run has ended or is blocked."""
+        news = Progress([], 0, ended=False)
+        while not news.ended:
+            news = await (await self._client.platform()).progress(id, news.after)
+            for value in news.values:
+                yield value
 
     async def cancel(self, id: str, *, actor: str | None = None) -> None:
         """Asks for a run to be cancelled. Raises InvalidOperation when it has ended."""

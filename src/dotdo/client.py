@@ -1,7 +1,7 @@
 """`Do`: the client for code without async. Each method forwards to `AsyncDo` on an event loop of its own thread."""
 
 import contextlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
 
@@ -77,9 +77,23 @@ class Handle(Generic[R]):
         """Sends an event to the run. key: the sender's own; the same one twice is one event."""
         self._portal.call(lambda: self._inner.send_event(name, value, key=key))
 
+    def progress(self) -> Iterator[Any]:
+        """Every value that the run's service has published and will publish, until the run has ended or is blocked."""
+        return _stream(self._portal, self._inner.progress())
+
     def journal(self) -> Entries:
         """Every entry of the run so far."""
         return self._portal.call(self._inner.journal)
+
+
+def _stream(portal: Portal, values: AsyncIterator[Any]) -> Iterator[Any]:
+    async def following() -> tuple[Any, ...]:
+        async for value in values:
+            return (value,)
+        return ()
+
+    while found := portal.call(following):
+        yield found[0]
 
 
 class Runs:
@@ -103,6 +117,10 @@ class Runs:
     def journal(self, id: str, *, after: int = 0) -> Entries:
         """The entries of a run after a number."""
         return self._portal.call(lambda: self._inner.journal(id, after=after))
+
+    def progress(self, id: str) -> Iterator[Any]:
+        """Every value that a run's service has published and will publish, until the run has ended or is blocked."""
+        return _stream(self._portal, self._inner.progress(id))
 
     def cancel(self, id: str, *, actor: str | None = None) -> None:
         """Asks for a run to be cancelled."""

@@ -62,6 +62,7 @@ class Runner(Protocol):
     def uuid(self) -> uuid_module.UUID: ...
     def random(self) -> random_module.Random: ...
     def wait_for_event(self, name: str) -> "asyncio.Future[Any]": ...
+    def publish(self, value: Any) -> None: ...
 
 
 class _Context:
@@ -222,6 +223,14 @@ async def wait_for_event(name: str, *, timeout: float | None = None) -> Any:
     future = _service("wait_for_event()").wait_for_event(name)
     async with asyncio.timeout(timeout):
         return await future
+
+
+def publish(value: Any) -> None:
+    """Tells readers how far the run is: `client.runs.get(id).progress` is the latest value, `handle.progress()` all.
+
+    value: what JSON can carry, at most 16 KiB of it. Each call tells once, also when the service is replayed.
+    """
+    _service("publish()").publish(value)
 
 
 async def call(name: str, /, **params: Any) -> Any:

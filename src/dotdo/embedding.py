@@ -140,9 +140,9 @@ def audit_key(path: str | None, *, make: bool = True) -> bytes:
     except FileNotFoundError:
         if not make:
             raise StoreUnusable(
-                f"There is no audit key {file}. Restore it, or give it as DOTDO_AUDIT_KEY: the journals in the store are "
-                "anchored under it. If it is lost for good, put 64 hexadecimal digits of your own into that file; `dotdo "
-                "audit verify` will then find fault with every run so far."
+                f"There is no audit key {file}. Restore it, or give it as DOTDO_AUDIT_KEY: the journals in the store "
+                "are anchored under it. If it is lost for good, put 64 hexadecimal digits of your own into that file; "
+                "`dotdo audit verify` will then find fault with every run so far."
             ) from None
         return _new_audit_key(file)
     except (OSError, ValueError) as error:

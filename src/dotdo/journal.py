@@ -204,6 +204,12 @@ class ChildStarted(Data, frozen=True):
     input: msgspec.Raw
 
 
+class Published(Data, frozen=True):
+    """Progress that the service tells its readers; nothing is done with it."""
+
+    value: msgspec.Raw
+
+
 class Stopping(Data, frozen=True):
     """The run stops: why, how it will end, which steps caused it, and which attempts (by step) were in flight."""
 
@@ -281,6 +287,7 @@ KINDS: dict[str, type[Data]] = {
     "lost": Empty,
     "fired": Fired,
     "event": EventReceived,
+    "published": Published,
     "child_started": ChildStarted,
     "cancel_requested": CancelRequested,
     "stopping": Stopping,

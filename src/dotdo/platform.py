@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from dotdo.journal import Entry
-from dotdo.records import Definition, Options, Run, RunFilter, RunKind
+from dotdo.records import Definition, Options, Progress, Run, RunFilter, RunKind
 
 
 class Platform(Protocol):
@@ -35,6 +35,10 @@ class Platform(Protocol):
 
     async def journal(self, id: str, after: int = 0) -> list[Entry]:
         """A run's journal after an entry's number."""
+        ...
+
+    async def progress(self, id: str, after: int) -> Progress:
+        """What a run has published after an entry's number; returns once there is something, or it has ended."""
         ...
 
     async def cancel(self, id: str, actor: str | None) -> None:

@@ -61,6 +61,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     `result` is plain JSON values and is there when `status` is completed; `error` when it failed, was cancelled or is
     blocked. `undo` says how much of what it had committed was taken back. `not_undone` lists effects that stay.
+    `progress` is what its service published last.
     """
 
     id: str
@@ -74,6 +75,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     error: ErrorRecord | None = None
     not_undone: list[str] = []
     waiting_for: WaitingFor | None = None
+    progress: Any = None
     key: str | None = None
     trail: str | None = None
     actor: str | None = None
@@ -87,6 +89,15 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     def ended(self) -> bool:
         """Whether this generation has come to its end."""
         return self.status in ENDED
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What a run has published since a reader asked last. after: where to go on reading. ended: nothing more comes,
+    because the run has ended or is blocked."""
+
+    values: list[Any]
+    after: int
+    ended: bool
 
 
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from dotdo.journal import (
     Entry,
     EventReceived,
     Fired,
+    Published,
     Reopened,
     Requested,
     RequestFailed,
@@ -271,6 +272,9 @@ class Builder:
 
     def _event(self, entry: Entry, data: EventReceived) -> Moment:
         return self._moment(entry, f"event {data.name!r} came{_by(data.actor)}: {bytes(data.value).decode()[:200]}")
+
+    def _published(self, entry: Entry, data: Published) -> Moment:
+        return self._moment(entry, f"progress: {bytes(data.value).decode()[:200]}")
 
     def _cancel_requested(self, entry: Entry, data: CancelRequested) -> Moment:
         return self._moment(entry, f"cancelling was asked for{_by(data.actor)}")

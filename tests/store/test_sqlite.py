@@ -139,7 +139,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def accept_and_die(path: Path) -> int:
     """A process accepts a run, and is killed as soon as the write has returned. Returns its id."""
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"}
     process = subprocess.Popen([sys.executable, "-c", DYING, path], cwd=root, env=environment)
     assert process.wait(timeout=60) == -signal.SIGKILL
     return process.pid

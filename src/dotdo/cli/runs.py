@@ -33,7 +33,7 @@ from dotdo.errors import StillRunning, UnknownName
 from dotdo.journal import Entry
 from dotdo.records import Run, RunFilter, Status
 from dotdo.store.protocol import Store
-from dotdo.timeline import Builder, duration, timeline
+from dotdo.timeline import Builder, Moment, duration, timeline
 
 # How often `watch` looks into the store, in seconds.
 LOOK = 0.1
@@ -168,7 +168,8 @@ def _print_entry(run: Run, builder: Builder, entry: Entry, *, as_json: bool) -> 
     if as_json:
         print_json_line(entry_json(entry))
         return
-    builder.add(entry)
+    item = builder.add(entry)
+    text = f": {item.text.removeprefix('progress: ')}" if entry.kind == "published" and isinstance(item, Moment) else ""
     subject = f"{entry.step.partition(':')[0]} " if entry.step else ""
     attempt = f" (attempt {entry.attempt})" if entry.attempt > 1 else ""
     print_lines(
@@ -176,7 +177,7 @@ def _print_entry(run: Run, builder: Builder, entry: Entry, *, as_json: bool) -> 
             [
                 (f"{clock_time(entry.at, exact=True)}  ", "dim"),
                 (subject, ""),
-                (entry.kind.replace("_", " ") + attempt, ""),
+                (entry.kind.replace("_", " ") + attempt + text, ""),
             ]
         ]
     )

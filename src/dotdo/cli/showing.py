@@ -67,6 +67,7 @@ class View:
             "parent": run.parent,
             "reopened": f"{run.generation} times" if run.generation > 1 else "once" if run.generation else None,
             "input": one_line(self.timeline.input, self._limit),
+            "progress": one_line(run.progress, self._limit) if run.progress is not None else None,
         }
         lines += [_fact(label, value) for label, value in facts.items() if value]
         return lines

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from dotdo.engine.publishing import progress_of
 from dotdo.journal import Blocked, Ended
 from dotdo.records import Run
 
@@ -75,6 +76,7 @@ def run_record(run: "LiveRun", status: Any, ended: Ended | None, blocked: Blocke
         result=msgspec.json.decode(ended.result) if ended else None,
         error=ended.error if ended else blocked.error if blocked else None,
         not_undone=ended.not_undone if ended else [],
+        progress=progress_of(run.history.progress),
         key=options.key,
         trail=options.trail,
         actor=options.actor,

@@ -1,7 +1,7 @@
 """The engine: accepts runs, keeps the claimed ones in memory, tells callers how they ended, and shuts down in order.
 
-It implements the `Platform` protocol for a process that has a store. Everything here happens on one event loop, except
-what it hands to the writer, the reader and the handlers' threads.
+It implements the `Platform` protocol (with serving.py) for a process that has a store. Everything here happens on one
+event loop, except what it hands to the writer, the reader and the handlers' threads.
 """
 
 import asyncio
@@ -26,15 +26,16 @@ from dotdo.engine.committing import GroupCommit
 from dotdo.engine.forgetting import AppliedRows
 from dotdo.engine.history import History
 from dotdo.engine.journaling import RunJournal
-from dotdo.engine.parking import waiting_for
+from dotdo.engine.publishing import Readers
 from dotdo.engine.resuming import Suspects, load_runs
 from dotdo.engine.running import LiveRun
+from dotdo.engine.serving import Serving
 from dotdo.engine.threads import Threads
 from dotdo.engine.tuning import tune_interpreter
 from dotdo.engine.waking import Alarm
-from dotdo.errors import ClientClosed, DefinitionError, KeyConflict, StoreError, UnknownName
+from dotdo.errors import ClientClosed, DefinitionError, KeyConflict, StoreError
 from dotdo.journal import Blocked, Ended, Entry
-from dotdo.records import Definition, Options, Run, RunFilter, RunKind
+from dotdo.records import Options, Run, RunKind
 from dotdo.store.protocol import Claim, Message, Store
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ CAPACITY = 20_000
 GRACE_SECONDS = 10.0
 
 
-class Engine:
+class Engine(Serving):
     """Runs actions and services on one store, in this process."""
 
     def __init__(
@@ -93,6 +94,7 @@ class Engine:
         self.alarm = Alarm(self.clock, self.loop)
         self.threads = Threads(self.loop)
         self.answers = Answers(self.loop)
+        self.readers = Readers(self.loop)
         try:
             for given in self._given:
                 await self._open_resource(given)
@@ -342,6 +344,7 @@ class Engine:
                 self.live.pop(run.id, None)
                 if self.answers.awaited(run.id):
                     self.answers.give(run.id, run_record(run, ended.status, ended))
+                self.readers.wake(run.id)
                 if message is not None:
                     self.hint(message.run)
 
@@ -357,72 +360,11 @@ class Engine:
                 self.log.warning("run %s (%s) is blocked: %s", run.id, run.accepted.name, data.error.message)
                 if self.answers.awaited(run.id):
                     self.answers.give(run.id, run_record(run, "blocked", None, data))
+                self.readers.wake(run.id)
 
         run.journal.when_written(written)
 
-    # -- Platform -----------------------------------------------------------------------------------------------------
-
-    async def result(self, id: str) -> Run:
-        """Waits until the run has ended or is blocked. Raises UnknownName."""
-        future = self.answers.wait(id)
-        try:
-            if id not in self.live:
-                record = await self.read(lambda: self.store.get_run(id))
-                if record is None and id not in self.live:
-                    self.answers.fail(id, UnknownName(f"There is no run {id!r}."))
-                elif record is not None and (record.ended or record.status == "blocked"):
-                    self.answers.give(id, record)
-            return await future
-        except BaseException:
-            self.answers.forget(id, future)
-            raise
-
-    async def get(self, id: str) -> Run:
-        """A run as it stands. Raises UnknownName."""
-        record = await self.read(lambda: self.store.get_run(id))
-        if record is None:
-            raise UnknownName(f"There is no run {id!r}.")
-        return self._as_it_stands(record)
-
-    def _as_it_stands(self, record: Run) -> Run:
-        """A run that is in memory knows better than its row what it waits for."""
-        run = self.live.get(record.id)
-        if run is None or run.over or record.ended:
-            return record
-        return msgspec.structs.replace(record, waiting_for=waiting_for(run))
-
-    async def list_runs(self, filter: RunFilter) -> list[Run]:
-        """Runs, newest first."""
-        return [self._as_it_stands(record) for record in await self.read(lambda: self.store.list_runs(filter))]
-
-    async def journal(self, id: str, after: int = 0) -> list[Entry]:
-        """The entries of a run after a number."""
-        await self.get(id)
-        return await self.read(lambda: self.store.read_journal(id, after))
-
-    async def cancel(self, id: str, actor: str | None) -> None:
-        """Asks for a run to be cancelled."""
-        await self._ask(id, "cancel", actor)
-
-    async def retry(self, id: str, actor: str | None) -> None:
-        """Reopens a failed, cancelled or blocked run."""
-        await self._ask(id, "retry", actor)
-
-    async def undo(self, id: str, actor: str | None) -> None:
-        """Takes back what an ended run did."""
-        await self._ask(id, "undo", actor)
-
-    async def _ask(self, id: str, kind: str, actor: str | None) -> None:
-        await self.post(Message(id, kind, "", "null", None, actor, self.clock.now()))
-
-    async def send_event(self, id: str, name: str, value: bytes, key: str | None, actor: str | None) -> None:
-        """Sends an event to a run."""
-        sender = None if key is None else f"event:{key}"
-        await self.post(Message(id, "event", name, value.decode(), sender, actor, self.clock.now()))
-
-    async def definitions(self, kind: str) -> list[Definition]:
-        """What can be called."""
-        return [definition.definition() for definition in self.catalogue.all(kind)]
+    # -- messages -----------------------------------------------------------------------------------------------------
 
     async def post(self, message: Message) -> None:
         """Leaves a message for a run. Raises UnknownName, InvalidOperation."""

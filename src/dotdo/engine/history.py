@@ -25,6 +25,7 @@ from dotdo.journal import (
     Entry,
     EventReceived,
     Fired,
+    Published,
     Reopened,
     Requested,
     RequestFailed,
@@ -121,6 +122,8 @@ class History:
         self.steps: dict[str, StepRecord] = {}
         self.handovers: list[Handover] = []
         self.senders: set[str] = set()  # of events: the same key twice is one event
+        self.published = 0  # how much progress was told, so that a replay does not tell it again
+        self.progress: msgspec.Raw | None = None
         self.generation = 0
         self.crashes = 0  # takeovers after a crash since the run last got somewhere
         self.stopping: Stopping | None = None
@@ -242,6 +245,10 @@ class History:
         if data.sender is not None:
             self.senders.add(data.sender)
 
+    def _published(self, entry: Entry, data: Published) -> None:
+        self.published += 1
+        self.progress = data.value
+
     def _child_started(self, entry: Entry, data: ChildStarted) -> None:
         self.step(entry.step).child = data
 
@@ -265,6 +272,8 @@ class History:
         """A new generation forgets the steps that are to be done again, and how the last one ended."""
         self.generation, self.operation, self.blocked, self.plan = entry.generation, data.operation, None, None
         gone = set(data.dropped)
+        if any(self.steps[id].undone for id in gone & self.steps.keys()):
+            self.published = 0  # what was undone is done again, and told again
         self.handovers = [item for item in self.handovers if item.kind != "step" or item.name not in gone]
         for id in gone & self.steps.keys():
             # The epoch goes on, so that what is done again is done under new keys.

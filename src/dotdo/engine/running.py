@@ -19,6 +19,7 @@ from dotdo.engine.failing import Block, error_record
 from dotdo.engine.history import COMMITTED, OPEN, History, StepRecord
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.messages import apply_message
+from dotdo.engine.publishing import tell_progress
 from dotdo.engine.service_code import OWN_STEPS, Call, ServiceCode
 from dotdo.engine.stepping import StepRun, step_context
 from dotdo.engine.waiting import Waiting
@@ -188,6 +189,8 @@ class LiveRun:
         self._after(code, replaying)
 
     def _after(self, code: ServiceCode, replaying: bool) -> None:
+        if code.published:
+            tell_progress(self, code)
         if replaying:
             self._take_up_left(code)
         if code.main.done():

@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from dotdo import codec
 from dotdo.action import NO_OVERRIDES, Action, Overrides
 from dotdo.catalogue import Catalogue, Snapshot
@@ -22,13 +24,14 @@ from dotdo.context import current
 from dotdo.engine.history import COMPLETED, Handover, History, StepRecord
 from dotdo.engine.run_loop import RunLoop
 from dotdo.engine.run_tasks import RunFuture
-from dotdo.errors import ActionFailed, CalledOutside, ReplayError, ReplayMismatch
-from dotdo.journal import Accepted
+from dotdo.errors import ActionFailed, CalledOutside, InvalidValue, ReplayError, ReplayMismatch
+from dotdo.journal import Accepted, Published
 from dotdo.service import Service
 from dotdo.step import Step
 
 # Steps that the engine adds by itself; the service never asks for them.
 OWN_STEPS = ("undo:", "on_failure:")
+MAX_PROGRESS = 16 * 1024  # bytes: readers ask for it often
 
 
 class CallFuture(RunFuture):
@@ -71,6 +74,8 @@ class ServiceCode:
         self.calls: dict[str, Call] = {}
         self.new: list[Call] = []
         self.cancelled: list[str] = []
+        self.published: list[Published] = []  # not journaled yet
+        self._publishes = 0
         self._counts: dict[str, int] = {}
         self._events: dict[str, deque[Any]] = {}
         self._awaited: dict[str, deque[RunFuture]] = {}
@@ -214,6 +219,18 @@ class ServiceCode:
         else:
             self._awaited.setdefault(name, deque()).append(future)
         return future
+
+    def publish(self, value: Any) -> None:
+        """Progress for readers; what an earlier execution of the code told is not told again."""
+        data = codec.encode(value, "What is published")
+        if len(data) > MAX_PROGRESS:
+            raise InvalidValue(
+                f"What is published is {len(data):,} bytes as JSON; at most {MAX_PROGRESS:,} are carried. Publish how "
+                "far the run is, and keep what it works on elsewhere."
+            )
+        self._publishes += 1
+        if self._publishes > self._history.published:
+            self.published.append(Published(msgspec.Raw(data)))
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ same time. The store keeps names and bytes, and never imports a definition.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -176,6 +176,10 @@ class Store(Protocol):
 
     def read_journal(self, run: str, after: int = 0) -> list[Entry]:
         """One journal from an entry on."""
+        ...
+
+    def read_published(self, run: str, after: int) -> list[tuple[int, Any]]:
+        """What a run has published after an entry's number: each entry's number and value."""
         ...
 
     def read_inbox(self, runs: list[str]) -> dict[str, list[Message]]:

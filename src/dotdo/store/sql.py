@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from dotdo.errors import FenceLost, InvalidOperation, UnknownName
-from dotdo.journal import Blocked, Ended, Entry, EventReceived
+from dotdo.journal import Blocked, Ended, Entry, EventReceived, Published
 from dotdo.records import ENDED, Run, RunFilter, WaitingFor
 from dotdo.store.migrate import Migratable, migrate
 from dotdo.store.protocol import Claim, Head, Link, Message, Write
@@ -21,6 +21,7 @@ _encode = msgspec.json.Encoder().encode
 _ended = msgspec.json.Decoder(Ended)
 _blocked = msgspec.json.Decoder(Blocked)
 _event = msgspec.json.Decoder(EventReceived)
+_published = msgspec.json.Decoder(Published)
 _waiting = msgspec.json.Decoder(WaitingFor)
 
 NEVER = 1 << 62  # a lease without an end, for the only engine of a file
@@ -198,6 +199,11 @@ class SqlStore:
         """One journal from an entry on."""
         return [Entry(*row) for row in self._db.read(self._sql["read_journal"], {"run": run, "after": after})]
 
+    def read_published(self, run: str, after: int) -> list[tuple[int, Any]]:
+        """What a run has published after an entry's number."""
+        found = self._db.read(self._sql["read_published"], {"run": run, "after": after})
+        return [(seq, _progress(data)) for seq, data in found]
+
     def read_inbox(self, runs: list[str]) -> dict[str, list[Message]]:
         """Messages not yet taken, by run, in order of arrival."""
         found: dict[str, list[Message]] = {run: [] for run in runs}
@@ -248,9 +254,13 @@ def _check_allowed(message: Message, status: str, undo: str) -> None:
         raise InvalidOperation(f"The run {run} cannot be undone: {what}. Only an ended run can be.")
 
 
+def _progress(data: str) -> Any:
+    return msgspec.json.decode(_published.decode(data).value)
+
+
 def _run(row: tuple[Any, ...]) -> Run:
     (id, root, parent, _, kind, name, version, key, _, trail, actor, labels, status, undo, generation) = row[:15]
-    waiting_for, _, _, _, _, _, _, _, created_at, ended_at, head_kind, head = row[15:]
+    waiting_for, _, _, _, _, _, _, _, created_at, ended_at, head_kind, head, progress = row[15:]
     result, error, not_undone = None, None, list[str]()
     if head_kind == "ended":
         ended = _ended.decode(head)
@@ -270,6 +280,7 @@ def _run(row: tuple[Any, ...]) -> Run:
         error=error,
         not_undone=not_undone,
         waiting_for=_waiting.decode(waiting_for) if waiting_for else None,
+        progress=_progress(progress) if progress else None,
         key=key,
         trail=trail,
         actor=actor,

@@ -20,6 +20,10 @@ from journal where run = :run and seq > :after order by seq;
 -- The events that a run has taken.
 select data from journal where run = :run and kind = 'event' order by seq;
 
+-- name: read_published
+-- What a run has published after an entry.
+select seq, data from journal where run = :run and kind = 'published' and seq > :after order by seq;
+
 -- name: read_chains
 -- What the digests of a range of runs cover, for the audit; put together here, because that is faster than in Python.
 select

@@ -69,14 +69,18 @@ where id in (
 select min(due_at) from runs where ended_at is null and owner is null and due_at is not null;
 
 -- name: get_run
--- One run with the entry at its head, which holds the result or error of an ended one.
-select runs.*, journal.kind, journal.data
+-- One run with the entry at its head, which holds the result or error of an ended one, and its latest progress.
+select runs.*, journal.kind, journal.data, (
+    select data from journal as told where told.run = runs.id and told.kind = 'published' order by told.seq desc limit 1
+)
 from runs left join journal on journal.run = runs.id and journal.seq = runs.seq
 where runs.id = :run;
 
 -- name: list_runs
 -- Runs, newest first, by whatever is asked for; `before` continues after a page.
-select runs.*, journal.kind, journal.data
+select runs.*, journal.kind, journal.data, (
+    select data from journal as told where told.run = runs.id and told.kind = 'published' order by told.seq desc limit 1
+)
 from runs left join journal on journal.run = runs.id and journal.seq = runs.seq
 where (:status is null or runs.status = :status)
     and (:undo is null or runs.undo = :undo)

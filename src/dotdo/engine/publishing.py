@@ -1,0 +1,67 @@
+"""Progress that services publish: journaled like all else, and handed to readers who wait for it.
+
+A reader asks the store; being woken only makes it sooner, so one in another process sees the same a little later.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from dotdo.records import Progress
+
+if TYPE_CHECKING:
+    from dotdo.engine.running import LiveRun
+    from dotdo.engine.service_code import ServiceCode
+    from dotdo.engine.serving import Serving
+
+POLL_SECONDS = 1.0
+
+
+class Readers:
+    """Who waits for news of which run."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+
+    def wake(self, run: str) -> None:
+        """There is news of the run, and it is durable."""
+        for event in self._waiting.get(run, ()):
+            event.set()
+
+    async def read(self, engine: "Serving", run: str, after: int) -> Progress:
+        """What the run has published after an entry's number; waits until there is something, or it has ended."""
+        event = asyncio.Event()
+        self._waiting.setdefault(run, set()).add(event)
+        try:
+            while True:
+                # The row first: that of an ended run then has its whole journal.
+                record = await engine.get(run)
+                found = await engine.read(lambda: engine.store.read_published(run, after))
+                ended = record.ended or record.status == "blocked"
+                if found or ended:
+                    return Progress([value for _, value in found], found[-1][0] if found else after, ended)
+                try:
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await event.wait()
+                except TimeoutError:
+                    pass
+                event.clear()
+        finally:
+            self._waiting[run].discard(event)
+            if not self._waiting[run]:
+                del self._waiting[run]
+
+
+def tell_progress(run: "LiveRun", code: "ServiceCode") -> None:
+    """Journals what the code has published."""
+    told, code.published = code.published, []
+    for each in told:
+        run.append("published", each)
+    run.journal.when_durable(lambda error: None if error else run.engine.readers.wake(run.id))
+
+
+def progress_of(raw: msgspec.Raw | None) -> object:
+    """The latest progress as plain JSON values; None when there is none."""
+    return None if raw is None else msgspec.json.decode(raw)

@@ -1,0 +1,98 @@
+"""What clients ask of an engine about runs that are there: the `Platform` protocol, but for accepting runs."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from dotdo.catalogue import Catalogue
+from dotdo.clock import Clock
+from dotdo.engine.answering import Answers
+from dotdo.engine.parking import waiting_for
+from dotdo.engine.publishing import Readers
+from dotdo.engine.running import LiveRun
+from dotdo.errors import UnknownName
+from dotdo.journal import Entry
+from dotdo.records import Definition, Progress, Run, RunFilter
+from dotdo.store.protocol import Message, Store
+
+T = TypeVar("T")
+
+
+class Serving:
+    """The part of the engine that answers clients; `Engine` is the whole."""
+
+    store: Store
+    clock: Clock
+    catalogue: Catalogue
+    answers: Answers
+    readers: Readers
+    live: dict[str, LiveRun]
+    read: Callable[[Callable[[], Any]], Awaitable[Any]]
+    post: Callable[[Message], Awaitable[None]]
+
+    async def result(self, id: str) -> Run:
+        """Waits until the run has ended or is blocked. Raises UnknownName."""
+        future = self.answers.wait(id)
+        try:
+            if id not in self.live:
+                record = await self.read(lambda: self.store.get_run(id))
+                if record is None and id not in self.live:
+                    self.answers.fail(id, UnknownName(f"There is no run {id!r}."))
+                elif record is not None and (record.ended or record.status == "blocked"):
+                    self.answers.give(id, record)
+            return await future
+        except BaseException:
+            self.answers.forget(id, future)
+            raise
+
+    async def get(self, id: str) -> Run:
+        """A run as it stands. Raises UnknownName."""
+        record = await self.read(lambda: self.store.get_run(id))
+        if record is None:
+            raise UnknownName(f"There is no run {id!r}.")
+        return self._as_it_stands(record)
+
+    def _as_it_stands(self, record: Run) -> Run:
+        """A run that is in memory knows better than its row what it waits for."""
+        run = self.live.get(record.id)
+        if run is None or run.over or record.ended:
+            return record
+        return msgspec.structs.replace(record, waiting_for=waiting_for(run))
+
+    async def list_runs(self, filter: RunFilter) -> list[Run]:
+        """Runs, newest first."""
+        return [self._as_it_stands(record) for record in await self.read(lambda: self.store.list_runs(filter))]
+
+    async def journal(self, id: str, after: int = 0) -> list[Entry]:
+        """The entries of a run after a number."""
+        await self.get(id)
+        return await self.read(lambda: self.store.read_journal(id, after))
+
+    async def progress(self, id: str, after: int) -> Progress:
+        """What a run has published after an entry; waits for news or its end."""
+        return await self.readers.read(self, id, after)
+
+    async def cancel(self, id: str, actor: str | None) -> None:
+        """Asks for a run to be cancelled."""
+        await self._ask(id, "cancel", actor)
+
+    async def retry(self, id: str, actor: str | None) -> None:
+        """Reopens a failed, cancelled or blocked run."""
+        await self._ask(id, "retry", actor)
+
+    async def undo(self, id: str, actor: str | None) -> None:
+        """Takes back what an ended run did."""
+        await self._ask(id, "undo", actor)
+
+    async def _ask(self, id: str, kind: str, actor: str | None) -> None:
+        await self.post(Message(id, kind, "", "null", None, actor, self.clock.now()))
+
+    async def send_event(self, id: str, name: str, value: bytes, key: str | None, actor: str | None) -> None:
+        """Sends an event to a run."""
+        sender = None if key is None else f"event:{key}"
+        await self.post(Message(id, "event", name, value.decode(), sender, actor, self.clock.now()))
+
+    async def definitions(self, kind: str) -> list[Definition]:
+        """What can be called."""
+        return [definition.definition() for definition in self.catalogue.all(kind)]

@@ -10,7 +10,8 @@ from typing import Any
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock, SystemClock
 from dotdo.engine.engine import Engine
-from dotdo.errors import DefinitionError, StoreUnusable
+from dotdo.engine.watching import SPIN_SECONDS
+from dotdo.errors import MAX_SECONDS, DefinitionError, StoreUnusable
 from dotdo.records import RunFilter
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase, lock_holder
@@ -53,6 +54,7 @@ async def open_engine(
         resources=resources,
         check_replay=check_replay,
         grace=grace,
+        spin_limit=spin_limit(),
     )
     await engine.start()
     return engine
@@ -64,6 +66,19 @@ def is_on(variable: str) -> bool:
     if value not in _YES and value not in _NO:
         raise DefinitionError(f"{variable}={value!r}: one of {', '.join(_YES)} or {', '.join(_NO[1:])} is needed.")
     return value in _YES
+
+
+def spin_limit() -> float:
+    """Seconds after which a service that keeps the engine's loop to itself is interrupted, from DOTDO_SPIN_LIMIT; 0 is
+    never. Raises DefinitionError."""
+    given = os.environ.get("DOTDO_SPIN_LIMIT") or str(SPIN_SECONDS)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= MAX_SECONDS:
+        raise DefinitionError(f"DOTDO_SPIN_LIMIT={given!r}: a number of seconds is needed, or 0 for no limit.")
+    return seconds
 
 
 def _check_apart(store: str, files: set[str]) -> None:

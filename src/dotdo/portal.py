@@ -7,6 +7,7 @@ the program ends, also if nobody holds it any more: its engine still runs.
 import asyncio
 import atexit
 import contextvars
+import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from dotdo.errors import CalledOutside, ClientClosed
 
 T = TypeVar("T")
+log = logging.getLogger("dotdo.client")
 
 # Named, so that it is loaded now: a thread may open its client when Python has begun to end, and then it is too late.
 LOADED_EARLY = ThreadPoolExecutor
@@ -33,6 +35,7 @@ class Portal:
         # Reentrant, because a signal's handler may close the client in the middle of a call.
         self._lock = threading.RLock()
         self._process = 0
+        self._stopping = threading.Event()
         self._closed = False
 
     def call(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -68,6 +71,7 @@ class Portal:
         try:
             asyncio.run_coroutine_threadsafe(self._close(), loop).result()
         finally:
+            self._stopping.set()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
 
@@ -76,7 +80,9 @@ class Portal:
             raise ClientClosed("The client is closed; open a new one.")
         if self._loop is None:
             self._loop, self._process = asyncio.new_event_loop(), os.getpid()
-            self._thread = threading.Thread(target=_serve, args=(self._loop,), name="dotdo-client", daemon=True)
+            self._thread = threading.Thread(
+                target=_serve, args=(self._loop, self._stopping), name="dotdo-client", daemon=True
+            )
             self._thread.start()
             atexit.register(self.close)
         elif self._process != os.getpid():
@@ -94,10 +100,26 @@ class Portal:
             )
 
 
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
+def _ran(loop: asyncio.AbstractEventLoop) -> bool:
+    """Runs the loop until it is stopped; False when a task has thrown it over, which others must not suffer from."""
     try:
         loop.run_forever()
+    except (SystemExit, KeyboardInterrupt) as error:
+        # asyncio lets these through from a task, such as one that an `async def` handler has made. On this thread there
+        # is no program that they could end; who awaits the task is told.
+        log.error(
+            "a task of a handler raised %s; its awaiter is told, and everything else goes on", type(error).__name__
+        )
+        return False
+    return True
+
+
+def _serve(loop: asyncio.AbstractEventLoop, stopping: threading.Event) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        while not _ran(loop):
+            if stopping.is_set():
+                break
     finally:
         stragglers = asyncio.all_tasks(loop)
         for task in stragglers:

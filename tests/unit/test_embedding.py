@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dotdo import AsyncContext, AsyncDo, Catalogue, Context, DefinitionError, Do, RunBlocked, action, service
-from dotdo.embedding import audit_key, open_reader, store_path
+from dotdo.embedding import audit_key, open_reader, spin_limit, store_path
 from dotdo.errors import StoreUnusable
 
 KEY = "00112233445566778899aabbccddeeff" * 2
@@ -280,3 +280,18 @@ def test_development_mode_replays_each_finished_run(value: str, is_on: bool, mon
                 client.run(forgetful)
         else:
             assert client.run(forgetful) > 0
+
+
+@pytest.mark.parametrize("value, seconds", [("", 5.0), ("0", 0.0), ("2.5", 2.5)])
+def test_limit_for_services_that_spin_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, value: str, seconds: float
+):
+    monkeypatch.setenv("DOTDO_SPIN_LIMIT", value)
+    assert spin_limit() == seconds
+
+
+@pytest.mark.parametrize("value", ["-1", "soon", "nan", "1e30"])
+def test_limit_that_is_no_number_of_seconds_is_refused(monkeypatch: pytest.MonkeyPatch, value: str):
+    monkeypatch.setenv("DOTDO_SPIN_LIMIT", value)
+    with pytest.raises(DefinitionError, match="a number of seconds is needed, or 0"):
+        spin_limit()

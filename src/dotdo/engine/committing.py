@@ -5,6 +5,7 @@ only the guilty run fails: nothing of that run is written afterwards under the s
 """
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from dotdo.errors import ClientClosed, FenceLost, StoreError
 from dotdo.store.protocol import Store, Write
 
 T = TypeVar("T")
+log = logging.getLogger("dotdo.engine")
 
 _STOP = object()
 MAX_ROWS = 1_000
@@ -151,7 +153,10 @@ def _fits(writes: list[tuple[Write, Done]]) -> bool:
 
 def _tell(part: list[tuple[Write, Done]], outcomes: list[BaseException | None]) -> None:
     for (_, done), outcome in zip(part, outcomes, strict=True):
-        done(outcome)
+        try:
+            done(outcome)
+        except Exception:  # or the other runs of the batch would never be told
+            log.exception("a callback after a commit failed")
     part.clear()
 
 

@@ -24,6 +24,7 @@ from dotdo.engine.children import child_message
 from dotdo.engine.claiming import Claimer
 from dotdo.engine.committing import GroupCommit
 from dotdo.engine.forgetting import AppliedRows
+from dotdo.engine.guarding import broke
 from dotdo.engine.history import History
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.publishing import Readers
@@ -33,6 +34,7 @@ from dotdo.engine.serving import Serving
 from dotdo.engine.threads import Threads
 from dotdo.engine.tuning import tune_interpreter
 from dotdo.engine.waking import Alarm
+from dotdo.engine.watching import SPIN_SECONDS, Watch, Watchdog
 from dotdo.errors import ClientClosed, DefinitionError, KeyConflict, StoreError
 from dotdo.journal import Blocked, Ended, Entry
 from dotdo.records import Options, Run, RunKind
@@ -62,6 +64,7 @@ class Engine(Serving):
         check_replay: bool = False,
         capacity: int = CAPACITY,
         grace: float = GRACE_SECONDS,
+        spin_limit: float = SPIN_SECONDS,
     ) -> None:
         self.store, self.catalogue, self.clock, self.anchor_key = store, catalogue, clock, anchor_key
         self.databases, self.check_replay, self.capacity = databases, check_replay, capacity
@@ -71,7 +74,7 @@ class Engine(Serving):
         self.resources: dict[type, Any] = {}
         self.draining = False
         self.suspects = Suspects(self)
-        self._given, self._grace = resources, grace
+        self._given, self._grace, self._spin_limit = resources, grace, spin_limit
         self._stack = AsyncExitStack()
         self._snapshots: dict[str, Snapshot] = {}
         self._changes = -1
@@ -95,6 +98,8 @@ class Engine(Serving):
         self.threads = Threads(self.loop)
         self.answers = Answers(self.loop)
         self.readers = Readers(self.loop)
+        self.watch = Watch()
+        self._watchdog = Watchdog(self.loop, self.watch, limit=self._spin_limit)
         try:
             for given in self._given:
                 await self._open_resource(given)
@@ -146,6 +151,7 @@ class Engine(Serving):
             await self.databases.close()
         self.alarm.close()
         self._reader.shutdown()
+        self._watchdog.close()
         self.store.close()
 
     async def _open_resource(self, given: Any) -> None:
@@ -244,7 +250,10 @@ class Engine(Serving):
 
     def _start_fresh(self, run: LiveRun) -> None:
         if not run.over:
-            run.start([], fresh=True)
+            try:
+                run.start([], fresh=True)
+            except BaseException as error:
+                broke(run, error)
 
     def start_child(self, accepted: AcceptedRun) -> None:
         """Starts a child run that its parent has had accepted."""
@@ -357,7 +366,7 @@ class Engine(Serving):
         def written(error: BaseException | None) -> None:
             if error is None:
                 self.live.pop(run.id, None)
-                self.log.warning("run %s (%s) is blocked: %s", run.id, run.accepted.name, data.error.message)
+                self.log.warning("run %s (%s) is blocked: %.1000s", run.id, run.accepted.name, data.error.message)
                 if self.answers.awaited(run.id):
                     self.answers.give(run.id, run_record(run, "blocked", None, data))
                 self.readers.wake(run.id)

@@ -12,7 +12,9 @@ from dotdo.journal import Blocked
 from dotdo.records import ErrorRecord
 
 MAX_MESSAGE = 4_000
+MAX_NAME = 200
 MAX_TRACEBACK = 12_000
+MAX_FRAMES = 200  # the innermost ones that are looked at: a recursion may have left a hundred thousand
 
 
 class Block(BaseException):
@@ -23,7 +25,7 @@ class Block(BaseException):
 
     def __init__(self, reason: str, message: str, *, step: str | None = None, error: ErrorRecord | None = None) -> None:
         super().__init__(message)
-        self.reason, self.message, self.step, self.error = reason, carried(message), step, error
+        self.reason, self.message, self.step, self.error = reason, text_of(message), step, error
 
     def data(self) -> Blocked:
         """As an entry's data."""
@@ -41,27 +43,37 @@ def error_record(
 ) -> ErrorRecord:
     """An exception as journaled: type, message, and traceback trimmed to the user's own frames."""
     return ErrorRecord(
-        type(error).__name__, message_of(error), _traceback_of(error), action=action, step=step, attempts=attempts
+        carried(type(error).__name__, MAX_NAME),
+        message_of(error),
+        _traceback_of(error),
+        action=action,
+        step=step,
+        attempts=attempts,
     )
 
 
 def message_of(error: BaseException) -> str:
     """The error's text, whatever its `__str__` does."""
+    return text_of(error)
+
+
+def text_of(value: object) -> str:
+    """The text of anything that user code made, as it can be kept. Its `__str__` may raise what it likes."""
     try:
-        text = str(error)
-    except Exception as failure:  # hostile exceptions must not hurt the engine
-        text = f"(its text could not be made: {type(failure).__name__})"
-    return carried(text)
+        return carried("".join([str(value)]))  # joined, so that it is plain text and no class of the user's
+    except BaseException as failure:  # hostile exceptions must not hurt the engine, be it by sys.exit()
+        return f"(its text could not be made: {type(failure).__name__})"
 
 
-def carried(text: str) -> str:
+def carried(text: str, limit: int = MAX_MESSAGE) -> str:
     """A message as every store can keep it, whatever a user's exception put into it."""
-    text = text.replace("\0", "").encode("utf-8", "replace").decode()
-    return text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "... (cut)"
+    is_long = len(text) > limit
+    text = text[:limit].replace("\0", "").encode("utf-8", "replace").decode()
+    return text + "... (cut)" if is_long else text
 
 
 def _traceback_of(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = traceback.extract_tb(error.__traceback__, limit=-MAX_FRAMES)
     own = [frame for frame in frames if "/dotdo/engine/" not in frame.filename.replace("\\", "/")]
     text = "".join(traceback.format_list(own[-20:]))
     text = text.replace("\0", "").encode("utf-8", "replace").decode()
@@ -70,10 +82,16 @@ def _traceback_of(error: BaseException) -> str:
 
 def leaves(error: BaseException) -> list[BaseException]:
     """The single exceptions in a (group of) exception."""
-    if isinstance(error, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        return [leaf for member in group.exceptions for leaf in leaves(member)]
-    return [error]
+    found: list[BaseException] = []
+    waiting = [error]  # not by recursion: groups may be nested as deeply as anything
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, BaseExceptionGroup):
+            group = cast("BaseExceptionGroup[BaseException]", each)
+            waiting += reversed(group.exceptions)
+        else:
+            found.append(each)
+    return found
 
 
 def is_failure(error: BaseException) -> bool:
@@ -88,13 +106,15 @@ def failure_record(error: BaseException) -> tuple[ErrorRecord, list[str]]:
     causes = _causes(error)
     if failed:
         first = failed[0]
+        # A service may have made it itself, of whatever values.
+        step, attempts = cast("object", first.step), cast("object", first.attempts)
         record = ErrorRecord(
-            carried(str(first.error_type)),
-            carried(str(first.error_message)),
+            text_of(first.error_type),
+            text_of(first.error_message),
             "",
-            action=carried(str(first.action)),
-            step=first.step,
-            attempts=first.attempts,
+            action=text_of(first.action),
+            step=None if step is None else text_of(step),
+            attempts=attempts if isinstance(attempts, int) and 0 < attempts < 1 << 62 else 1,
         )
         return record, causes
     return error_record(found[0]), causes
@@ -110,7 +130,7 @@ def _causes(error: BaseException) -> list[str]:
         if id(each) in seen:
             continue
         seen.add(id(each))
-        if isinstance(each, ActionFailed) and each.step is not None:
+        if isinstance(each, ActionFailed) and isinstance(each.step, str):
             causes.append(each.step)
         waiting += [leaf for near in (each.__cause__, each.__context__) if near is not None for leaf in leaves(near)]
     return sorted(causes)

@@ -10,7 +10,7 @@ from dotdo.engine.failing import Block, error_record, failure_record, is_failure
 from dotdo.engine.history import COMPLETED, FAILED, MAX_CRASHES
 from dotdo.engine.replaying import check_replay
 from dotdo.engine.service_code import ServiceCode
-from dotdo.errors import DotdoError, InvalidValue, ReplayError
+from dotdo.errors import DotdoError, ReplayError
 from dotdo.journal import Ended, Stopping
 from dotdo.records import WaitingFor
 
@@ -34,7 +34,7 @@ def finish(run: "LiveRun", code: ServiceCode, *, fresh: bool) -> None:
 def _finish_well(run: "LiveRun", code: ServiceCode, result: Any, fresh: bool) -> None:
     try:
         data, _ = run.definition.schema.dump(result)
-    except InvalidValue as error:
+    except BaseException as error:  # a value of the user's may raise anything when it is looked at
         run.block_for(error)
         return
     never_awaited = code.never_awaited()
@@ -77,9 +77,9 @@ def finish_action(run: "LiveRun") -> None:
 
 def block_of(error: BaseException) -> Block:
     """Why an error of a service's code blocks its run."""
-    if isinstance(error, DotdoError):
-        return Block(error.code, error.message, error=error_record(error))
     record = error_record(error)
+    if isinstance(error, DotdoError):
+        return Block(error.code, record.message, error=record)
     what = f"{record.type}: {record.message}".removesuffix(": ")
     return Block("bug", f"The service raised {what}. Nothing was undone: mend it and retry the run.", error=record)
 
@@ -90,6 +90,12 @@ async def settle_and_block(run: "LiveRun", block: Block) -> None:
     data = block.data()
     if run.history.crashes <= MAX_CRASHES:  # else it crashed while it told of this
         await undoing.tell_of_failure(run, data.error)
+    mark_blocked(run, block)
+
+
+def mark_blocked(run: "LiveRun", block: Block) -> None:
+    """Writes that the run waits for a person; it leaves memory."""
+    data = block.data()
     run.append("blocked", data)
     waiting_for = WaitingFor("person", f"{block.reason}: {data.error.message}", None, block.step)
     run.journal.update("blocked", waiting_for=waiting_for)

@@ -12,6 +12,7 @@ from dotdo.catalogue import Catalogue, Snapshot
 from dotdo.engine.failing import message_of
 from dotdo.engine.history import History
 from dotdo.engine.service_code import ServiceCode
+from dotdo.engine.watching import Watch
 from dotdo.errors import ReplayError, ReplayMismatch
 from dotdo.journal import Entry
 from dotdo.service import Service
@@ -30,12 +31,17 @@ class Replayed(msgspec.Struct, frozen=True):
 
 
 def replay(
-    service: Service[Any, Any], run: str, entries: list[Entry], pins: Snapshot, catalogue: Catalogue
+    service: Service[Any, Any],
+    run: str,
+    entries: list[Entry],
+    pins: Snapshot,
+    catalogue: Catalogue,
+    watch: Watch | None = None,
 ) -> Replayed:
     """Runs a service's code from a journal, starting nothing. Raises ReplayError when the code cannot be run so."""
     history = History()
     history.load(entries)
-    code = ServiceCode(run, service, history, pins, catalogue)
+    code = ServiceCode(run, service, history, pins, catalogue, watch)
     try:
         code.begin()
         for item in list(history.handovers):
@@ -59,8 +65,12 @@ def check_replay(run: "LiveRun") -> ReplayError | None:
     entries, code = run.journal.kept, run.code
     if entries is None or code is None:
         return None
-    catalogue = run.engine.catalogue
-    again = replay(run.definition, run.id, entries, run.engine.pins(run.accepted.pins), catalogue)
+    engine = run.engine
+    try:
+        pins = engine.pins(run.accepted.pins)
+        again = replay(run.definition, run.id, entries, pins, engine.catalogue, engine.watch)
+    except ReplayError as error:
+        return error
     live = [call.id for call in code.calls.values() if call.future is not None]
     result = run.definition.schema.dump(code.outcome()[0])[0]
     hint = (

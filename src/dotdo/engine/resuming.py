@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from dotdo.engine.failing import Block, error_record
+from dotdo.engine.guarding import broke
 from dotdo.engine.history import MAX_CRASHES, History
 from dotdo.engine.running import LiveRun
 from dotdo.errors import DotdoError
@@ -83,10 +84,11 @@ def begin(engine: "Engine", run: LiveRun, claim: Claim, messages: list[Message])
         return
     try:
         run.start(messages, fresh=False)
-    except Exception as error:  # one run's trouble must not keep others from being resumed
-        engine.log.exception("the run %s could not be resumed", run.id)
-        message = error.message if isinstance(error, DotdoError) else repr(error)
-        run.block(Block("cannot be resumed", f"The run could not be resumed: {message}", error=error_record(error)))
+    except BaseException as error:  # one run's trouble must not keep others from being resumed
+        record = error_record(error)
+        engine.log.error("the run %s could not be resumed: %s: %s", run.id, record.type, record.message)
+        what = record.message if isinstance(error, DotdoError) else f"{record.type}: {record.message}"
+        broke(run, Block("cannot be resumed", f"The run could not be resumed: {what}", error=record))
 
 
 class Suspects:

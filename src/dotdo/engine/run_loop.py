@@ -23,6 +23,7 @@ from types import CodeType, FrameType
 from typing import Any, Never, cast
 
 from dotdo.engine.run_tasks import RunFuture, RunTask, RunTimer, RunTimerHandle
+from dotdo.engine.watching import Interrupted, Watch
 from dotdo.errors import RunEvicted, ServiceDidIO, ServiceSpins
 
 _log = logging.getLogger("dotdo.service")
@@ -67,13 +68,14 @@ class RunLoop(asyncio.AbstractEventLoop):
     salt: an integer derived from the run's id; it keeps the hashes of different runs apart, because asyncio keeps the
         tasks of all runs in one global set.
     now: the store's clock, in ms, at the run's start; `time()` counts from there.
-    budget: how many callbacks one drain may run.
+    budget: how many callbacks one drain may run. watch: told while code of the run is on the thread, so that the
+        watchdog can interrupt it.
     """
 
-    def __init__(self, *, salt: int, now: int, budget: int = 1_000_000) -> None:
+    def __init__(self, *, salt: int, now: int, budget: int = 1_000_000, watch: Watch | None = None) -> None:
         self._salt = hash((salt, _HASH_STEP))  # of integers: mixes well, and takes no seed
         self._origin = now
-        self._budget = budget
+        self._budget, self._watch = budget, watch or Watch()
         self.now = now
         self.finalising = False  # a left async generator cleans up: it may neither wait nor start anything
         self._closed = False
@@ -103,7 +105,8 @@ class RunLoop(asyncio.AbstractEventLoop):
         """Run until nothing is ready: the service then waits for steps, timers or events only.
 
         Call it from a plain callback of the outer loop, or without one; never from inside a task.
-        Raises ServiceSpins once more than `budget` callbacks have run; the run can then only be evicted.
+        Raises ServiceSpins once more than `budget` callbacks have run, or the watchdog has interrupted it; the run can
+        then only be evicted.
         """
         if self._closed:
             raise RunEvicted(_EVICTED)
@@ -130,8 +133,19 @@ class RunLoop(asyncio.AbstractEventLoop):
                     # A task lets SystemExit and KeyboardInterrupt through, having failed with them: that is enough.
                     if not isinstance(getattr(callback, "__self__", None), asyncio.Task):
                         self.call_exception_handler({"message": "Exception in a callback", "exception": error})
+        except Interrupted:
+            pass  # told below, wherever it came out
         finally:
+            try:
+                self._watch.end()
+            except Interrupted:  # too late: the code had just become idle
+                self._watch.end()
             self._leave(outside)
+        if self._watch.place:
+            raise ServiceSpins(
+                f"The service ran on and on without waiting for a step, timer or event, and was interrupted at "
+                f"{self._watch.place}. Put what computes or blocks into an action."
+            )
 
     def next_timer(self) -> RunTimer | None:
         """The live timer that is due first; of those due together, the one made first."""
@@ -196,7 +210,13 @@ class RunLoop(asyncio.AbstractEventLoop):
                     self._close_generator(generator)
             self._tasks, self._generators, self._collected = [], [], []
             return refusing
+        except Interrupted:
+            return self.unfinished()
         finally:
+            try:
+                self._watch.end()
+            except Interrupted:  # too late: the code had just ended
+                self._watch.end()
             self._leave(outside)
 
     # -- asyncio's side -----------------------------------------------------------------------------------------------
@@ -369,6 +389,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         gc.disable()
         sys.set_asyncgen_hooks(self._generator_begins, self._generator_left)
         _set_running_loop(self)
+        self._watch.begin()
         return outside
 
     def _leave(self, outside: tuple[Any, Any, bool]) -> None:

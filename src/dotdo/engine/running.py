@@ -15,7 +15,8 @@ from dotdo.action import Action, Overrides
 from dotdo.engine import finishing, parking, undoing
 from dotdo.engine.attempting import Attempt
 from dotdo.engine.children import cancel_child, start_child
-from dotdo.engine.failing import Block, error_record
+from dotdo.engine.failing import Block
+from dotdo.engine.guarding import broke, guarded
 from dotdo.engine.history import COMMITTED, OPEN, History, StepRecord
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.messages import apply_message
@@ -24,7 +25,7 @@ from dotdo.engine.service_code import OWN_STEPS, Call, ServiceCode
 from dotdo.engine.stepping import StepRun, step_context
 from dotdo.engine.waiting import Waiting
 from dotdo.engine.waking import Wake
-from dotdo.errors import InvalidInput, InvalidValue, ReplayError, RunEvicted, StoreError
+from dotdo.errors import InvalidInput, InvalidValue, ReplayError, RunEvicted
 from dotdo.journal import Accepted, Data, Empty, Ended, Entry, Fired, Stopping
 from dotdo.policy import Retry
 from dotdo.records import ErrorRecord, WaitingFor
@@ -105,9 +106,9 @@ class LiveRun:
             self._start_action()
 
     def _start_service(self, fresh: bool) -> None:
-        self.code = ServiceCode(
-            self.id, self.definition, self.history, self.engine.pins(self.accepted.pins), self.engine.catalogue
-        )
+        engine = self.engine
+        pins = engine.pins(self.accepted.pins)
+        self.code = ServiceCode(self.id, self.definition, self.history, pins, engine.catalogue, engine.watch)
         try:
             self.code.begin()
         except (ReplayError, InvalidInput) as error:
@@ -144,6 +145,7 @@ class LiveRun:
         if due is not None:
             self._deadline = self.engine.alarm.at(due, self._deadline_passed)
 
+    @guarded
     def _deadline_passed(self) -> None:
         seconds = self.accepted.options.deadline
         self.stop(
@@ -245,6 +247,7 @@ class LiveRun:
             self._launching = self._launching or bool(self._unsettled)
             self.journal.when_durable(partial(self._launch_all, calls))
 
+    @guarded
     def _launch_all(self, calls: list[Call], error: BaseException | None) -> None:
         if self.over or error is not None:
             return
@@ -277,6 +280,7 @@ class LiveRun:
         task = self.tasks[id] = self.engine.loop.create_task(work, context=step_context())
         task.add_done_callback(partial(self._step_done, id))
 
+    @guarded
     def _step_done(self, id: str, task: "asyncio.Task[None]") -> None:
         self.busy -= 1
         if self.engine.draining:
@@ -288,7 +292,7 @@ class LiveRun:
             return
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            self._step_broke(id, error)
+            broke(self, error, id)
         elif task.cancelled() and self._ended_without_outcome(self.history.step(id)):
             self.append("step_cancelled", Empty(), id)
         self.pump()
@@ -297,15 +301,6 @@ class LiveRun:
         if record.child is not None and self.status == "blocked":
             return False  # the child goes on, and the run will wait for it again
         return record.state == OPEN
-
-    def _step_broke(self, id: str, error: BaseException) -> None:
-        if isinstance(error, Block):
-            self.block(error)
-        elif not isinstance(error, StoreError | RunEvicted):
-            self.engine.log.error("internal error in step %s of %s", id, self.id, exc_info=error)
-            self.block(
-                Block("internal error", f"The engine failed in the step {id}: {error!r}", error=error_record(error))
-            )
 
     def _cancel_steps(self, code: ServiceCode) -> None:
         cancelled, code.cancelled = code.cancelled, []
@@ -358,6 +353,7 @@ class LiveRun:
             else:
                 self._parking = self.engine.loop.call_later(parking.linger(self), self._park)
 
+    @guarded
     def _park(self) -> None:
         self._parking = None
         if not (self.over or self.busy or (self.conductor is not None and not self.waiting.now)):
@@ -373,6 +369,7 @@ class LiveRun:
         if timer is not None:
             self._timer = (timer.key, self.engine.alarm.at(timer.due, lambda: self._timer_due(timer.key, timer.due)))
 
+    @guarded
     def _timer_due(self, key: str, due: int) -> None:
         self._timer = None
         if not self.over and not self.is_stopping:
@@ -387,13 +384,14 @@ class LiveRun:
         self.conductor = self.engine.loop.create_task(work, context=step_context())
         self.conductor.add_done_callback(self._conducted)
 
+    @guarded
     def _conducted(self, task: "asyncio.Task[None]") -> None:
         self.busy -= 1
         self.engine.quiet.set()
         if self.over:
             self.engine.swallow(task)
         elif not task.cancelled() and task.exception() is not None:
-            self._step_broke("(end)", task.exception() or RuntimeError("unknown"))
+            broke(self, task.exception() or RuntimeError("unknown"))
 
     def stop(self, stopping: Stopping) -> None:
         """Stops the run: no code of the service runs any more, and what it did is undone."""
@@ -479,6 +477,7 @@ class LiveRun:
 
     # -- children and messages ----------------------------------------------------------------------------------------
 
+    @guarded
     def take(self, messages: list[Message]) -> None:
         """Takes messages from outside into the journal."""
         for message in messages:

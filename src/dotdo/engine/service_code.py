@@ -24,6 +24,7 @@ from dotdo.context import current
 from dotdo.engine.history import COMPLETED, Handover, History, StepRecord
 from dotdo.engine.run_loop import RunLoop
 from dotdo.engine.run_tasks import RunFuture
+from dotdo.engine.watching import Watch
 from dotdo.errors import ActionFailed, CalledOutside, InvalidValue, ReplayError, ReplayMismatch
 from dotdo.journal import Accepted, Published
 from dotdo.service import Service
@@ -63,14 +64,20 @@ class ServiceCode:
     """One execution of a service's code. Implements `context.Runner`."""
 
     def __init__(
-        self, run_id: str, service: Service[..., Any], history: History, pins: Snapshot, catalogue: Catalogue
+        self,
+        run_id: str,
+        service: Service[..., Any],
+        history: History,
+        pins: Snapshot,
+        catalogue: Catalogue,
+        watch: Watch | None = None,
     ) -> None:
         accepted = history.accepted
         assert accepted is not None
         self.run_id, self.service, self._history = run_id, service, history
         self._accepted: Accepted = accepted
         self._pins, self._catalogue = pins.newest, catalogue
-        self.loop = RunLoop(salt=zlib.crc32(run_id.encode()), now=_start_of(history))
+        self.loop = RunLoop(salt=zlib.crc32(run_id.encode()), now=_start_of(history), watch=watch)
         self.calls: dict[str, Call] = {}
         self.new: list[Call] = []
         self.cancelled: list[str] = []

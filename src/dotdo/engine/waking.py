@@ -5,9 +5,12 @@ It sleeps in real time as the clock says, and looks again whenever the clock was
 
 import asyncio
 import heapq
+import logging
 from collections.abc import Callable
 
 from dotdo.clock import Clock
+
+log = logging.getLogger("dotdo.engine")
 
 # A sleep is cut into pieces, because the system's clock may be set or the machine suspended meanwhile.
 LONGEST_SLEEP = 60.0
@@ -76,6 +79,9 @@ class Alarm:
             wake = heapq.heappop(self._heap)[2]
             callback, wake.callback = wake.callback, None
             if callback is not None:
-                callback()
+                try:
+                    callback()
+                except Exception:  # or everybody else's waits would stand still with this one
+                    log.exception("a callback of the alarm failed")
         if self._heap:
             self._arm(self._heap[0][0])

@@ -417,11 +417,9 @@ def _plain(run: Run) -> Any:
 
 def _loader(definition: Any) -> Load:
     schema = definition.schema
-
-    def load(run: Run) -> Any:
-        return schema.load(codec.encode_result(run.result, "result"))
-
-    return load
+    if schema.is_plain:
+        return _plain
+    return lambda run: schema.load(codec.encode_result(run.result, "result"))
 
 
 def _check(run: Run) -> Run:

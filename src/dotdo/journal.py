@@ -5,8 +5,8 @@ without breaking the chain, while an edited, deleted or moved entry breaks it. T
 run is anchored under an HMAC key that lives outside the store, which shows a truncated journal.
 """
 
+import functools
 import hashlib
-import hmac
 from typing import Any
 
 import msgspec
@@ -36,7 +36,9 @@ def link(
 ) -> Entry:
     """The next entry of a run, chained to the digest `previous`."""
     data_digest = hashlib.sha256(data).hexdigest()
-    digest = chain(previous, f"{run}|{seq}|{kind}|{step}|{generation}|{attempt}|{at}", data_digest)
+    # As `chain` does it: this is called for every entry.
+    covered = f"{previous}|{run}|{seq}|{kind}|{step}|{generation}|{attempt}|{at}|{data_digest}"
+    digest = hashlib.sha256(covered.encode()).hexdigest()
     return Entry(run, seq, kind, step, generation, attempt, at, data.decode(), data_digest, digest)
 
 
@@ -47,7 +49,18 @@ def chain(previous: str, header: str, data_digest: str) -> str:
 
 def anchor(key: bytes, run: str, seq: int, digest: str) -> str:
     """HMAC-SHA256 of a run's head under a key kept outside the store (RFC 2104)."""
-    return hmac.digest(key, f"{run}|{seq}|{digest}".encode(), "sha256").hex()
+    inner, outer = _padded(key)
+    hashed, signed = inner.copy(), outer.copy()
+    hashed.update(f"{run}|{seq}|{digest}".encode())
+    signed.update(hashed.digest())
+    return signed.hexdigest()
+
+
+@functools.lru_cache(maxsize=16)
+def _padded(key: bytes) -> tuple[Any, Any]:
+    """The two hashes of RFC 2104 with the key taken in: `hmac.digest` sets both up for each call, at 10 us."""
+    block = (key if len(key) <= 64 else hashlib.sha256(key).digest()).ljust(64, b"\0")
+    return hashlib.sha256(bytes(b ^ 0x36 for b in block)), hashlib.sha256(bytes(b ^ 0x5C for b in block))
 
 
 class Data(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

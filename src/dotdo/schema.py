@@ -43,6 +43,8 @@ class Schema:
             raise DefinitionError(f"{subject}: wire={wire!r}: one of snake, camel is needed.")
         self.subject, self.parameters, self.output, self.wire = subject, parameters, output, wire
         self.names = frozenset(parameter.name for parameter in parameters)
+        # Outputs that are what JSON decodes to: to be decoded, they need not be read again.
+        self.is_plain = wire == "snake" and output in (Any, None, type(None), dict, list, str, int, bool)
         fields: list[Any] = [
             (p.name, p.hint) if p.required else (p.name, p.hint, _field_of(p.default)) for p in parameters
         ]

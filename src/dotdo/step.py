@@ -1,49 +1,88 @@
-"""A step as a service holds it: a coroutine whose identity is fixed when the action is called.
+"""A step as a service holds it: a future whose identity is fixed when the action is called.
 
-Awaiting it, or giving it to `asyncio.create_task`, `gather` or a TaskGroup, starts it. What it waits for is a future of
-the run's own loop; who fulfils that is the engine's business.
+Awaiting it, or giving it to `gather` or `wait_for`, starts it; so does a task that was made of it, because it is a
+coroutine as well (`asyncio.create_task`, TaskGroup). A future, because a task around each step would cost more than the
+step. Who fulfils it is the engine's business.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 R = TypeVar("R")
 
 
-class Step(Coroutine[Any, Any, R]):
-    """One call of an action or child service inside a service. Await it once; it returns the output.
+class StepOwner(Protocol):
+    """Who made a step, and fulfils it. Each is told at most once, and none after the step is done."""
+
+    def begin(self, step: "Step[Any]", /) -> None:
+        """Somebody waits for the step: it may be fulfilled from here on, also at once."""
+        ...
+
+    def cancel(self, step: "Step[Any]", /) -> None:
+        """The step was cancelled by the service after it had begun (a timeout, a TaskGroup)."""
+        ...
+
+    def drop(self, step: "Step[Any]", /) -> None:
+        """The step was cancelled or closed before it had begun, and never will."""
+        ...
+
+
+class Step(asyncio.Future[R], Coroutine[Any, Any, R]):
+    """One call of an action or child service inside a service. Awaiting it gives its output.
 
     identity: the step's id within its run, from the action's name, its input, and its count among equals.
-    dropped: told when the step is cancelled or closed before it has begun.
     """
 
-    __slots__ = ("_begin", "_dropped", "_iterator", "identity")
+    __slots__ = ("_iterator", "_owner", "begun", "identity", "run_hash")
+    run_hash: int
 
-    def __init__(
-        self,
-        identity: str,
-        begin: "Callable[[Step[R]], asyncio.Future[R]]",
-        dropped: "Callable[[Step[R]], None] | None" = None,
-    ) -> None:
-        self.identity = identity
-        self._begin: Callable[[Step[R]], asyncio.Future[R]] | None = begin
-        self._dropped = dropped
+    def __init__(self, identity: str, owner: StepOwner, loop: asyncio.AbstractEventLoop, run_hash: int) -> None:
+        super().__init__(loop=loop)
+        self.identity, self.run_hash = identity, run_hash
+        self.begun = False
+        self._owner: StepOwner | None = owner
         self._iterator: Generator[Any, Any, R] | None = None
 
-    def __await__(self) -> Generator[Any, Any, R]:
-        # They know the run, which knows this: no cycle is left behind.
-        begin, self._begin, self._dropped = self._begin, None, None
-        if begin is None:
-            raise RuntimeError(f"The step {self.identity} was already awaited; call the action again for another one.")
-        return begin(self).__await__()
+    def __hash__(self) -> int:
+        return self.run_hash  # not by address: the order of a set of steps is the same on every replay
+
+    # -- a future -----------------------------------------------------------------------------------------------------
+
+    def add_done_callback(self, fn: Callable[..., object], /, *, context: Context | None = None) -> None:
+        """Part of the future protocol: whoever waits calls this, so the step begins here."""
+        if not self.begun and self._owner is not None:
+            self.begun = True
+            self._owner.begin(self)
+        super().add_done_callback(fn, context=context)
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Cancels the step: an attempt in flight ends."""
+        owner, self._owner = self._owner, None
+        if not super().cancel(msg):
+            return False
+        if owner is not None:
+            (owner.cancel if self.begun else owner.drop)(self)
+        return True
+
+    def settled(self) -> None:
+        """Called by the owner, who knows this: no cycle is left behind."""
+        self._owner = None
+
+    def leave_memory(self) -> None:
+        """Called by the owner when the run leaves memory: a failure that nobody has read yet may be read next time."""
+        self._owner = None
+        if self.done():
+            self._log_traceback = False
+
+    # -- a coroutine, for what makes tasks ----------------------------------------------------------------------------
 
     def send(self, value: Any, /) -> Any:
         """Part of the coroutine protocol."""
         iterator = self._iterator
         if iterator is None:
-            # Not stored by `__await__`: a step that somebody awaits cannot be given to a task as well.
             self._iterator = iterator = self.__await__()
         try:
             return iterator.send(value)
@@ -59,28 +98,14 @@ class Step(Coroutine[Any, Any, R]):
         /,
     ) -> Any:
         """Part of the coroutine protocol."""
-        iterator = self._iterator
-        if iterator is None:
-            # Cancelled before it began: there is nothing to take back.
-            iterator = self._drop()
-            next(iterator)
-        return iterator.throw(typ if isinstance(typ, BaseException) else val or typ())  # type: ignore[operator]
+        self._iterator = None
+        self.close()
+        raise typ if isinstance(typ, BaseException) else val or typ()  # type: ignore[misc]
 
     def close(self) -> None:
-        """Part of the coroutine protocol."""
-        (self._iterator or self._drop()).close()
-
-    def _drop(self) -> Generator[Any, Any, R]:
-        """It was given to a task, or closed, and so not forgotten; but it will never begin."""
-        dropped, self._dropped, self._begin = self._dropped, None, None
-        if dropped is not None:
-            dropped(self)
-        self._iterator = _nothing()
-        return self._iterator
+        """Part of the coroutine protocol. Drops a step that has not begun."""
+        if not self.begun:
+            self.cancel()
 
     def __repr__(self) -> str:
         return f"<Step {self.identity}>"
-
-
-def _nothing() -> Generator[Any, Any, Any]:
-    yield None

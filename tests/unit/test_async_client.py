@@ -230,7 +230,7 @@ async def test_closing_ends_the_threads_of_the_engine(path: Path):
     before = set(threading.enumerate())
     async with client_on(path) as client:
         await client.run(add, 1)
-        assert set(threading.enumerate()) > before
+        assert set(threading.enumerate()) - before
     assert set(threading.enumerate()) <= before
 
 

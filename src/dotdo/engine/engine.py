@@ -81,6 +81,7 @@ class Engine(Serving):
         self._snapshot = Snapshot("", {})
         self._kept: list[asyncio.Task[Any]] = []
         self._background: set[asyncio.Task[Any]] = set()
+        self._fresh: list[LiveRun] = []
         self.applied = AppliedRows(self)
         self._outliving = 0
         self._closed = False
@@ -209,7 +210,7 @@ class Engine(Serving):
             return id, await self._accept_delayed(accepted)
         run = self._live_run(accepted)
         run.journal.accept(accepted.row, accepted.entry)
-        self.loop.call_soon(self._start_fresh, run)
+        self._start_soon(run)
         return id, run.journal
 
     async def _known(self, id: str, input: bytes, key: str, name: str) -> "RunJournal | bool":
@@ -248,19 +249,26 @@ class Engine(Serving):
         run = self.live[accepted.id] = LiveRun(self, history, journal, accepted.definition)
         return run
 
-    def _start_fresh(self, run: LiveRun) -> None:
-        if not run.over:
-            try:
-                run.start([], fresh=True)
-            except BaseException as error:
-                broke(run, error)
+    def _start_soon(self, run: LiveRun) -> None:
+        self._fresh.append(run)
+        if len(self._fresh) == 1:
+            self.loop.call_soon(self._start_fresh)
+
+    def _start_fresh(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        for run in fresh:
+            if not run.over:
+                try:
+                    run.start([], fresh=True)
+                except BaseException as error:  # one run's trouble must not keep others from being started
+                    broke(run, error)
 
     def start_child(self, accepted: AcceptedRun) -> None:
         """Starts a child run that its parent has had accepted."""
         run = self._live_run(accepted)
         if run.journal.kept is not None:
             run.journal.kept.append(accepted.entry)  # written through the parent's journal, so not seen by its own
-        self.loop.call_soon(self._start_fresh, run)
+        self._start_soon(run)
 
     def journal_of(self, run: str, claim: int, head: Entry, generation: int) -> RunJournal:
         """A run's journal under a claim of this engine."""

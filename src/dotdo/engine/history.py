@@ -70,7 +70,11 @@ class Delivery(msgspec.Struct, gc=False):
 
 
 class StepRecord(msgspec.Struct, gc=False):
-    """What the journal says of one step."""
+    """What the journal says of one step.
+
+    loaded: the output of an attempt that has just ended here, decoded from the bytes that are being journaled; for the
+        service, which takes it once.
+    """
 
     id: str
     state: str = OPEN
@@ -92,6 +96,7 @@ class StepRecord(msgspec.Struct, gc=False):
     child: ChildStarted | None = None
     undone: bool = False
     undo_error: ErrorRecord | None = None
+    loaded: tuple[Any] | None = None
 
     @property
     def is_blank(self) -> bool:

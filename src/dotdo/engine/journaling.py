@@ -6,6 +6,7 @@ they are durable (an attempt, an answer) awaits `durable()`.
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -36,6 +37,7 @@ class RunJournal:
         "_taken",
         "_update",
         "_waiters",
+        "_written",
         "at",
         "claim",
         "digest",
@@ -66,6 +68,7 @@ class RunJournal:
         self.kept: list[Entry] | None = None  # in development: for the replay that checks the run
         self._committer, self._clock, self._anchor_key, self._on_lost = committer, clock, anchor_key, on_lost
         self._waiters: list[tuple[int, Done]] = []
+        self._written: list[Done] = []
         self._clear()
 
     def _clear(self) -> None:
@@ -159,7 +162,7 @@ class RunJournal:
 
     def when_written(self, callback: Done) -> None:
         """Calls back once the next write is through; for an update without entries."""
-        self._waiters.append((-1, callback))
+        self._written.append(callback)
         self._mark()
 
     def _mark(self) -> None:
@@ -170,33 +173,26 @@ class RunJournal:
     def take_write(self) -> tuple[Write, Done]:
         """For the group commit: everything appended since the last time."""
         write = Write(self.run, self.claim, self._entries, self._accepts, self._update, self._taken, self._messages)
-        seq = self.seq
-        waiting = [callback for needed, callback in self._waiters if needed < 0]
-        if waiting:
-            self._waiters = [waiter for waiter in self._waiters if waiter[0] >= 0]
+        written = self._written
+        if written:
+            self._written = []
         self._clear()
+        return write, partial(self._done, self.seq, written)
 
-        def done(error: BaseException | None) -> None:
-            self._done(seq, waiting, error)
-
-        return write, done
-
-    def _done(self, seq: int, waiting: list[Done], error: BaseException | None) -> None:
-        if error is not None and self.lost is None:
-            self.lost = error
-            self._on_lost(error)
+    def _done(self, seq: int, written: list[Done], error: BaseException | None) -> None:
         if error is None:
             self.durable_seq = seq
-        if self._waiters:
-            # Those below 0 came after this write was taken, and wait for the next one.
-            before, self._waiters = self._waiters, []
-            for waiter in before:
-                if 0 <= waiter[0] <= seq or self.lost is not None:
-                    waiting.append(waiter[1])
-                else:
-                    self._waiters.append(waiter)
-        for callback in waiting:
+        elif self.lost is None:
+            self.lost = error
+            self._on_lost(error)
+        for callback in written:
             callback(self.lost)
+        waiters = self._waiters
+        if waiters:
+            self._waiters = [waiter for waiter in waiters if waiter[0] > seq and self.lost is None]
+            for needed, callback in waiters:
+                if needed <= seq or self.lost is not None:
+                    callback(self.lost)
 
 
 def _settle(future: "asyncio.Future[None]", error: BaseException | None) -> None:

@@ -43,12 +43,12 @@ def replay(
     history.load(entries)
     code = ServiceCode(run, service, history, pins, catalogue, watch)
     try:
-        code.begin()
+        code.start()
         for item in list(history.handovers):
             if code.main.done():
                 break
             code.hand_over(item)
-        asked = [call.id for call in code.calls.values() if call.future is not None]
+        asked = [call.id for call in code.calls.values() if call.step.begun]
         new = [call.id for call in code.new if call.id not in history.steps]
         if not code.main.done():
             return Replayed(asked, new, None, "it did not end")
@@ -71,7 +71,7 @@ def check_replay(run: "LiveRun") -> ReplayError | None:
         again = replay(run.definition, run.id, entries, pins, engine.catalogue, engine.watch)
     except ReplayError as error:
         return error
-    live = [call.id for call in code.calls.values() if call.future is not None]
+    live = [call.id for call in code.calls.values() if call.step.begun]
     result = run.definition.schema.dump(code.outcome()[0])[0]
     hint = (
         " A service must do the same on every replay: no clock, random numbers, files or globals; use dotdo.now(), "

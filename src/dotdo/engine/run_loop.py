@@ -22,7 +22,7 @@ from contextvars import Context, copy_context
 from types import CodeType, FrameType
 from typing import Any, Never, cast
 
-from dotdo.engine.run_tasks import RunFuture, RunTask, RunTimer, RunTimerHandle
+from dotdo.engine.run_tasks import RunFuture, RunHandle, RunTask, RunTimer, RunTimerHandle
 from dotdo.engine.watching import Interrupted, Watch
 from dotdo.errors import RunEvicted, ServiceDidIO, ServiceSpins
 
@@ -80,7 +80,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         self.finalising = False  # a left async generator cleans up: it may neither wait nor start anything
         self._closed = False
         self._eager = False
-        self._ready: deque[asyncio.Handle] = deque()
+        self._ready: deque[RunHandle | RunTimerHandle] = deque()
         self._task_count = self._future_count = self._timer_count = 0
         # Strong references: a task that only a future of its own knows would else be collected, at any time.
         self._tasks: list[RunTask] = []
@@ -230,9 +230,9 @@ class RunLoop(asyncio.AbstractEventLoop):
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
         if self._closed:
             raise RunEvicted(_EVICTED)
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = RunHandle(callback, args, copy_context() if context is None else context)
         self._ready.append(handle)
-        return handle
+        return cast("asyncio.Handle", handle)
 
     def call_soon_threadsafe(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None

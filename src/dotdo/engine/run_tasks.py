@@ -1,8 +1,11 @@
-"""The tasks, futures and timers of run loops: known by counters of their run, never by address."""
+"""The tasks, futures and handles of run loops: known by counters of their run, never by address."""
 
 import asyncio
+from collections.abc import Callable
 from contextvars import Context
 from typing import Any
+
+import msgspec
 
 
 class RunTask(asyncio.Task[Any]):
@@ -24,6 +27,22 @@ class RunFuture(asyncio.Future[Any]):
 
     def __hash__(self) -> int:
         return self.run_hash
+
+
+class RunHandle(msgspec.Struct):
+    """A callback that is ready to run. What `asyncio.Handle` is, at a fifth of its cost; its names are asyncio's."""
+
+    _callback: Callable[..., object] | None
+    _args: tuple[Any, ...] | None
+    _context: Context
+
+    def cancel(self) -> None:
+        """It will not run."""
+        self._callback = self._args = None
+
+    def cancelled(self) -> bool:
+        """Whether it will not run."""
+        return self._callback is None
 
 
 class RunTimerHandle(asyncio.TimerHandle):

@@ -23,12 +23,12 @@ from dotdo.engine.messages import apply_message
 from dotdo.engine.publishing import tell_progress
 from dotdo.engine.service_code import OWN_STEPS, Call, ServiceCode
 from dotdo.engine.stepping import StepRun, step_context
+from dotdo.engine.timing import Times
 from dotdo.engine.waiting import Waiting
-from dotdo.engine.waking import Wake
 from dotdo.errors import InvalidInput, InvalidValue, ReplayError, RunEvicted
-from dotdo.journal import Accepted, Data, Empty, Ended, Entry, Fired, Stopping
+from dotdo.journal import Accepted, Data, Empty, Ended, Entry, Stopping
 from dotdo.policy import Retry
-from dotdo.records import ErrorRecord, WaitingFor
+from dotdo.records import WaitingFor
 from dotdo.service import Service
 from dotdo.store.protocol import Message
 
@@ -56,7 +56,7 @@ class LiveRun:
         self.steps: dict[str, StepRun] = {}
         self.attempts: set[Attempt] = set()  # under way, those of undos too
         self.tasks: dict[str, asyncio.Task[None]] = {}
-        self.waiting = Waiting(self)
+        self._waiting: Waiting | None = None
         self.taken = 0  # the newest message that was taken
         self._handed = 0
         self._fresh = False
@@ -67,8 +67,7 @@ class LiveRun:
         self._own_step_began = False
         self._launching = False
         self.conductor: asyncio.Task[None] | None = None
-        self._timer: tuple[str, Wake] | None = None
-        self._deadline: Wake | None = None
+        self._times = Times()
         self._parking: asyncio.TimerHandle | None = None
         self._pumping = False
 
@@ -86,7 +85,7 @@ class LiveRun:
             if self.over or self.is_stopping:
                 return
             self._fresh = fresh
-            self._arm_deadline()
+            self._times.arm_deadline(self)
             self._start(fresh)
             for message in late:
                 apply_message(self, message)
@@ -110,7 +109,7 @@ class LiveRun:
         pins = engine.pins(self.accepted.pins)
         self.code = ServiceCode(self.id, self.definition, self.history, pins, engine.catalogue, engine.watch)
         try:
-            self.code.begin()
+            self.code.start()
         except (ReplayError, InvalidInput) as error:
             self.block_for(error)
             return
@@ -131,28 +130,6 @@ class LiveRun:
             launch()
         else:
             self.journal.when_durable(lambda error: None if error or self.over or self.is_stopping else launch())
-
-    @property
-    def deadline_at(self) -> int | None:
-        """When the whole run must have ended (ms), if it has a deadline."""
-        options = self.accepted.options
-        if options.deadline is None or self.history.ended is not None:
-            return None
-        return self.history.accepted_at + round(((options.delay or 0) + options.deadline) * 1000)
-
-    def _arm_deadline(self) -> None:
-        due = self.deadline_at
-        if due is not None:
-            self._deadline = self.engine.alarm.at(due, self._deadline_passed)
-
-    @guarded
-    def _deadline_passed(self) -> None:
-        seconds = self.accepted.options.deadline
-        self.stop(
-            Stopping(
-                "failed", ErrorRecord("DeadlineExceeded", f"The run did not end within its deadline of {seconds} s.")
-            )
-        )
 
     # -- the journal --------------------------------------------------------------------------------------------------
 
@@ -212,7 +189,7 @@ class LiveRun:
             self._cancel_steps(code)
         if new:
             self._launch_when_durable(new)
-        self._arm_timer(code)
+        self._times.arm_timer(self, code)
         if self.busy == 0:
             self._idle()
 
@@ -222,11 +199,11 @@ class LiveRun:
         for call in code.calls.values():
             record = self.history.steps.get(call.id)
             begun = self.crashed if record is None else record.state in (OPEN, COMMITTED)
-            if call.future is None or not begun:
+            if not (call.step.begun and begun):
                 continue
             if self.crashed:
                 self._unsettled.add(call.id)
-            if code.main.done() or call.future.done():
+            if code.main.done() or call.step.done():
                 self.busy += 1
                 self._given_up.add(call.id)
                 self._launch_task(call.id, self._give_up(call))
@@ -253,9 +230,9 @@ class LiveRun:
             return
         code = self.code
         for call in calls:
-            if self.is_stopping or code is None or call.future is None:
+            if self.is_stopping or code is None:
                 self.leave()
-            elif not (call.future.done() or code.main.done()):
+            elif not (call.step.done() or code.main.done()):
                 self._launch(call)
             elif call.id in self._unsettled:
                 self._given_up.add(call.id)
@@ -277,7 +254,8 @@ class LiveRun:
         self._launch_task(id, step.execute())
 
     def _launch_task(self, id: str, work: Coroutine[Any, Any, None]) -> None:
-        task = self.tasks[id] = self.engine.loop.create_task(work, context=step_context())
+        # Not by the loop: an application's task factory might start it here and now.
+        task = self.tasks[id] = asyncio.Task(work, loop=self.engine.loop, name=id, context=step_context())
         task.add_done_callback(partial(self._step_done, id))
 
     @guarded
@@ -311,6 +289,13 @@ class LiveRun:
                 task.cancel()
 
     # -- waiting ------------------------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> Waiting:
+        """What the run's steps wait for; made when the first one does."""
+        if self._waiting is None:
+            self._waiting = Waiting(self)
+        return self._waiting
 
     def enter(self) -> None:
         """One more part of the run is busy."""
@@ -358,23 +343,6 @@ class LiveRun:
         self._parking = None
         if not (self.over or self.busy or (self.conductor is not None and not self.waiting.now)):
             parking.park(self)
-
-    def _arm_timer(self, code: ServiceCode) -> None:
-        timer = code.loop.next_timer()
-        if self._timer is not None:
-            if timer is not None and self._timer[0] == timer.key:
-                return
-            self._timer[1].cancel()
-            self._timer = None
-        if timer is not None:
-            self._timer = (timer.key, self.engine.alarm.at(timer.due, lambda: self._timer_due(timer.key, timer.due)))
-
-    @guarded
-    def _timer_due(self, key: str, due: int) -> None:
-        self._timer = None
-        if not self.over and not self.is_stopping:
-            self.append("fired", Fired(due), key)
-            self.pump()
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
@@ -462,9 +430,7 @@ class LiveRun:
             return
         self.over = True
         self.engine.suspects.next()
-        for wake in (self._deadline, self._timer[1] if self._timer else None):
-            if wake is not None:
-                wake.cancel()
+        self._times.cancel()
         if self._parking is not None:
             self._parking.cancel()
         for attempt in self.attempts:
@@ -474,6 +440,7 @@ class LiveRun:
         if self.code is not None:
             self.engine.keep(self.code.end())
             self.code = None
+        self._waiting = None  # it knows the run: a cycle that only the collector would free
 
     # -- children and messages ----------------------------------------------------------------------------------------
 

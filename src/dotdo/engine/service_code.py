@@ -9,10 +9,9 @@ import random
 import uuid
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import Context
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -25,7 +24,7 @@ from dotdo.engine.history import COMPLETED, Handover, History, StepRecord
 from dotdo.engine.run_loop import RunLoop
 from dotdo.engine.run_tasks import RunFuture
 from dotdo.engine.watching import Watch
-from dotdo.errors import ActionFailed, CalledOutside, InvalidValue, ReplayError, ReplayMismatch
+from dotdo.errors import ActionFailed, CalledOutside, DotdoError, InvalidValue, ReplayError, ReplayMismatch
 from dotdo.journal import Accepted, Published
 from dotdo.service import Service
 from dotdo.step import Step
@@ -35,33 +34,20 @@ OWN_STEPS = ("undo:", "on_failure:")
 MAX_PROGRESS = 16 * 1024  # bytes: readers ask for it often
 
 
-class CallFuture(RunFuture):
-    """The future of a call; tells the code when the service cancels it."""
-
-    __slots__ = ("on_cancel",)
-    on_cancel: Callable[[], None]
-
-    def cancel(self, msg: Any = None) -> bool:
-        """Cancelled by the service (a timeout, a TaskGroup): the attempt in flight shall end too."""
-        cancelled = super().cancel(msg)
-        if cancelled:
-            self.on_cancel()
-        return cancelled
-
-
 class Call:
     """One call of an action or child service by a service."""
 
-    __slots__ = ("definition", "future", "id", "input", "name", "overrides", "typed")
+    __slots__ = ("definition", "id", "input", "name", "overrides", "step", "typed")
 
-    def __init__(self, id: str, name: str, definition: Any, input: bytes, overrides: Overrides, typed: bool) -> None:
-        self.id, self.name, self.definition, self.input = id, name, definition, input
+    def __init__(
+        self, step: Step[Any], name: str, definition: Any, input: bytes, overrides: Overrides, typed: bool
+    ) -> None:
+        self.step, self.id, self.name, self.definition, self.input = step, step.identity, name, definition, input
         self.overrides, self.typed = overrides, typed
-        self.future: CallFuture | None = None
 
 
 class ServiceCode:
-    """One execution of a service's code. Implements `context.Runner`."""
+    """One execution of a service's code. Implements `context.Runner` and `step.StepOwner`."""
 
     def __init__(
         self,
@@ -94,7 +80,7 @@ class ServiceCode:
 
     # -- driving ------------------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Starts the code and runs it until it waits."""
         context = Context()
         context.run(current.set, self)
@@ -108,9 +94,9 @@ class ServiceCode:
         loop.advance(item.at)
         if item.kind == "step":
             call = self.calls.get(item.name)
-            if call is None or call.future is None:
+            if call is None or not call.step.begun:
                 self._held.add(item.name)  # nobody asked for it yet: kept until somebody does
-            elif not call.future.done():
+            elif not call.step.done():
                 self._fulfil(call, self._history.steps[item.name])
         elif item.kind == "timer":
             timer = loop.timer(item.name)
@@ -134,15 +120,20 @@ class ServiceCode:
 
     def end(self) -> "Sequence[asyncio.Task[Any]]":
         """Ends what is left of the code; returns the tasks that refuse to."""
+        over = self.main is not None and self.main.done()
         self.main = None  # it knows this object through its context: a cycle that only the collector would free
-        return self.loop.evict()
+        refusing = self.loop.evict()
+        if not over:
+            for call in self.calls.values():
+                call.step.leave_memory()
+        return refusing
 
     def unmatched(self, among: Iterable[StepRecord] | None = None) -> list[StepRecord]:
         """Recorded steps (all, or those given) that the code has not asked for."""
         return [
             record
             for record in (self._history.steps.values() if among is None else among)
-            if ((call := self.calls.get(record.id)) is None or call.future is None)
+            if ((call := self.calls.get(record.id)) is None or not call.step.begun)
             and not record.id.startswith(OWN_STEPS)
             and record.generation >= self._history.redone
             and not record.is_blank
@@ -182,7 +173,7 @@ class ServiceCode:
 
     def never_awaited(self) -> list[str]:
         """Calls that were made but never awaited."""
-        return [call.id for call in self.calls.values() if call.future is None]
+        return [call.id for call in self.calls.values() if not call.step.begun]
 
     def awaited_events(self) -> list[str]:
         """Names of the events that the code waits for."""
@@ -273,35 +264,42 @@ class ServiceCode:
         id = base if count == 1 else f"{base}#{count}"
         if id not in self._history.steps:
             definition.schema.check(input)
-        self.calls[id] = Call(id, name, definition, input, overrides, typed)
-        return Step(id, self._begin, self._dropped)
+        step: Step[Any] = Step(id, self, self.loop, self.loop.future_hash())
+        self.calls[id] = Call(step, name, definition, input, overrides, typed)
+        return step
 
-    def _dropped(self, step: Step[Any]) -> None:
-        del self.calls[step.identity]  # not forgotten: whoever was to await it was cancelled first
+    # -- step.StepOwner -----------------------------------------------------------------------------------------------
 
-    def _begin(self, step: Step[Any]) -> CallFuture:
-        loop = self.loop
-        if loop.finalising:
+    def begin(self, step: Step[Any]) -> None:
+        """Part of StepOwner: asks for the step, or fulfils it with what the journal has."""
+        if self.loop.finalising:
             raise CalledOutside("An async generator that was left may not start a step while it cleans up.")
         call = self.calls[step.identity]
-        future = call.future = CallFuture(loop=loop)
-        future.run_hash = loop.future_hash()
-        future.on_cancel = partial(self.cancelled.append, call.id)
         if self._held and call.id in self._held:
             self._held.discard(call.id)
-            self._fulfil(call, self._history.steps[call.id])
+            try:
+                self._fulfil(call, self._history.steps[call.id])
+            except DotdoError as error:
+                step.set_exception(error)
         else:
             self.new.append(call)
-        return future
+
+    def cancel(self, step: Step[Any]) -> None:
+        """Part of StepOwner: the attempt in flight shall end too."""
+        self.cancelled.append(step.identity)
+
+    def drop(self, step: Step[Any]) -> None:
+        """Part of StepOwner: the call is not forgotten, but whoever was to await it was cancelled first."""
+        del self.calls[step.identity]
 
     def _fulfil(self, call: Call, record: StepRecord) -> None:
-        future = call.future
-        assert future is not None
+        step = call.step
         if record.state == COMPLETED and record.completion is not None:
-            future.set_result(self._load(call, record))
+            loaded, record.loaded = record.loaded, None
+            step.set_result(self._load(call, record) if loaded is None or not call.typed else loaded[0])
         elif record.error is not None:
             error = record.error
-            future.set_exception(
+            step.set_exception(
                 ActionFailed(
                     call.name,
                     error.type,
@@ -311,6 +309,7 @@ class ServiceCode:
                     run_id=self.run_id,
                 )
             )
+        step.settled()
 
     def _load(self, call: Call, record: StepRecord) -> Any:
         completion = record.completion

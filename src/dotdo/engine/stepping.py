@@ -47,6 +47,7 @@ class StepRun:
         if self.record.state == CANCELLED:
             self.record.state = OPEN  # given up by a run that was blocked, and asked for again
         self.attempt: Attempt | None = None
+        self._loaded: tuple[Any] | None = None
         self._launched = launched
 
     async def execute(self) -> None:
@@ -133,6 +134,7 @@ class StepRun:
             else:
                 self._failed(action, retry, number, started, error)
         else:
+            self.record.loaded = self._loaded
             self._committed(completion, number)
         finally:
             attempt.close()
@@ -251,7 +253,8 @@ class StepRun:
             raise
 
     def _completion(self, action: Action[..., Any], attempt: Attempt, started: int, result: Any) -> Completion:
-        data, _ = action.schema.dump(result)
+        data, loaded = action.schema.dump(result)
+        self._loaded = (loaded,)
         return Completion(
             action=action.name,
             version=action.version,

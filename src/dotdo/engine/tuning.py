@@ -8,7 +8,7 @@ import sys
 SWITCH_INTERVAL = 0.0005
 # Runs leave no cycles behind, but thousands in flight make each collection long: at Python's default thresholds the
 # collector takes a fifth of all time.
-COLLECT_AFTER = (20_000, 10, 20)
+COLLECT_AFTER = (100_000, 10, 20)
 
 
 def tune_interpreter() -> None:

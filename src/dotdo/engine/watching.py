@@ -216,7 +216,7 @@ _RUNS_USER_CODE: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "StepRun._run_handler": _handler,
     "run_effect": _effect,
     "run_function": _effect,
-    "ServiceCode.begin": _service,
+    "ServiceCode.start": _service,
     "ServiceCode.hand_over": _service,
     "ServiceCode.end": _service,
 }

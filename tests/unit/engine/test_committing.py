@@ -1,12 +1,10 @@
 """Group commit: many runs in one transaction; each is told when its write is durable; only the guilty one fails."""
 
 import asyncio
-import functools
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,6 +17,7 @@ from dotdo.store.protocol import Write
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase
 from dotdo.testing import ManualClock
+from tests.loops import in_loop
 from tests.store.runs import KEY, NODE, Runs
 
 PATIENCE = 20.0
@@ -38,16 +37,6 @@ class FaultyStore(SqlStore):
             if write.run in self.faults:
                 raise self.faults[write.run]
         super().write(writes)
-
-
-def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Runs an async test on a loop of its own."""
-
-    @functools.wraps(test)
-    def run(*arguments: Any, **fixtures: Any) -> None:
-        asyncio.run(test(*arguments, **fixtures))
-
-    return run
 
 
 @pytest.fixture

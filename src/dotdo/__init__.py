@@ -16,7 +16,7 @@ from dotdo.context import (
     uuid,
     wait_for_event,
 )
-from dotdo.effect import Effect, EffectCall, Staged, effect
+from dotdo.effect import Effect, EffectCall, Staged, StandIn, effect
 from dotdo.errors import (
     ActionFailed,
     AttemptOver,
@@ -35,6 +35,7 @@ from dotdo.errors import (
 )
 from dotdo.fan_out import map
 from dotdo.policy import Retry
+from dotdo.preview import Preview
 from dotdo.records import Failure, Run
 from dotdo.service import Service, service
 from dotdo.step import Step
@@ -59,6 +60,7 @@ __all__ = [
     "InputError",
     "InvalidInput",
     "KeyConflict",
+    "Preview",
     "Retry",
     "RetryLater",
     "Run",
@@ -66,6 +68,7 @@ __all__ = [
     "RunCancelled",
     "Service",
     "Staged",
+    "StandIn",
     "Step",
     "StillRunning",
     "StoreError",

@@ -29,6 +29,7 @@ from dotdo.errors import (
 from dotdo.journal import Entry
 from dotdo.platform import Platform
 from dotdo.policy import check_text
+from dotdo.preview import Preview
 from dotdo.records import Definition, Options, Progress, Run, RunFilter, RunKind
 from dotdo.service import Service
 from dotdo.terminating import Restore, drain_first
@@ -166,6 +167,11 @@ class AsyncByName:
         """Starts it; the handle's id is durable when this returns."""
         return await self._client.accept(self._kind, self._name, params, self._options, _plain)
 
+    async def preview(self, /, **params: Any) -> Preview[Any]:
+        """What it would do: its result, effects and SQL. Nothing happens. Raises InputError, DefinitionError."""
+        platform = await self._client.platform()
+        return await platform.preview(self._kind, self._name, params, self._options, self._wait)
+
 
 class AsyncNames:
     """`client.action` and `client.service`: call by name."""
@@ -288,6 +294,19 @@ class AsyncDo:
         """Starts an action or service; the handle's id is durable when this returns."""
         definition, kind, options, input = self._typed(definition, args, kwargs)
         return await self.accept(kind, definition.name, input, options, _loader(definition))
+
+    @overload
+    async def preview(self, definition: Action[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Preview[R]: ...
+    @overload
+    async def preview(self, definition: Service[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Preview[R]: ...
+    async def preview(self, definition: Any, /, *args: Any, **kwargs: Any) -> Preview[Any]:
+        """What an action or service would do: its typed result, effects and SQL. Nothing happens."""
+        definition, kind, options, input = self._typed(definition, args, kwargs)
+        found = await (await self.platform()).preview(kind, definition.name, input, options)
+        if found.status != "completed":
+            return found
+        result = definition.schema.load(codec.encode_result(found.result, "result"))
+        return msgspec.structs.replace(found, result=result)
 
     def handle(self, id: str) -> AsyncHandle[Any]:
         """The handle of a run that was started earlier."""

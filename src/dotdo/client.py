@@ -10,6 +10,7 @@ from dotdo.async_client import AsyncByName, AsyncDo, AsyncHandle, AsyncNames, As
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
 from dotdo.portal import Portal
+from dotdo.preview import Preview
 from dotdo.records import Definition, Run
 from dotdo.service import Service
 from dotdo.terminating import drain_first_sync
@@ -155,6 +156,10 @@ class ByName:
         """Starts it; the handle's id is durable when this returns."""
         return Handle(self._portal, self._portal.call(lambda: self._inner.start(**params)))
 
+    def preview(self, /, **params: Any) -> Preview[Any]:
+        """What it would do: its result, effects and SQL. Nothing happens. Raises InputError, DefinitionError."""
+        return self._portal.call(lambda: self._inner.preview(**params))
+
 
 class Names:
     """`client.action` and `client.service`: call by name. Options as in `AsyncNames`."""
@@ -203,6 +208,14 @@ class Do:
     def start(self, definition: Any, /, *args: Any, **kwargs: Any) -> Handle[Any]:
         """Starts an action or service; the handle's id is durable when this returns."""
         return Handle(self._portal, self._portal.call(lambda: self._inner.start(definition, *args, **kwargs)))
+
+    @overload
+    def preview(self, definition: Action[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Preview[R]: ...
+    @overload
+    def preview(self, definition: Service[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Preview[R]: ...
+    def preview(self, definition: Any, /, *args: Any, **kwargs: Any) -> Preview[Any]:
+        """What an action or service would do: its typed result, effects and SQL. Nothing happens."""
+        return self._portal.call(lambda: self._inner.preview(definition, *args, **kwargs))
 
     def handle(self, id: str) -> Handle[Any]:
         """The handle of a run that was started earlier."""

@@ -80,6 +80,17 @@ class Staged(msgspec.Struct, frozen=True):
     effect: str
 
 
+class StandIn(msgspec.Struct, frozen=True):
+    """What an effect's `preview=` may return instead of a bare answer.
+
+    text: shows people what would be sent. answer: stands in for the answer of a request; without one, a request ends
+    the preview.
+    """
+
+    text: str | None = None
+    answer: Any = msgspec.UNSET
+
+
 class Effect(Generic[P, R]):
     """A defined call to the outside world. See `effect` for the parameters."""
 
@@ -93,6 +104,7 @@ class Effect(Generic[P, R]):
         key_window: float | None = None,
         undo: "Effect[..., Any] | Callable[..., Any] | None" = None,
         lookup: Callable[..., Any] | None = None,
+        preview: Callable[..., Any] | None = None,
         on_unknown: OnUnknown = "ask",
         retry: Retry | int | None = None,
         timeout: float | None = 60.0,
@@ -112,6 +124,7 @@ class Effect(Generic[P, R]):
         self.dedup: Dedup = dedup
         self.on_unknown: OnUnknown = on_unknown
         self.key_window, self.lookup = policy.seconds(key_window, "key_window"), lookup
+        self.preview = preview
         self.retry = policy.retry_of(retry, DEFAULT_RETRY)
         self.timeout = policy.seconds(timeout, "timeout")
         self.takes_call = takes_first(self.subject, function, EffectCall, ("call",))
@@ -120,6 +133,7 @@ class Effect(Generic[P, R]):
         self.undo: Callable[..., Any] | None = undo.function if isinstance(undo, Effect) else undo
         _check_companion(self.subject, "undo", self.undo, ("answer", "input"))
         _check_companion(self.subject, "lookup", lookup, ("input",))
+        _check_companion(self.subject, "preview", preview, ("input",))
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", name)
         self.__module__ = function.__module__
@@ -145,7 +159,12 @@ class Effect(Generic[P, R]):
             doc=inspect.cleandoc(self.__doc__ or ""),
             input_schema=self.schema.input_schema(),
             output_schema=self.schema.output_schema(),
-            policy={"dedup": self.dedup, "on_unknown": self.on_unknown, "undo": self.undo is not None},
+            policy={
+                "dedup": self.dedup,
+                "on_unknown": self.on_unknown,
+                "undo": self.undo is not None,
+                "preview": self.preview is not None,
+            },
         )
 
     def __repr__(self) -> str:
@@ -171,6 +190,7 @@ def effect(
     key_window: float | None = None,
     undo: Effect[..., Any] | Callable[..., Any] | None = None,
     lookup: Callable[..., Any] | None = None,
+    preview: Callable[..., Any] | None = None,
     on_unknown: OnUnknown = "ask",
     retry: Retry | int | None = None,
     timeout: float | None = 60.0,
@@ -181,8 +201,10 @@ def effect(
     name, version: how journals refer to it. dedup: `key` when the receiver honours our idempotency key, `find` when
     `lookup` can find what was done, `none` otherwise. key_window: seconds for which the receiver remembers keys.
     undo: called with the call record, the answer and the input to take a request back. lookup: called with the call
-    record and the input; returns the answer, or None when it did not happen. on_unknown: what to do when the answer was
-    lost and neither helps: `resend`, or `ask` a person. retry, timeout (seconds per try): of each delivery.
+    record and the input; returns the answer, or None when it did not happen. preview: called with the call record and
+    the input in a preview; returns the answer that stands in for a real one, or a StandIn. on_unknown: what to do when
+    the answer was lost and neither helps: `resend`, or `ask` a person. retry, timeout (seconds per try): of each
+    delivery.
 
     The function takes the EffectCall first (or leaves it out), then its inputs; `def` or `async def`.
     """
@@ -196,6 +218,7 @@ def effect(
             key_window=key_window,
             undo=undo,
             lookup=lookup,
+            preview=preview,
             on_unknown=on_unknown,
             retry=retry,
             timeout=timeout,
@@ -223,7 +246,7 @@ def takes_first(subject: str, function: Callable[..., Any], kind: type, names: t
 
 
 def _check_companion(subject: str, role: str, function: Callable[..., Any] | None, offered: tuple[str, ...]) -> None:
-    """Raises DefinitionError unless an undo or lookup can be called with the call record and what is offered to it."""
+    """Raises DefinitionError unless a companion can be called with the call record and what it is offered."""
     if function is None:
         return
     first, *others = [*inspect.signature(function).parameters.values(), None]

@@ -1,16 +1,21 @@
 """Opens an embedded platform: a store, its audit key, and an engine in this process."""
 
+import asyncio
+import contextlib
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock, SystemClock
 from dotdo.engine.engine import Engine
-from dotdo.engine.watching import SPIN_SECONDS
+from dotdo.engine.previewing import Previewer
+from dotdo.engine.resources import open_resource
+from dotdo.engine.threads import Threads
+from dotdo.engine.watching import SPIN_SECONDS, Watch, Watchdog
 from dotdo.errors import MAX_SECONDS, DefinitionError, StoreUnusable
 from dotdo.records import RunFilter
 from dotdo.store.sql import SqlStore
@@ -79,6 +84,31 @@ def spin_limit() -> float:
     if not 0 <= seconds <= MAX_SECONDS:
         raise DefinitionError(f"DOTDO_SPIN_LIMIT={given!r}: a number of seconds is needed, or 0 for no limit.")
     return seconds
+
+
+@contextlib.asynccontextmanager
+async def open_previewer(*, sql: Any, resources: Sequence[Any], catalogue: Catalogue) -> AsyncGenerator[Previewer]:
+    """What makes previews without a store, also beside a live engine. Raises DefinitionError."""
+    databases = None if sql is None else open_databases(sql)
+    opened: dict[type, Any] = {}
+    loop, watch = asyncio.get_running_loop(), Watch()
+    async with contextlib.AsyncExitStack() as stack:
+        if databases is not None:
+            stack.push_async_callback(databases.close)
+        stack.callback(Watchdog(loop, watch, limit=spin_limit()).close)
+        for given in resources:
+            await open_resource(given, opened, stack)
+        previewer = Previewer(
+            catalogue=catalogue,
+            clock=SystemClock(),
+            databases=databases,
+            resources=opened,
+            threads=Threads(loop),
+            outlives=lambda _: None,
+            watch=watch,
+        )
+        stack.push_async_callback(previewer.close)
+        yield previewer
 
 
 def _check_apart(store: str, files: set[str]) -> None:

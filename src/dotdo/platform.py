@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from dotdo.journal import Entry
+from dotdo.preview import Preview
 from dotdo.records import Definition, Options, Progress, Run, RunFilter, RunKind
 
 
@@ -19,6 +20,17 @@ class Platform(Protocol):
 
     async def execute(self, kind: RunKind, name: str, params: Mapping[str, Any] | bytes, options: Options) -> Run:
         """Accepts a run and waits until it has ended or is blocked."""
+        ...
+
+    async def preview(
+        self,
+        kind: RunKind,
+        name: str,
+        params: Mapping[str, Any] | bytes,
+        options: Options,
+        seconds: float | None = None,
+    ) -> Preview[Any]:
+        """What a run would do; nothing happens. seconds: how long the preview may take, 30 at most."""
         ...
 
     async def result(self, id: str) -> Run:

@@ -85,7 +85,7 @@ def test_a_listing_shows_schemas_and_how_it_is_deduplicated():
     assert (found.kind, found.name, found.doc) == ("effect", "ledger.post", "Posts to the ledger.")
     assert found.input_schema["required"] == ["account"]
     assert found.output_schema == {"type": "string"}
-    assert found.policy == {"dedup": "none", "on_unknown": "ask", "undo": True}
+    assert found.policy == {"dedup": "none", "on_unknown": "ask", "undo": True, "preview": False}
 
 
 # -- what cannot be found again ---------------------------------------------------------------------------------------

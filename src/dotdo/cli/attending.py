@@ -46,7 +46,7 @@ def with_engine(application: Application, store: str, sql: tuple[str, ...], work
         sql=databases(sql),
         resources=application.resources,
         catalogue=application.catalogue,
-        actor=_user(),
+        actor=user(),
         grace=GRACE,
     )
     return asyncio.run(_attend(client, work))
@@ -143,7 +143,8 @@ def outcome_error(run: Run) -> ActionFailed | RunBlocked | RunCancelled:
     return kind(error.message if error else run.status)
 
 
-def _user() -> str | None:
+def user() -> str | None:
+    """Who runs this command."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a user id without a name, as in some containers

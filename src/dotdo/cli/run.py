@@ -7,10 +7,11 @@ import click
 
 from dotdo.async_client import AsyncDo
 from dotdo.catalogue import Catalogue, split_version
-from dotdo.cli.attending import report, wait_for_end, with_engine
+from dotdo.cli.attending import report, user, wait_for_end, with_engine
 from dotdo.cli.loading import load_application
 from dotdo.cli.output import json_option
 from dotdo.cli.parameters import read_parameters
+from dotdo.cli.previewing import show_preview
 from dotdo.cli.settings import app_option, sql_option, store_option
 from dotdo.errors import UnknownName
 from dotdo.records import Options, RunKind
@@ -28,6 +29,7 @@ from dotdo.records import Options, RunKind
 @click.option(
     "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop waiting after so long (exit code 3)."
 )
+@click.option("--preview", is_flag=True, help="Only tell what it would do: nothing is stored, written or sent.")
 @json_option
 def run(
     name: str,
@@ -39,6 +41,7 @@ def run(
     version: int | None,
     trail: str | None,
     wait: float | None,
+    preview: bool,
     as_json: bool,
 ) -> int:
     """Run an action or service, wait for its end, and print its result as JSON.
@@ -50,6 +53,7 @@ def run(
     dotdo run hello name=Ada
     dotdo run order items:='["tea", "milk"]' express=true
     echo '{"name": "Ada"}' | dotdo run hello -
+    dotdo run order items:='["tea"]' --preview
     """
     application = load_application(app)
     bare, pinned = split_version(name)
@@ -57,7 +61,9 @@ def run(
     kind: RunKind = "action" if application.catalogue.kind_of(bare) == "action" else "service"
     params = read_parameters(parameters, definition.schema)
     definition.schema.accept(params)  # refused before the store is opened or made
-    options = Options(key=key, version=definition.version, trail=trail)
+    options = Options(key=key, version=definition.version, trail=trail, actor=user())
+    if preview:
+        return show_preview(application, sql, kind, bare, params, options, wait, as_json=as_json)
 
     async def work(client: AsyncDo) -> int:
         handle = await client.accept(kind, bare, params, client.options(options), lambda ended: ended)

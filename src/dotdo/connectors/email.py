@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Self
 
 import msgspec
 
-from dotdo import DefinitionError, EffectCall, Fail, Retry, current_context, effect
+from dotdo import DefinitionError, EffectCall, Fail, Retry, StandIn, current_context, effect
 from dotdo.connectors._smtp import Connections, NotAccepted, Server
 from dotdo.connectors._templates import Rendered, Templates
 
@@ -87,8 +87,25 @@ def send(
     return Sent(message_id(staged.id, sender), recipients, content.subject)
 
 
+def show_message(call: EffectCall, input: dict[str, Any]) -> StandIn:
+    """A message as a preview shows it: from whom, to whom, its subject and text."""
+    sender = input.get("sender") or call.resource(Mailer, Mailer.from_environment).sender
+    content = Rendered(input["subject"], input.get("text"), input.get("html"))
+    message = message_of(content, input["to"], sender, input.get("reply_to"))
+    lines = [f"{name}: {message[name]}" for name in ("From", "To", "Reply-To", "Subject") if message[name] is not None]
+    text = content.text if content.text else f"(HTML, {len(content.html or '')} characters)"
+    sent = Sent(message_id(call.key, sender), input["to"], content.subject)
+    return StandIn(text="\n".join([*lines, "", text]), answer=sent)
+
+
 # Mail may wait: up to an hour, which is longer than servers that greylist want it to.
-@effect("email.send-message", dedup="none", on_unknown="resend", retry=Retry(attempts=12, factor=3, max_delay=600))
+@effect(
+    "email.send-message",
+    dedup="none",
+    on_unknown="resend",
+    preview=show_message,
+    retry=Retry(attempts=12, factor=3, max_delay=600),
+)
 async def send_message(
     call: EffectCall,
     to: list[str],

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from dotdo import DefinitionError, EffectCall, Fail, Retry, RetryLater, Staged, current_context, effect
+from dotdo import DefinitionError, EffectCall, Fail, Retry, RetryLater, Staged, StandIn, current_context, effect
 from dotdo.connectors._exchange import Form, Received, encoded, exchange, new_client
 
 if TYPE_CHECKING:
@@ -42,7 +42,29 @@ class Answer(msgspec.Struct, frozen=True):
     truncated: bool = False
 
 
-@effect("http.call", dedup="key", key_window=24 * 3600, retry=Retry(attempts=8, factor=3, max_delay=600), timeout=120)
+def show_call(call: EffectCall, input: dict[str, Any]) -> StandIn:
+    """A call as a preview shows it. The values of an HttpClient's own headers are secrets, so only their names are.
+
+    There is no answer that could stand in for the server's: a handler that requests a call is previewed up to there.
+    """
+    method, url = input["method"], input["url"]
+    given: dict[str, str] = input.get("headers") or {}
+    check(method, url, given, *(input.get(name) for name in ("json", "form", "text")))
+    content, kind = encoded(input.get("json"), input.get("form"), input.get("text"))
+    hidden = dict.fromkeys(call.resource(HttpClient, HttpClient).headers_for(url), "***")
+    headers = ({"content-type": kind} if kind else {}) | hidden | _lower(given)
+    lines = [f"{method.upper()} {url}", *(f"{name}: {value}" for name, value in headers.items())]
+    return StandIn(text="\n".join(lines if content is None else [*lines, "", content.decode(errors="replace")]))
+
+
+@effect(
+    "http.call",
+    dedup="key",
+    key_window=24 * 3600,
+    preview=show_call,
+    retry=Retry(attempts=8, factor=3, max_delay=600),
+    timeout=120,
+)
 async def call(
     call: EffectCall,
     method: str,

@@ -60,6 +60,15 @@ class Databases:
             return SqlWork(name, engine.sync_engine, engine, check)
         return SqlWork(name, self._sync[name], None, check)
 
+    def engines(self, name: str, is_async: bool | None) -> tuple[Engine, AsyncEngine | None]:
+        """The engine for handlers of one kind, or (None) one that serves both kinds if there is such a driver."""
+        if name not in self._urls:
+            raise DefinitionError(f"There is no database {name!r}; known: {', '.join(self._urls)}.")
+        was_given = name not in self._own and name not in self._async  # an Engine, with settings of its own
+        if is_async is None:
+            is_async = not was_given and self._urls[name].get_backend_name() in ("sqlite", "postgresql")
+        return self._sync[name], self._async_engine(name) if is_async else None
+
     def prepare(self) -> None:
         """Creates the table of applied rows where it is missing. Raises StoreUnusable for a database that fails."""
         for name, engine in self._sync.items():

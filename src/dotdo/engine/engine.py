@@ -5,7 +5,6 @@ event loop, except what it hands to the writer, the reader and the handlers' thr
 """
 
 import asyncio
-import inspect
 import logging
 import os
 import socket
@@ -27,7 +26,9 @@ from dotdo.engine.forgetting import AppliedRows
 from dotdo.engine.guarding import broke
 from dotdo.engine.history import History
 from dotdo.engine.journaling import RunJournal
+from dotdo.engine.previewing import Previewer
 from dotdo.engine.publishing import Readers
+from dotdo.engine.resources import open_resource
 from dotdo.engine.resuming import Suspects, load_runs
 from dotdo.engine.running import LiveRun
 from dotdo.engine.serving import Serving
@@ -35,7 +36,7 @@ from dotdo.engine.threads import Threads
 from dotdo.engine.tuning import tune_interpreter
 from dotdo.engine.waking import Alarm
 from dotdo.engine.watching import SPIN_SECONDS, Watch, Watchdog
-from dotdo.errors import ClientClosed, DefinitionError, KeyConflict, StoreError
+from dotdo.errors import ClientClosed, KeyConflict, StoreError
 from dotdo.journal import Blocked, Ended, Entry
 from dotdo.records import Options, Run, RunKind
 from dotdo.store.protocol import Claim, Message, Store
@@ -103,7 +104,7 @@ class Engine(Serving):
         self._watchdog = Watchdog(self.loop, self.watch, limit=self._spin_limit)
         try:
             for given in self._given:
-                await self._open_resource(given)
+                await open_resource(given, self.resources, self._stack)
             if self.databases is not None:
                 await self.threads.run(self.databases.prepare)
             node, host, pid = self.node, socket.gethostname(), os.getpid()
@@ -111,6 +112,15 @@ class Engine(Serving):
         except BaseException:
             await self._stop_parts()
             raise
+        self.previewer = Previewer(
+            catalogue=self.catalogue,
+            clock=self.clock,
+            databases=self.databases,
+            resources=self.resources,
+            threads=self.threads,
+            outlives=self.count_outliving,
+            watch=self.watch,
+        )
         self.claimer = Claimer(self)
 
     async def close(self) -> None:
@@ -120,6 +130,7 @@ class Engine(Serving):
             return
         self._closed = self.draining = True
         await self.claimer.close()
+        await self.previewer.close()
         await self._drain(grace)
         self.alarm.close()
         tasks = [task for run in self.live.values() for task in run.acting()]
@@ -154,20 +165,6 @@ class Engine(Serving):
         self._reader.shutdown()
         self._watchdog.close()
         self.store.close()
-
-    async def _open_resource(self, given: Any) -> None:
-        if inspect.isfunction(given) or inspect.isclass(given):
-            given = given()
-        if hasattr(given, "__aenter__"):
-            given = await self._stack.enter_async_context(given)
-        elif hasattr(given, "__enter__"):
-            given = self._stack.enter_context(given)
-        if type(given) in self.resources:
-            raise DefinitionError(
-                f"Two resources of type {type(given).__name__} were given, and handlers ask for them by type: make a "
-                "type of its own for each."
-            )
-        self.resources[type(given)] = given
 
     # -- accepting ----------------------------------------------------------------------------------------------------
 

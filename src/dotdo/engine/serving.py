@@ -9,11 +9,13 @@ from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
 from dotdo.engine.answering import Answers
 from dotdo.engine.parking import waiting_for
+from dotdo.engine.previewing import Previewer
 from dotdo.engine.publishing import Readers
 from dotdo.engine.running import LiveRun
 from dotdo.errors import UnknownName
 from dotdo.journal import Entry
-from dotdo.records import Definition, Progress, Run, RunFilter
+from dotdo.preview import Preview
+from dotdo.records import Definition, Options, Progress, Run, RunFilter, RunKind
 from dotdo.store.protocol import Message, Store
 
 T = TypeVar("T")
@@ -27,9 +29,16 @@ class Serving:
     catalogue: Catalogue
     answers: Answers
     readers: Readers
+    previewer: Previewer
     live: dict[str, LiveRun]
     read: Callable[[Callable[[], Any]], Awaitable[Any]]
     post: Callable[[Message], Awaitable[None]]
+
+    async def preview(
+        self, kind: RunKind, name: str, params: Any, options: Options, seconds: float | None = None
+    ) -> Preview[Any]:
+        """What a run would do; nothing happens."""
+        return await self.previewer.preview(kind, name, params, options, seconds)
 
     async def result(self, id: str) -> Run:
         """Waits until the run has ended or is blocked. Raises UnknownName."""

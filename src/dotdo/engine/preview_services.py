@@ -1,0 +1,299 @@
+"""A service in a preview: its code runs on a run loop, and each step it asks for is previewed, one at a time.
+
+Nothing is journaled: outcomes are handed over as they come, timers are skipped in the run's own time, child services
+are previewed in place. When it fails, the undo actions of what had completed are previewed, too, then its on_failure
+actions, as they would run.
+"""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from dotdo import codec
+from dotdo.action import Action, undo_input
+from dotdo.engine.failing import Block, error_record, failure_record, is_failure
+from dotdo.engine.history import COMPLETED, FAILED, Handover, History, StepRecord
+from dotdo.engine.parking import deadlock
+from dotdo.engine.preview_steps import Outcome, preview_step
+from dotdo.engine.rehearsing import Rehearsal
+from dotdo.engine.service_code import Call, ServiceCode
+from dotdo.errors import InvalidInput, InvalidValue, ReplayError
+from dotdo.journal import Accepted, Completion
+from dotdo.preview import PreviewStatus
+from dotdo.records import ErrorRecord, Failure
+from dotdo.service import Service
+from dotdo.timeline import duration
+
+T = TypeVar("T")
+
+MAX_DEPTH = 20  # child services within child services
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How a run would end. done: what it had completed, newest last, if it is to be undone with its parent."""
+
+    status: PreviewStatus
+    result: bytes | None = None
+    error: ErrorRecord | None = None
+    done: "list[Done]" = []
+
+
+class Done(msgspec.Struct, frozen=True):
+    """A step that has completed: an action's outcome, or what a child service did."""
+
+    step: str
+    outcome: Outcome | None = None
+    child: "list[Done]" = []
+
+
+async def preview_run(rehearsal: Rehearsal, definition: Any, input: bytes) -> Ending:
+    """Previews a run of an action or service. Raises Block where the preview ends."""
+    if not isinstance(definition, Action):
+        return await ServicePreview(rehearsal, rehearsal.id, definition, input, 0).run()
+    action = cast("Action[..., Any]", definition)
+    options = rehearsal.options
+    retry = None if options.retry is None else msgspec.structs.replace(action.retry, **options.retry)
+    outcome = await preview_step(rehearsal, action.name, action, input, timeout=options.timeout, retry=retry)
+    if outcome.error is None:
+        return Ending("completed", outcome.result)
+    await _tell_of_failure(rehearsal, action, rehearsal.id, outcome.error)
+    return Ending("failed", error=outcome.error)
+
+
+class ServicePreview:
+    """One service in a preview; children have one each, which share the rehearsal."""
+
+    def __init__(self, rehearsal: Rehearsal, id: str, service: Service[..., Any], input: bytes, depth: int) -> None:
+        self.rehearsal, self.id, self.service, self.depth = rehearsal, id, service, depth
+        self.history = History()
+        self.history.accepted = Accepted(
+            kind="service",
+            name=service.name,
+            version=service.version,
+            input=msgspec.Raw(input),
+            seed=os.urandom(8).hex(),
+            node="",
+            options=rehearsal.options,
+        )
+        self.history.accepted_at = rehearsal.now
+        catalogue = rehearsal.previewer.catalogue
+        self.code = ServiceCode(id, service, self.history, catalogue.snapshot(), catalogue, rehearsal.previewer.watch)
+        self.done: list[Done] = []
+
+    async def run(self) -> Ending:
+        """Runs the code to its end. Raises Block where the preview ends."""
+        try:
+            await self._drive()
+            return await self._finish()
+        except (ReplayError, InvalidInput, InvalidValue) as error:
+            return await self._blocked(error)
+        finally:
+            self.rehearsal.previewer.keep(await self._outside(self.code.end))
+
+    # -- driving the code ---------------------------------------------------------------------------------------------
+
+    async def _drive(self) -> None:
+        code = self.code
+        await self._outside(code.start)
+        asked: deque[Call] = deque()
+        while not code.main.done():
+            asked += code.new
+            code.new, code.published = [], []
+            self._tell_of_cancelled()
+            if asked:
+                call = asked.popleft()
+                if not call.step.done():
+                    await self._step(call)
+                continue
+            events = code.awaited_events()
+            if events:
+                raise Block(
+                    "event",
+                    f"The service {self.service.name} waits for the event {events[0]!r}: what follows depends on it.",
+                )
+            await self._next_timer()
+
+    async def _outside(self, function: Callable[[], T]) -> T:
+        """A service's code is driven from plain callbacks of the loop only, never from inside a task."""
+        future: asyncio.Future[T] = self.rehearsal.previewer.loop.create_future()
+
+        def call() -> None:
+            try:
+                result = function()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self.rehearsal.previewer.loop.call_soon(call)
+        return await _done(future)
+
+    async def _next_timer(self) -> None:
+        timer = self.code.loop.next_timer()
+        if timer is None:
+            raise deadlock()
+        rehearsal = self.rehearsal
+        waited = duration(max(timer.due - rehearsal.now, 0))
+        rehearsal.now = max(rehearsal.now, timer.due)
+        rehearsal.step_at(timer.key, "timer", waited, None, "completed")
+        await self._hand_over("timer", timer.key, timer.due)
+
+    async def _hand_over(self, kind: str, name: str, at: int) -> None:
+        item = Handover(kind, name, at)
+        await self._outside(lambda: self.code.hand_over(item))
+
+    def _tell_of_cancelled(self) -> None:
+        cancelled, self.code.cancelled = self.code.cancelled, []
+        for id in cancelled:
+            if id not in self.history.steps:
+                call = self.code.calls[id]
+                self.rehearsal.step_at(id, _kind_of(call), call.name, call.definition.version, "cancelled")
+                self.rehearsal.note(
+                    "The service cancelled this step before its turn in the preview. In a run it may have begun, or "
+                    "have completed, by then.",
+                    id,
+                )
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    async def _step(self, call: Call) -> None:
+        if isinstance(call.definition, Service):
+            record = await self._child(call)
+        else:
+            record = await self._action(call)
+        self.history.steps[call.id] = record
+        await self._hand_over("step", call.id, self.rehearsal.now)
+
+    async def _action(self, call: Call) -> StepRecord:
+        overrides = call.overrides
+        outcome = await preview_step(
+            self.rehearsal, call.id, call.definition, call.input, timeout=overrides.timeout, retry=overrides.retry
+        )
+        if outcome.error is not None:
+            return StepRecord(call.id, state=FAILED, error=outcome.error)
+        self.done.append(Done(call.id, outcome))
+        assert outcome.result is not None, "it has completed"
+        return _completed(call, outcome.action, outcome.result)
+
+    async def _child(self, call: Call) -> StepRecord:
+        rehearsal, service = self.rehearsal, call.definition
+        if self.depth >= MAX_DEPTH:
+            raise Block("too deep", f"Child services are previewed {MAX_DEPTH} levels deep.", step=call.id)
+        began, place = rehearsal.now, len(rehearsal.steps)
+        rehearsal.step_at(
+            call.id, "service", service.name, service.version, "incomplete", input=codec.decode(call.input)
+        )
+        child = ServicePreview(rehearsal, f"{self.id}.{self.depth + 1}", service, call.input, self.depth + 1)
+        ending = await child.run()
+        status = "completed" if ending.status == "completed" else "failed"
+        result = None if ending.result is None else codec.decode(ending.result)
+        rehearsal.steps[place] = msgspec.structs.replace(
+            rehearsal.steps[place], status=status, result=result, error=ending.error
+        )
+        if ending.status == "blocked":
+            text = ending.error.message if ending.error else ""
+            raise Block("child", f"This child would be blocked, and its parent wait for it: {text}", step=call.id)
+        if ending.result is None:
+            error = ending.error or ErrorRecord("Cancelled", "the child run was cancelled")
+            return StepRecord(call.id, state=FAILED, error=error)
+        self.done.append(Done(call.id, child=child.done))
+        await self._fire_until(call, began)
+        return _completed(call, service, ending.result)
+
+    async def _fire_until(self, call: Call, began: int) -> None:
+        """Timers that became due while a child was under way fire before its outcome is handed over."""
+        end = self.rehearsal.now
+        while not self.code.main.done() and end > began:
+            timer = self.code.loop.next_timer()
+            if timer is None or timer.due >= end:
+                return
+            await self._hand_over("timer", timer.key, timer.due)
+            if call.step.cancelled():
+                self.rehearsal.note(
+                    "The service cancelled this child while it was under way; the preview shows all that it would "
+                    "have done.",
+                    call.id,
+                )
+                return
+
+    # -- its end ------------------------------------------------------------------------------------------------------
+
+    async def _finish(self) -> Ending:
+        result, error = self.code.outcome()
+        if error is None:
+            data, _ = self.service.schema.dump(result)
+            left = self.code.never_awaited()
+            if left:
+                raise ReplayError(f"The step {left[0]} was called but never awaited, so it never ran. Await it.")
+            return Ending("completed", data, done=self.done)
+        if not is_failure(error) and self.service.on_bug == "block":
+            return await self._blocked(error)
+        record, _ = failure_record(error)
+        if self.service.undoes:
+            await undo(self.rehearsal, self.done)
+        if isinstance(error, asyncio.CancelledError):
+            return Ending("cancelled", error=record)
+        await _tell_of_failure(self.rehearsal, self.service, self.id, record)
+        return Ending("failed", error=record)
+
+    async def _blocked(self, error: BaseException) -> Ending:
+        record = error_record(error)
+        self.rehearsal.note("It would be blocked, with nothing undone, until a person has mended it and retries it.")
+        await _tell_of_failure(self.rehearsal, self.service, self.id, record)
+        return Ending("blocked", error=record)
+
+
+async def undo(rehearsal: Rehearsal, done: list[Done]) -> None:
+    """Previews what takes completed steps back, newest first, down to the last pivot."""
+    for one in reversed(done):
+        outcome = one.outcome
+        if outcome is None:
+            await undo(rehearsal, one.child)
+            continue
+        if outcome.action.pivot:
+            return
+        action = outcome.action.undo_action
+        if action is None:
+            continue
+        assert outcome.result is not None, "it has completed"
+        input = undo_input(action, outcome.result, outcome.input)
+        failed = (await preview_step(rehearsal, f"undo:{one.step}", action, input, kind="undo")).error
+        if failed is not None:
+            rehearsal.note("This undo would fail: the run would be blocked once the others are undone.", one.step)
+
+
+async def _tell_of_failure(rehearsal: Rehearsal, definition: Any, run: str, error: ErrorRecord) -> None:
+    """Previews the on_failure actions."""
+    actions: tuple[Action[..., Any], ...] = definition.on_failure
+    for action in actions:
+        failure = Failure(run, definition.name, error.step, error, error.attempts)
+        first = action.schema.parameters[0].name if action.schema.parameters else None
+        input = msgspec.json.encode({first: failure} if first else {})
+        await preview_step(rehearsal, f"on_failure:{action.name}", action, input, kind="on_failure")
+
+
+def _completed(call: Call, definition: Any, result: bytes) -> StepRecord:
+    completion = Completion(definition.name, definition.version, msgspec.Raw(call.input), msgspec.Raw(result), 0)
+    return StepRecord(call.id, state=COMPLETED, completion=completion)
+
+
+def _kind_of(call: Call) -> Any:
+    return "service" if isinstance(call.definition, Service) else "action"
+
+
+async def _done(future: "asyncio.Future[T]") -> T:
+    """Waits for what happens in the next callback, also when cancelled; then it is cancelled."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        future.exception()
+        raise cancelled
+    return future.result()

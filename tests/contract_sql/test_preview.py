@@ -311,7 +311,9 @@ def test_deferred_constraint_is_checked_as_a_commit_would(postgres_url: str, tmp
     def tag(ctx: Context, note: int, create: bool) -> None:
         ctx.sql.execute(text("insert into tags (note) values (:note)"), {"note": note})
         if create:
-            ctx.sql.execute(text("insert into notes (id, text) values (:note, :text)"), {"note": note, "text": str(note)})
+            ctx.sql.execute(
+                text("insert into notes (id, text) values (:note, :text)"), {"note": note, "text": str(note)}
+            )
 
     @service("tag-twice", catalogue=workshop.catalogue)
     async def tag_twice() -> None:

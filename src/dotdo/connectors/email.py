@@ -74,7 +74,7 @@ def send(
         content = Rendered(subject or "", text, html)
     recipients = [to] if isinstance(to, str) else list(to)
     sender = sender or mailer.sender
-    message_of(content, recipients, sender, reply_to)  # for its refusals: what cannot be sent is not staged
+    check_message(content, recipients, sender, reply_to)  # what cannot be sent is not staged
     staged = context.stage(
         send_message,
         to=recipients,
@@ -134,8 +134,8 @@ def message_id(key: str, sender: str) -> str:
     return f"<{hashlib.sha256(key.encode()).hexdigest()[:32]}@{domain}>"
 
 
-def message_of(content: Rendered, to: Sequence[str], sender: str, reply_to: str | None = None) -> EmailMessage:
-    """The message without its identity and date. Raises Fail, with the reason, if it cannot be sent."""
+def check_message(content: Rendered, to: Sequence[str], sender: str, reply_to: str | None = None) -> None:
+    """Raises Fail, with the reason, if there is no sending such a message."""
     if not content.subject.strip():
         raise Fail("The message has no subject.")
     if not content.text and not content.html:
@@ -144,23 +144,34 @@ def message_of(content: Rendered, to: Sequence[str], sender: str, reply_to: str 
         raise Fail("The message has no recipient: to= is empty.")
     if CONTROL.search(content.subject):
         raise Fail(f"The subject {content.subject!r} contains a line break or control character.")
-    message = EmailMessage(policy=POLICY)
+    _parsed("sender", sender)
+    for one in to:
+        _parsed("recipient", one)
+    if reply_to is not None:
+        _parsed("reply_to", reply_to)
     try:
-        message["Subject"] = content.subject
-        message["From"] = _parsed("sender", sender)
-        message["To"] = [_parsed("recipient", one) for one in to]
-        if reply_to is not None:
-            message["Reply-To"] = _parsed("reply_to", reply_to)
-        message["Auto-Submitted"] = "auto-generated"  # RFC 3834: keeps holiday notices from answering
-        if content.text:
-            message.set_content(content.text)
-            if content.html:
-                message.add_alternative(content.html, subtype="html")
-        else:
-            message.set_content(content.html or "", subtype="html")
-        message.as_bytes()
+        for text in (content.subject, content.text, content.html):
+            (text or "").encode()
     except UnicodeError as error:
         raise Fail(f"The message is not Unicode text: {error}.") from None
+
+
+def message_of(content: Rendered, to: Sequence[str], sender: str, reply_to: str | None = None) -> EmailMessage:
+    """The message without its identity and date. Raises Fail, with the reason, if it cannot be sent."""
+    check_message(content, to, sender, reply_to)
+    message = EmailMessage(policy=POLICY)
+    message["Subject"] = content.subject
+    message["From"] = _parsed("sender", sender)
+    message["To"] = [_parsed("recipient", one) for one in to]
+    if reply_to is not None:
+        message["Reply-To"] = _parsed("reply_to", reply_to)
+    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: keeps holiday notices from answering
+    if content.text:
+        message.set_content(content.text)
+        if content.html:
+            message.add_alternative(content.html, subtype="html")
+    else:
+        message.set_content(content.html or "", subtype="html")
     return message
 
 

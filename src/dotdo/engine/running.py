@@ -39,6 +39,16 @@ if TYPE_CHECKING:
 class LiveRun:
     """A run that this engine has claimed."""
 
+    # More attributes than instances may share the names of: without this each run had a dictionary of 1.5 KB.
+    # fmt: off
+    __slots__ = (
+        "_fresh", "_given_up", "_handed", "_launching", "_own_step_began", "_parking", "_pumping", "_times",
+        "_unmatched", "_unsettled", "_waiting", "accepted", "attempts", "began", "busy", "code", "conductor",
+        "crashed", "definition", "engine", "history", "id", "is_stopping", "journal", "on_failure", "over",
+        "status", "steps", "taken", "tasks", "undoes"
+    )
+    # fmt: on
+
     def __init__(self, engine: "Engine", history: History, journal: RunJournal, definition: Any) -> None:
         accepted = history.accepted
         assert accepted is not None

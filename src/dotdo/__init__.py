@@ -29,14 +29,18 @@ from dotdo.errors import (
     RetryLater,
     RunBlocked,
     RunCancelled,
+    SecretExposed,
     StillRunning,
     StoreError,
     UnknownName,
+    UnknownSecret,
 )
 from dotdo.fan_out import map
 from dotdo.policy import Retry
 from dotdo.preview import Preview
 from dotdo.records import Failure, Run
+from dotdo.secret import FromSecret, Secret
+from dotdo.secret_provider import EnvironmentSecrets, FileSecrets, SecretProvider
 from dotdo.service import Service, service
 from dotdo.step import Step
 
@@ -54,8 +58,11 @@ __all__ = [
     "DotdoError",
     "Effect",
     "EffectCall",
+    "EnvironmentSecrets",
     "Fail",
     "Failure",
+    "FileSecrets",
+    "FromSecret",
     "Handle",
     "InputError",
     "InvalidInput",
@@ -66,6 +73,9 @@ __all__ = [
     "Run",
     "RunBlocked",
     "RunCancelled",
+    "Secret",
+    "SecretExposed",
+    "SecretProvider",
     "Service",
     "Staged",
     "StandIn",
@@ -73,6 +83,7 @@ __all__ = [
     "StillRunning",
     "StoreError",
     "UnknownName",
+    "UnknownSecret",
     "action",
     "call",
     "current_context",

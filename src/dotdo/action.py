@@ -32,6 +32,7 @@ from dotdo.errors import DefinitionError
 from dotdo.policy import Retry
 from dotdo.records import Definition, Options
 from dotdo.schema import Schema, hints_of, normalise, schema_of
+from dotdo.secret_input import check_same
 from dotdo.step import Step
 
 P = ParamSpec("P")
@@ -129,13 +130,13 @@ class Action(Generic[P, R]):
         self.catalogue.add("action", name, version, self, handler)
         if undo is not None:
             self.undo_action = undo if isinstance(undo, Action) else self._undo_of(undo)
-            check_undo(self.subject, self.undo_action)
+            check_undo(self.subject, self.schema, self.undo_action)
 
     def undo(self, handler: Callable[..., Any]) -> "Action[..., Any]":
         """Decorator: the action that takes back a completed one of this. It receives the output as its first
         parameter, and the input as a parameter named `input` if it has one."""
         self.undo_action = self._undo_of(handler)
-        check_undo(self.subject, self.undo_action)
+        check_undo(self.subject, self.schema, self.undo_action)
         return self.undo_action
 
     def _undo_of(self, handler: Callable[..., Any]) -> "Action[..., Any]":
@@ -301,7 +302,7 @@ def undo_input(undo: Action[..., Any], output: bytes, given: bytes) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def check_undo(subject: str, undo: Action[..., Any]) -> None:
+def check_undo(subject: str, schema: Schema, undo: Action[..., Any]) -> None:
     """Raises DefinitionError unless the undo action can be called with an output (and input)."""
     unknown = [p.name for p in undo.schema.parameters[1:] if p.required and p.name != "input"]
     if unknown:
@@ -309,6 +310,7 @@ def check_undo(subject: str, undo: Action[..., Any]) -> None:
             f"{subject}: its undo {undo.name} takes {', '.join(unknown)}; an undo gets the output as its first "
             "parameter and, under the name `input`, what the action was called with."
         )
+    undo.schema.lend_secrets(subject, schema)
 
 
 def check_fallback(subject: str, schema: Schema, fallback: Action[..., Any]) -> None:
@@ -321,6 +323,7 @@ def check_fallback(subject: str, schema: Schema, fallback: Action[..., Any]) -> 
         raise DefinitionError(
             f"{subject}: its fallback {fallback.name} {' and '.join(differ)}; a fallback is given the same input."
         )
+    check_same(subject, f"its fallback {fallback.name}", schema.secrets, other.secrets)
 
 
 def _is_async(handler: Callable[..., Any]) -> bool:

@@ -31,6 +31,7 @@ from dotdo.platform import Platform
 from dotdo.policy import check_text
 from dotdo.preview import Preview
 from dotdo.records import Definition, Options, Progress, Run, RunFilter, RunKind
+from dotdo.secret_provider import Given
 from dotdo.service import Service
 from dotdo.terminating import Restore, drain_first
 
@@ -239,7 +240,8 @@ class AsyncDo:
     catalogue: the definitions to offer; by default all that were made. check_replay: replay each finished run at once
         and compare, for development and tests. clock: for tests. actor: who asks, for the journal. grace: seconds
         that attempts in flight are given when the client closes. drain_on_sigterm: close first when the process is sent
-        SIGTERM, then let the signal take its course.
+        SIGTERM, then let the signal take its course. secrets: where `ctx.secret` looks: a SecretProvider, a mapping,
+        or several, asked in order; by default the environment.
     """
 
     def __init__(
@@ -254,6 +256,7 @@ class AsyncDo:
         actor: str | None = None,
         grace: float = 10.0,
         drain_on_sigterm: bool = False,
+        secrets: Given | None = None,
     ) -> None:
         self._open = lambda: _embed(
             store,
@@ -263,6 +266,7 @@ class AsyncDo:
             check_replay=check_replay,
             clock=clock,
             grace=grace,
+            secret_sources=secrets,
         )
         self._opening: asyncio.Task[Platform] | None = None
         self._closing: asyncio.Task[None] | None = None

@@ -12,6 +12,7 @@ from dotdo.clock import Clock
 from dotdo.portal import Portal
 from dotdo.preview import Preview
 from dotdo.records import Definition, Run
+from dotdo.secret_provider import Given
 from dotdo.service import Service
 from dotdo.terminating import drain_first_sync
 
@@ -29,6 +30,7 @@ class ClientOptions(TypedDict, total=False):
     clock: Clock | None
     actor: str | None
     grace: float
+    secrets: Given | None
 
 
 class CallOptions(TypedDict, total=False):

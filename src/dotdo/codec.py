@@ -9,28 +9,63 @@ import functools
 import hashlib
 import inspect
 import math
+import secrets
+from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
 import msgspec
 
-from dotdo.errors import InvalidValue
+from dotdo.errors import InvalidValue, SecretExposed
+from dotdo.secret import Secret, is_secret, plaintext
 
 MAX_DEPTH = 64
 MAX_BYTES = 16 * 1024 * 1024
 
+_REFUSED = "a Secret is never written in the clear; only parameters declared Secret[str] carry one"
+# Stands before the text of a Secret until its place in an input is known. Nobody outside this process can know it.
+SECRET_MARK = f"\x02{secrets.token_hex(16)}:"
+
 
 def _encode_other(value: Any) -> Any:
     """Values that msgspec does not know: pydantic models, where the user has pydantic."""
+    return _encode_secretly(value, _refuse_secret)
+
+
+def _encode_secretly(value: Any, of_secret: Callable[[Secret[Any]], str]) -> Any:
+    if isinstance(value, Secret):
+        return of_secret(cast("Secret[Any]", value))
     dump = getattr(cast("object", type(value)), "model_dump", None)
     if dump is not None:
         # Names of the code, and no computed fields: what is written must fit the model when it is read.
-        return dump(value, mode="json", by_alias=False, round_trip=True)
+        return dump(value, mode="json", by_alias=False, round_trip=True, context={"dotdo.secret": of_secret})
     raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is not JSON")
+
+
+def _refuse_secret(_: Secret[Any]) -> str:
+    raise TypeError(_REFUSED)
+
+
+def _mark_secret(secret: Secret[Any]) -> str:
+    return SECRET_MARK + plaintext(secret)
+
+
+def marked(value: Any, what: str) -> Any:
+    """The value as plain JSON values, with the text of each Secret behind SECRET_MARK. Raises InvalidValue."""
+    try:
+        return msgspec.to_builtins(
+            value, enc_hook=lambda other: _encode_secretly(other, _mark_secret), str_keys=True, order="sorted"
+        )
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidValue(f"{what} cannot be carried as JSON: {error}") from None
 
 
 def _decode_other(kind: type, value: Any) -> Any:
     if kind is object:
         return value  # a hint `object` takes any JSON
+    if is_secret(kind):
+        if type(value) is not str:
+            raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
+        return Secret(value)
     if is_model(kind):
         try:
             # As JSON, so that strict models take the texts that dates and ids are written as.
@@ -204,4 +239,6 @@ def _explain(value: Any, what: str, error: Exception) -> NoReturn:
         problem = _find(value, "$", 0)
     except RecursionError:
         problem = "it is cyclic or nested too deeply"
+    if _REFUSED in str(error):
+        raise SecretExposed(f"{what} holds a Secret: {problem or error}.") from None
     raise InvalidValue(f"{what} cannot be carried as JSON: {problem or error}") from None

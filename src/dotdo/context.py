@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 from dotdo.catalogue import split_version
 from dotdo.effect import Effect, Staged
 from dotdo.errors import CalledOutside
+from dotdo.secret import Secret, when_revealed
 
 if TYPE_CHECKING:  # SQLAlchemy is an extra; only type checkers need it here
     from sqlalchemy import Connection
@@ -49,6 +50,8 @@ class Attempt(Protocol):
     def session(self, database: str | None) -> Any: ...
     def resource(self, kind: type[T], default: Callable[[], T] | None = None) -> T: ...
     def heartbeat(self) -> None: ...
+    def secret(self, name: str) -> Secret[str]: ...
+    def hide(self, text: str) -> None: ...
 
 
 class Runner(Protocol):
@@ -63,6 +66,7 @@ class Runner(Protocol):
     def random(self) -> random_module.Random: ...
     def wait_for_event(self, name: str) -> "asyncio.Future[Any]": ...
     def publish(self, value: Any) -> None: ...
+    def hide(self, text: str) -> None: ...
 
 
 class _Context:
@@ -111,6 +115,13 @@ class _Context:
     def resource(self, kind: type[T], default: Callable[[], T] | None = None) -> T:
         """The resource of that type which the client was given; else what `default` makes, else DefinitionError."""
         return self._attempt.resource(kind, default)
+
+    def secret(self, name: str) -> Secret[str]:
+        """The secret of that name, from the client's `secrets=`: by default an environment variable.
+
+        It is never stored, and from here on hidden in errors and logs. Raises UnknownSecret.
+        """
+        return self._attempt.secret(name)
 
     def heartbeat(self) -> None:
         """Says that the handler is alive; raises AttemptOver when its attempt has ended meanwhile."""
@@ -170,6 +181,18 @@ class AsyncContext(_Context):
 
 
 current: ContextVar[Context | AsyncContext | Runner | None] = ContextVar("dotdo_current", default=None)
+
+
+def _hide_revealed(text: str) -> None:
+    """A secret was revealed: whatever runs is told, so that it hides the text."""
+    found = current.get()
+    if isinstance(found, _Context):
+        found._attempt.hide(text)  # pyright: ignore[reportPrivateUsage]  # of this module
+    elif found is not None:
+        found.hide(text)
+
+
+when_revealed(_hide_revealed)
 
 
 def current_context() -> Context | AsyncContext:

@@ -17,6 +17,8 @@ from dotdo.errors import CalledOutside, DefinitionError
 from dotdo.policy import Retry
 from dotdo.records import Definition
 from dotdo.schema import hints_of, schema_of
+from dotdo.secret import Secret
+from dotdo.secret_provider import Given, SecretSources
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,10 +34,10 @@ class EffectCall:
     """What an effect's function is told of the call that it makes.
 
     key: the idempotency key, equal on every try. run_id, step: whose effect it is. attempt: which try this is, from 1.
-    actor, trail: as given by the caller of the run.
+    actor, trail: as given by the caller of the run. resources, secrets: what tests of an effect make a call with.
     """
 
-    __slots__ = ("_resources", "actor", "attempt", "key", "run_id", "step", "trail")
+    __slots__ = ("_resources", "_secrets", "actor", "attempt", "key", "run_id", "step", "trail")
 
     def __init__(
         self,
@@ -47,14 +49,20 @@ class EffectCall:
         actor: str | None = None,
         trail: str | None = None,
         resources: "dict[type, Any] | None" = None,
+        secrets: Given | Callable[[str], Secret[str]] | None = None,
     ) -> None:
         self.key, self.run_id, self.step, self.attempt = key, run_id, step, attempt
         self.actor, self.trail = actor, trail
-        self._resources = resources or {}
+        self._resources, self._secrets = resources or {}, secrets
 
     def resource(self, kind: type[T], default: Callable[[], T] | None = None) -> T:
         """The resource of that type which the client was given. Raises DefinitionError when there is none."""
         return find_resource(self._resources, kind, default)
+
+    def secret(self, name: str) -> Secret[str]:
+        """The secret of that name, from the client's `secrets=`. Raises UnknownSecret. See `Context.secret`."""
+        given = self._secrets
+        return SecretSources(given).get(name) if given is None or not callable(given) else given(name)
 
 
 def find_resource(resources: dict[type, Any], kind: type[T], default: Callable[[], T] | None = None) -> T:

@@ -14,10 +14,14 @@ from dotdo.clock import Clock, SystemClock
 from dotdo.engine.engine import Engine
 from dotdo.engine.previewing import Previewer
 from dotdo.engine.resources import open_resource
+from dotdo.engine.secrets import Vault
 from dotdo.engine.threads import Threads
 from dotdo.engine.watching import SPIN_SECONDS, Watch, Watchdog
 from dotdo.errors import MAX_SECONDS, DefinitionError, StoreUnusable
 from dotdo.records import RunFilter
+from dotdo.sealing import Sealer
+from dotdo.secret_keys import load_keyring
+from dotdo.secret_provider import Given, SecretSources
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase, lock_holder
 
@@ -34,8 +38,10 @@ async def open_engine(
     check_replay: bool | None,
     clock: Clock | None,
     grace: float,
+    secret_sources: Given | None = None,
 ) -> Engine:
     """Opens the store and starts an engine on it. Raises StoreUnusable, DefinitionError."""
+    vault = Vault(SecretSources(secret_sources), Sealer(lambda: load_keyring(path)))
     databases = None
     if sql is not None:
         databases = open_databases(sql)
@@ -60,6 +66,7 @@ async def open_engine(
         check_replay=check_replay,
         grace=grace,
         spin_limit=spin_limit(),
+        vault=vault,
     )
     await engine.start()
     return engine
@@ -87,7 +94,9 @@ def spin_limit() -> float:
 
 
 @contextlib.asynccontextmanager
-async def open_previewer(*, sql: Any, resources: Sequence[Any], catalogue: Catalogue) -> AsyncGenerator[Previewer]:
+async def open_previewer(
+    *, sql: Any, resources: Sequence[Any], catalogue: Catalogue, secret_sources: Given | None = None
+) -> AsyncGenerator[Previewer]:
     """What makes previews without a store, also beside a live engine. Raises DefinitionError."""
     databases = None if sql is None else open_databases(sql)
     opened: dict[type, Any] = {}
@@ -106,6 +115,7 @@ async def open_previewer(*, sql: Any, resources: Sequence[Any], catalogue: Catal
             threads=Threads(loop),
             outlives=lambda _: None,
             watch=watch,
+            sources=SecretSources(secret_sources),
         )
         stack.push_async_callback(previewer.close)
         yield previewer

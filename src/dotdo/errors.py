@@ -3,12 +3,14 @@
     DotdoError
     ├── DefinitionError          a definition is wrong: mend the code
     │   ├── DuplicateDefinition      two definitions share a name and version
-    │   └── CalledOutside            an action, effect or context function was called where it cannot work
+    │   ├── CalledOutside            an action, effect or context function was called where it cannot work
+    │   └── UnknownSecret            no provider has a secret of that name
     ├── InputError               a request was refused before anything happened
     │   ├── InvalidInput             parameters do not fit; lists every problem
     │   ├── UnknownName              no such action, service, effect or run
     │   ├── KeyConflict              the same key with another input
     │   ├── InvalidValue             a value that JSON cannot carry
+    │   ├── SecretExposed            a secret would have been stored in the clear
     │   └── InvalidOperation         the run's state does not allow that
     ├── OutcomeError             the request was done, and this is how it ended
     │   ├── ActionFailed             failed for good
@@ -26,6 +28,7 @@
     └── StoreError               the store cannot be used: its operator must act
         ├── StoreUnusable            wrong file, version, folder, library; or another engine holds it
         ├── StoreUnavailable         a write or read failed (disk full, I/O error); nothing half done
+        ├── SecretUnreadable         a stored secret's key is not here, or it is not what was stored
         ├── FenceLost                the run belongs to a newer claim
         └── ClientClosed             the client was closed
 
@@ -66,6 +69,12 @@ class CalledOutside(DefinitionError):
     """A definition was called where it cannot work (outside a service, inside a handler, ...)."""
 
     code = "called_outside"
+
+
+class UnknownSecret(DefinitionError):
+    """No provider has a secret of that name."""
+
+    code = "unknown_secret"
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -111,6 +120,12 @@ class InvalidValue(InputError):
     """A value cannot be carried as JSON (NaN, NUL, too deep, too large, not JSON at all)."""
 
     code = "invalid_value"
+
+
+class SecretExposed(InputError):
+    """A secret's text stands where it would have been stored in the clear, such as in a result."""
+
+    code = "secret_exposed"
 
 
 class InvalidOperation(InputError):
@@ -252,6 +267,12 @@ class StoreUnavailable(StoreError):
     """The store did not take a write or answer a read."""
 
     code = "store_unavailable"
+
+
+class SecretUnreadable(StoreError):
+    """A stored secret cannot be read: its key is not here, or it was changed or moved."""
+
+    code = "secret_unreadable"
 
 
 class FenceLost(StoreError):

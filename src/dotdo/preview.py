@@ -5,6 +5,7 @@ A preview runs handlers in a transaction that is rolled back and sends nothing, 
 """
 
 import re
+from collections.abc import Callable
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -117,6 +118,31 @@ class Preview(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         return "\n".join("".join(text for text, _ in line).rstrip() for line in page(self))
+
+
+def shown(preview: Preview[Any], show: Callable[[Any], Any]) -> Preview[Any]:
+    """The preview with every value and text of the user's as `show` shows it, such as without secrets."""
+    replace = msgspec.structs.replace
+
+    def error(record: ErrorRecord | None) -> ErrorRecord | None:
+        if record is None:
+            return None
+        return replace(record, type=show(record.type), message=show(record.message), traceback=show(record.traceback))
+
+    return replace(
+        preview,
+        result=show(preview.result),
+        error=error(preview.error),
+        steps=[
+            replace(one, input=show(one.input), result=show(one.result), error=error(one.error))
+            for one in preview.steps
+        ],
+        effects=[
+            replace(one, input=show(one.input), text=show(one.text), answer=show(one.answer)) for one in preview.effects
+        ],
+        statements=[replace(one, sql=show(one.sql), parameters=show(one.parameters)) for one in preview.statements],
+        notes=[replace(one, text=show(one.text)) for one in preview.notes],
+    )
 
 
 def page(preview: Preview[Any]) -> list[Line]:

@@ -17,6 +17,8 @@ import msgspec
 
 from dotdo import codec
 from dotdo.errors import DefinitionError, InvalidInput, InvalidValue, Problem
+from dotdo.secret import JSON_SCHEMA, is_secret
+from dotdo.secret_input import SecretInput, lend
 
 Hint = Any
 _PLAIN_TYPES = (Any, None, type(None), str, int, float, bool, list, dict)
@@ -49,6 +51,8 @@ class Schema:
             (p.name, p.hint) if p.required else (p.name, p.hint, _field_of(p.default)) for p in parameters
         ]
         try:
+            # None for an input that has none, and then nothing is slower for them.
+            self.secrets = SecretInput.of(subject, {p.name: p.hint for p in parameters}, output)
             # Keyword-only, so that a parameter with a default may stand before one without.
             self._input = msgspec.defstruct("Input", fields, forbid_unknown_fields=True, kw_only=True)
             self._decode_input = codec.decoder(self._input).decode
@@ -64,9 +68,19 @@ class Schema:
         """The arguments of a call as normalised JSON input. Raises InvalidInput or InvalidValue."""
         if args:
             kwargs = self._positional(args, kwargs)
+        if self.secrets is not None:
+            return self._pack_secrets(self.secrets, kwargs)
         if self._nested or not self.names.issuperset(kwargs):
             kwargs = self._normalise(kwargs)
         return codec.encode(kwargs, f"The input of {self.subject}")
+
+    def _pack_secrets(self, secrets: SecretInput, kwargs: dict[str, Any]) -> bytes:
+        what = f"The input of {self.subject}"
+        given = codec.marked(kwargs, what)
+        try:
+            return codec.encode(secrets.take(self.subject, self._normalise(given)), what)
+        except InvalidInput as error:
+            raise secrets.cleaned(error, given) from None
 
     def check(self, data: bytes) -> None:
         """Raises InvalidInput, with every problem, unless stored or given input fits."""
@@ -120,6 +134,13 @@ class Schema:
                 f"The result of {self.subject} does not fit its return hint {hint}: {_reason(error)}"
             ) from None
 
+    def lend_secrets(self, subject: str, schema: "Schema") -> None:
+        """The parameter `input` is given the input of another schema, with the secrets in it. Raises DefinitionError
+        when it is declared in a way that would show them."""
+        hint = next((parameter.hint for parameter in self.parameters if parameter.name == "input"), None)
+        if hint is not None:
+            self.secrets = lend(subject, schema.secrets, self.secrets, is_loose=not _has_fields(hint))
+
     def input_schema(self) -> dict[str, Any]:
         """JSON Schema 2020-12 of the input."""
         return _json_schema(self._input)
@@ -162,9 +183,10 @@ class Schema:
     def _refuse(self, data: bytes) -> None:
         given: dict[str, Any] = codec.decode(data)
         problems = [Problem(f"$.{n}", "is not a parameter" + self._hint()) for n in given if n not in self.names]
-        raise InvalidInput(
+        error = InvalidInput(
             self.subject, problems + self._problems(given) or [Problem("$", "does not fit the declared types")]
         )
+        raise error if self.secrets is None else self.secrets.cleaned(error, given)
 
     def _hint(self) -> str:
         return f"; it takes {', '.join(p.name for p in self.parameters) or 'none'}"
@@ -437,6 +459,8 @@ def _json_schema(kind: Any) -> dict[str, Any]:
 def _schema_of_other(kind: type) -> dict[str, Any]:
     if kind is object:
         return {"description": "any JSON"}
+    if is_secret(kind):
+        return dict(JSON_SCHEMA)
     if codec.is_model(kind):
         return cast("Any", kind).model_json_schema(by_alias=False)
     raise TypeError(f"{kind!r} is not a type that dotdo can read from JSON")

@@ -37,6 +37,7 @@ from dotdo.journal import (
     read,
 )
 from dotdo.records import ErrorRecord
+from dotdo.sealing import masked
 
 _PLAIN_STEP = re.compile(r"([^:]+):[0-9a-f]{16}(#\d+)?")
 _TIMER = re.compile(r"timer:(\d+)#")
@@ -154,7 +155,7 @@ class Builder:
     def _committed(self, entry: Entry, data: Completion) -> StepItem:
         step = self._step(entry, data.started)
         step.state = "committed"
-        step.version, step.input = data.version, msgspec.json.decode(data.input)
+        step.version, step.input = data.version, _shown(data.input)
         step.result, step.undoable = msgspec.json.decode(data.result), data.undo
         step.fallback = f"{data.action}@{data.version}" if data.fallback else None
         step.effects += [EffectItem(name=staged.effect, key=staged.key, tries=[]) for staged in data.effects]
@@ -172,7 +173,7 @@ class Builder:
 
     def _attempt_failed(self, entry: Entry, data: AttemptFailed) -> StepItem:
         step = self._step(entry, data.started)
-        step.version, step.input = data.version, msgspec.json.decode(data.input)
+        step.version, step.input = data.version, _shown(data.input)
         step.failures.append(
             Try(number=entry.attempt, at=entry.at, started=data.started, error=data.error, next_at=data.next_at)
         )
@@ -196,7 +197,7 @@ class Builder:
 
     def _child_started(self, entry: Entry, data: ChildStarted) -> StepItem:
         step = self._step(entry)
-        step.child, step.input, step.version = data.run, msgspec.json.decode(data.input), data.version
+        step.child, step.input, step.version = data.run, _shown(data.input), data.version
         return step
 
     def _undone(self, entry: Entry, data: Undone) -> StepItem | None:
@@ -260,7 +261,7 @@ class Builder:
         return moment
 
     def _accepted(self, entry: Entry, data: Accepted) -> None:
-        self.timeline.input = msgspec.json.decode(data.input)
+        self.timeline.input = _shown(data.input)
 
     def _claimed(self, entry: Entry, data: Claimed) -> Moment | None:
         # That a run left memory and came back is everyday; that its process died is not.
@@ -301,6 +302,11 @@ class Builder:
 
     def _ended(self, entry: Entry, data: Ended) -> Moment:
         return self._moment(entry, data.status, data.error)
+
+
+def _shown(input: msgspec.Raw) -> Any:
+    """An input for people, who are shown `***` for each secret."""
+    return masked(msgspec.json.decode(input))
 
 
 def step_name(step: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, create_engine, select
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from dotdo import AsyncContext, Context, EffectCall, Fail, Failure, RetryLater, Staged
+from dotdo import AsyncContext, Context, EffectCall, Fail, Failure, RetryLater, Secret, Staged
 from dotdo.connectors.email import message_id
 from dotdo.context import current
 from dotdo.effect import Effect, find_resource
@@ -46,6 +46,12 @@ class Bench:
         return find_resource(self.resources, kind, default)
 
     def heartbeat(self) -> None:
+        pass
+
+    def secret(self, name: str) -> Secret[str]:
+        return Secret(f"the secret {name}")
+
+    def hide(self, text: str) -> None:
         pass
 
     def stage(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:

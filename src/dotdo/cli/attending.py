@@ -45,6 +45,7 @@ def with_engine(application: Application, store: str, sql: tuple[str, ...], work
         store,
         sql=databases(sql),
         resources=application.resources,
+        secrets=application.secrets,
         catalogue=application.catalogue,
         actor=user(),
         grace=GRACE,

@@ -20,11 +20,12 @@ PACKAGE = Path(__file__).parents[1]
 
 
 class Application(msgspec.Struct, frozen=True):
-    """A loaded application: where it is, what it defines, and the resources that it asks for."""
+    """A loaded application: where it is, what it defines, and the resources and secrets that it asks for."""
 
     where: str
     catalogue: Catalogue
     resources: Sequence[Any] = ()
+    secrets: Any = None
 
 
 def load_application(app: str) -> Application:
@@ -46,7 +47,10 @@ def load_application(app: str) -> Application:
         raise DefinitionError(f"{app} cannot be loaded: {type(error).__name__}: {error}{_place(app, error)}") from None
     catalogue = getattr(module, "catalogue", None)
     return Application(
-        app, catalogue if isinstance(catalogue, Catalogue) else default_catalogue, _resources(app, module)
+        app,
+        catalogue if isinstance(catalogue, Catalogue) else default_catalogue,
+        _resources(app, module),
+        _secrets(module),
     )
 
 
@@ -80,6 +84,12 @@ def _import_module(name: str) -> ModuleType:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     return import_module(name)
+
+
+def _secrets(module: ModuleType) -> Any:
+    """The application's `secrets`, as `Do` takes them; the standard library's module of that name is none."""
+    given = getattr(module, "secrets", None)
+    return None if isinstance(given, ModuleType) else given
 
 
 def _resources(app: str, module: ModuleType) -> Sequence[Any]:

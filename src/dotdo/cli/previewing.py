@@ -27,7 +27,12 @@ def show_preview(
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
 
     async def look() -> int:
-        opened = open_previewer(sql=databases(sql), resources=application.resources, catalogue=application.catalogue)
+        opened = open_previewer(
+            sql=databases(sql),
+            resources=application.resources,
+            catalogue=application.catalogue,
+            secret_sources=application.secrets,
+        )
         async with opened as previewer:
             found = await previewer.preview(kind, name, params, options, seconds)
         if as_json:

@@ -74,8 +74,12 @@ def new_run(
     parent: str | None = None,
     parent_step: str | None = None,
     pins: str | None = None,
+    identity: bytes | None = None,
 ) -> AcceptedRun:
-    """A run's first entry and row, owned by this engine unless it is to start later."""
+    """A run's first entry and row, owned by this engine unless it is to start later.
+
+    identity: what tells its input from another one, if not the input itself.
+    """
     now = engine.clock.now()
     data = Accepted(
         kind=kind,
@@ -101,7 +105,7 @@ def new_run(
         name=definition.name,
         version=definition.version,
         key=options.key,
-        input_digest=input_digest(input),
+        input_digest=input_digest(input if identity is None else identity),
         trail=options.trail,
         actor=options.actor,
         labels=msgspec.json.encode(options.labels).decode() if options.labels else "{}",

@@ -16,8 +16,10 @@ import msgspec
 
 from dotdo.effect import Effect, Staged, find_resource
 from dotdo.engine.failing import Block
+from dotdo.engine.secrets import KeepsSecrets
 from dotdo.errors import AttemptOver, DefinitionError
 from dotdo.journal import StagedEffect
+from dotdo.secret import Secret
 
 if TYPE_CHECKING:
     from dotdo.engine.applying import Databases
@@ -29,7 +31,8 @@ log = logging.getLogger("dotdo.action")
 
 
 class Attempt:
-    """The state of one attempt. `request_with` makes requests; `databases` opens its transaction."""
+    """The state of one attempt. `request_with` makes requests; `databases` opens its transaction; `keeper` is the run,
+    which keeps its secrets in mind."""
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class Attempt:
         request_with: Callable[["Attempt", Effect[..., Any], bytes, str], Coroutine[Any, Any, Any]],
         loop: asyncio.AbstractEventLoop,
         is_async: bool,
+        keeper: KeepsSecrets,
     ) -> None:
         self.run_id, self.step, self.number, self.epoch = run_id, step, number, epoch
         self.generation, self.actor, self.trail = generation, actor, trail
@@ -55,6 +59,7 @@ class Attempt:
         self.block: Block | None = None  # raised by a request; the handler may swallow it, or wrap it in a group
         self._resources, self._databases = resources, databases
         self._request_with, self._loop, self._is_async = request_with, loop, is_async
+        self._keeper = keeper
         self._counts: dict[str, int] = {}
         self._asking: set[Future[Any]] = set()  # requests that a thread waits for
         self._over: str | None = None
@@ -106,7 +111,7 @@ class Attempt:
     def stage(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
         """Keeps the effect for the commit."""
         self.heartbeat()
-        input = self._input(effect, args, kwargs)
+        input, _ = self._input(effect, args, kwargs)
         key = effect_key(self.run_id, self.step, effect.name, self._count(effect.name), self.epoch)
         self.effects.append(StagedEffect(effect.name, effect.version, key, msgspec.Raw(input)))
         return Staged(key, effect.name)
@@ -114,9 +119,9 @@ class Attempt:
     async def request(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Makes the call now, or replays its answer."""
         self.heartbeat()
-        input = self._input(effect, args, kwargs)
+        input, identity = self._input(effect, args, kwargs)
         # A request is known by what is asked and its count among equals, so a retry finds its answer.
-        base = f"{effect.name}:{hashlib.sha256(input).hexdigest()[:16]}"
+        base = f"{effect.name}:{hashlib.sha256(identity).hexdigest()[:16]}"
         request = f"{base}#{self._count(base) + 1}"
         self.requests.append(request)
         return await self._request_with(self, effect, input, request)
@@ -145,6 +150,15 @@ class Attempt:
         """A resource of the client."""
         return find_resource(self._resources, kind, default)
 
+    def secret(self, name: str) -> Secret[str]:
+        """A secret by its name. Raises UnknownSecret."""
+        self.heartbeat()
+        return self._keeper.keep_secrets().look_up(name)
+
+    def hide(self, text: str) -> None:
+        """A secret was revealed."""
+        self._keeper.keep_secrets().hide(text)
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _sql(self, database: str | None) -> "SqlWork":
@@ -165,7 +179,8 @@ class Attempt:
             )
         return self.work
 
-    def _input(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    def _input(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
+        """An effect's input as it is journaled, and what it is known by."""
         if not isinstance(effect, Effect):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
             raise DefinitionError(
                 f"{effect!r} is not an effect. Functions and lambdas cannot be staged or requested, because after a "
@@ -173,7 +188,9 @@ class Attempt:
             )
         input = effect.schema.pack(args, kwargs)
         effect.schema.check(input)
-        return input
+        if effect.schema.secrets is None and self._keeper.secrets is None:
+            return input, input
+        return self._keeper.keep_secrets().at_rest(effect.schema, input)
 
     def _count(self, name: str) -> int:
         count = self._counts.get(name, 0)

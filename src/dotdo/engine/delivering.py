@@ -105,6 +105,8 @@ async def _try(
         if answer is None:
             answer = await run_effect(run, effect, call, bytes(staged.input))
         data, _ = effect.schema.dump(answer)
+        if run.secrets is not None:
+            run.secrets.refuse(data, f"The answer of {effect.subject}")
     except Exception as error:  # whatever an effect raises is its try's failure
         if run.over:
             raise

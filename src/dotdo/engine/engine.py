@@ -31,6 +31,7 @@ from dotdo.engine.publishing import Readers
 from dotdo.engine.resources import open_resource
 from dotdo.engine.resuming import Suspects, load_runs
 from dotdo.engine.running import LiveRun
+from dotdo.engine.secrets import Vault, temporary_vault
 from dotdo.engine.serving import Serving
 from dotdo.engine.threads import Threads
 from dotdo.engine.tuning import tune_interpreter
@@ -39,6 +40,7 @@ from dotdo.engine.watching import SPIN_SECONDS, Watch, Watchdog
 from dotdo.errors import ClientClosed, KeyConflict, StoreError
 from dotdo.journal import Blocked, Ended, Entry
 from dotdo.records import Options, Run, RunKind
+from dotdo.secret_provider import SecretSources
 from dotdo.store.protocol import Claim, Message, Store
 
 if TYPE_CHECKING:
@@ -66,9 +68,11 @@ class Engine(Serving):
         capacity: int = CAPACITY,
         grace: float = GRACE_SECONDS,
         spin_limit: float = SPIN_SECONDS,
+        vault: Vault | None = None,
     ) -> None:
         self.store, self.catalogue, self.clock, self.anchor_key = store, catalogue, clock, anchor_key
         self.databases, self.check_replay, self.capacity = databases, check_replay, capacity
+        self.vault = vault or temporary_vault(SecretSources(None))
         self.log = logging.getLogger("dotdo.engine")
         self.node = f"node_{os.urandom(6).hex()}"
         self.live: dict[str, LiveRun] = {}
@@ -120,6 +124,7 @@ class Engine(Serving):
             threads=self.threads,
             outlives=self.count_outliving,
             watch=self.watch,
+            sources=self.vault.sources,
         )
         self.claimer = Claimer(self)
 
@@ -192,17 +197,17 @@ class Engine(Serving):
         if self._closed:
             raise ClientClosed("The client is closed; open a new one.")
         definition = self.catalogue.get(kind, name, options.version)
-        input = definition.schema.accept(params)
+        id = run_id(name, options.key)
+        input, identity = self.vault.at_rest(definition.schema, definition.schema.accept(params), id, options)
         if self.catalogue.changes != self._changes:
             await self._take_snapshot()
-        id = run_id(name, options.key)
         if options.key is not None:
-            known = await self._known(id, input, options.key, name)
+            known = await self._known(id, identity, options.key, name)
             if known:
                 return id, known if isinstance(known, RunJournal) else None
         if self._closed:  # meanwhile: nothing would write it any more
             raise ClientClosed("The client is closed; open a new one.")
-        accepted = new_run(self, id, definition, kind, input, options, pins=self._snapshot.id)
+        accepted = new_run(self, id, definition, kind, input, options, pins=self._snapshot.id, identity=identity)
         if options.delay:
             return id, await self._accept_delayed(accepted)
         run = self._live_run(accepted)
@@ -214,12 +219,12 @@ class Engine(Serving):
         """Whether a keyed run exists. Raises KeyConflict when it was given another input."""
         run = self.live.get(id)
         if run is not None:
-            digest: str | None = input_digest(bytes(run.accepted.input))
+            digest: str | None = self._digest_of(run)
         else:
             digest = await self.read(lambda: self.store.input_digest(id))
             run = self.live.get(id)
             if digest is None and run is not None:
-                digest = input_digest(bytes(run.accepted.input))
+                digest = self._digest_of(run)
         if digest is None:
             return False
         if digest != input_digest(input):
@@ -228,6 +233,9 @@ class Engine(Serving):
                 "request; the same key is for repeating the same one."
             )
         return run.journal if run is not None else True
+
+    def _digest_of(self, run: LiveRun) -> str:
+        return input_digest(self.vault.identity(run.definition.schema, bytes(run.accepted.input), run.id))
 
     async def _accept_delayed(self, accepted: AcceptedRun) -> None:
         run = self._live_run(accepted)

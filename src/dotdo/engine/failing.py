@@ -10,6 +10,7 @@ from typing import cast
 from dotdo.errors import ActionFailed, Fail
 from dotdo.journal import Blocked
 from dotdo.records import ErrorRecord
+from dotdo.redacting import clean_all
 
 MAX_MESSAGE = 4_000
 MAX_NAME = 200
@@ -68,6 +69,9 @@ def text_of(value: object) -> str:
 def carried(text: str, limit: int = MAX_MESSAGE) -> str:
     """A message as every store can keep it, whatever a user's exception put into it."""
     is_long = len(text) > limit
+    if is_long:
+        # Cleaned before it is cut: half of a secret would be recognised no more.
+        text = clean_all(text[: 16 * limit])
     text = text[:limit].replace("\0", "").encode("utf-8", "replace").decode()
     return text + "... (cut)" if is_long else text
 
@@ -77,7 +81,7 @@ def _traceback_of(error: BaseException) -> str:
     own = [frame for frame in frames if "/dotdo/engine/" not in frame.filename.replace("\\", "/")]
     text = "".join(traceback.format_list(own[-20:]))
     text = text.replace("\0", "").encode("utf-8", "replace").decode()
-    return text if len(text) <= MAX_TRACEBACK else "... (cut)\n" + text[-MAX_TRACEBACK:]
+    return text if len(text) <= MAX_TRACEBACK else "... (cut)\n" + clean_all(text)[-MAX_TRACEBACK:]
 
 
 def leaves(error: BaseException) -> list[BaseException]:

@@ -34,6 +34,8 @@ def finish(run: "LiveRun", code: ServiceCode, *, fresh: bool) -> None:
 def _finish_well(run: "LiveRun", code: ServiceCode, result: Any, fresh: bool) -> None:
     try:
         data, _ = run.definition.schema.dump(result)
+        if run.secrets is not None:
+            run.secrets.refuse(data, f"The result of {run.definition.subject}")
     except BaseException as error:  # a value of the user's may raise anything when it is looked at
         run.block_for(error)
         return
@@ -87,7 +89,7 @@ def block_of(error: BaseException) -> Block:
 async def settle_and_block(run: "LiveRun", block: Block) -> None:
     """What is in flight ends, then the run waits for a person, out of memory."""
     await run.settle_in_flight()
-    data = block.data()
+    data = run.cleaned(block.data())
     if run.history.crashes <= MAX_CRASHES:  # else it crashed while it told of this
         await undoing.tell_of_failure(run, data.error)
     mark_blocked(run, block)
@@ -95,7 +97,7 @@ async def settle_and_block(run: "LiveRun", block: Block) -> None:
 
 def mark_blocked(run: "LiveRun", block: Block) -> None:
     """Writes that the run waits for a person; it leaves memory."""
-    data = block.data()
+    data = run.cleaned(block.data())
     run.append("blocked", data)
     waiting_for = WaitingFor("person", f"{block.reason}: {data.error.message}", None, block.step)
     run.journal.update("blocked", waiting_for=waiting_for)

@@ -21,7 +21,7 @@ from dotdo.engine.parking import deadlock
 from dotdo.engine.preview_steps import Outcome, preview_step
 from dotdo.engine.rehearsing import Rehearsal
 from dotdo.engine.service_code import Call, ServiceCode
-from dotdo.errors import InvalidInput, InvalidValue, ReplayError
+from dotdo.errors import InvalidInput, InvalidValue, ReplayError, SecretExposed
 from dotdo.journal import Accepted, Completion
 from dotdo.preview import PreviewStatus
 from dotdo.records import ErrorRecord, Failure
@@ -81,7 +81,8 @@ class ServicePreview:
         )
         self.history.accepted_at = rehearsal.now
         catalogue = rehearsal.previewer.catalogue
-        self.code = ServiceCode(id, service, self.history, catalogue.snapshot(), catalogue, rehearsal.previewer.watch)
+        watch, keeper = rehearsal.previewer.watch, rehearsal.keeper
+        self.code = ServiceCode(id, service, self.history, catalogue.snapshot(), catalogue, watch, keeper)
         self.done: list[Done] = []
 
     async def run(self) -> Ending:
@@ -89,7 +90,7 @@ class ServicePreview:
         try:
             await self._drive()
             return await self._finish()
-        except (ReplayError, InvalidInput, InvalidValue) as error:
+        except (ReplayError, InvalidInput, InvalidValue, SecretExposed) as error:
             return await self._blocked(error)
         finally:
             self.rehearsal.previewer.keep(await self._outside(self.code.end))
@@ -226,6 +227,8 @@ class ServicePreview:
         result, error = self.code.outcome()
         if error is None:
             data, _ = self.service.schema.dump(result)
+            if self.rehearsal.keeper.secrets is not None:
+                self.rehearsal.keeper.secrets.refuse(data, f"The result of {self.service.subject}")
             left = self.code.never_awaited()
             if left:
                 raise ReplayError(f"The step {left[0]} was called but never awaited, so it never ran. Await it.")

@@ -21,6 +21,7 @@ from dotdo.effect import Effect, EffectCall, Staged, StandIn
 from dotdo.engine.attempting import Attempt, effect_key
 from dotdo.engine.failing import Block, error_record, message_of
 from dotdo.engine.rehearsing import Rehearsal
+from dotdo.engine.secrets import arguments_of, plain_input
 from dotdo.errors import AttemptTimedOut
 from dotdo.journal import StagedEffect
 from dotdo.preview import EffectKind, PreviewedEffect, StepKind
@@ -60,6 +61,7 @@ class PreviewAttempt(Attempt):
             request_with=self._stand_in_for,
             loop=previewer.loop,
             is_async=action.is_async,
+            keeper=rehearsal.keeper,
         )
         self.rehearsal = rehearsal
         self.staged: list[tuple[Effect[..., Any], StagedEffect]] = []
@@ -110,9 +112,10 @@ class PreviewAttempt(Attempt):
             actor=self.actor,
             trail=self.trail,
             resources=resources,
+            secrets=self.secret,
         )
         takes_input = len(inspect.signature(function).parameters) > 1
-        arguments = {"input": codec.decode(input)} if takes_input else {}
+        arguments = {"input": plain_input(self.rehearsal.keeper, effect.schema, input)} if takes_input else {}
         async with asyncio.timeout(effect.timeout):
             if inspect.iscoroutinefunction(function):
                 found = await function(call, **arguments)
@@ -280,7 +283,7 @@ class _Handler:
 
     async def run(self, input: bytes, timeout: float | None) -> bytes:
         """Its result as JSON. Raises what it raises, AttemptTimedOut in time, Block when it refuses to end."""
-        arguments = self.action.schema.arguments(input)
+        arguments = arguments_of(self.rehearsal.keeper, self.action.schema, input)
         previewer = self.rehearsal.previewer
         work: asyncio.Future[bytes]
         if self.action.is_async:
@@ -310,6 +313,13 @@ class _Handler:
         if not work.cancelled():
             work.exception()  # it was to end
 
+    def _dumped(self, result: Any) -> bytes:
+        data, _ = self.action.schema.dump(result)
+        secrets = self.rehearsal.keeper.secrets
+        if secrets is not None:
+            secrets.refuse_completion(self.action.subject, data, self.attempt.effects)
+        return data
+
     async def _on_loop(self, arguments: dict[str, Any]) -> bytes:
         attempt, action = self.attempt, self.action
         context = AsyncContext(attempt)
@@ -317,7 +327,7 @@ class _Handler:
         try:
             result = await action.handler(*((context,) if action.takes_context else ()), **arguments)
             attempt.begin_commit()
-            data, _ = action.schema.dump(result)
+            data = self._dumped(result)
             if attempt.part is not None:
                 await attempt.part.keep_async()
             return data
@@ -333,7 +343,7 @@ class _Handler:
         try:
             result = action.handler(*((context,) if action.takes_context else ()), **arguments)
             attempt.begin_commit()
-            data, _ = action.schema.dump(result)
+            data = self._dumped(result)
             if attempt.part is not None:
                 attempt.part.keep()
             return data

@@ -17,11 +17,13 @@ from dotdo.clock import Clock
 from dotdo.engine.failing import Block
 from dotdo.engine.preview_services import Ending, preview_run
 from dotdo.engine.rehearsing import Rehearsal
+from dotdo.engine.secrets import temporary_vault
 from dotdo.engine.threads import Threads
 from dotdo.engine.watching import Watch
 from dotdo.errors import ClientClosed
-from dotdo.preview import Preview
+from dotdo.preview import Preview, shown
 from dotdo.records import Options, RunKind
+from dotdo.secret_provider import SecretSources
 
 if TYPE_CHECKING:
     from dotdo.engine.applying import Databases
@@ -52,9 +54,11 @@ class Previewer:
         threads: Threads,
         outlives: "Callable[[asyncio.Future[Any]], None]",
         watch: Watch,
+        sources: SecretSources,
     ) -> None:
         self.catalogue, self.clock, self.databases, self.resources = catalogue, clock, databases, resources
         self.threads, self.outlives, self.watch = threads, outlives, watch
+        self.vault = temporary_vault(sources)  # of its own: a preview makes no key file
         self.hold_seconds, self.pause_seconds = HOLD_SECONDS, PAUSE_SECONDS
         self.loop = asyncio.get_running_loop()
         self._turns: dict[str, asyncio.Lock] = {}
@@ -106,6 +110,7 @@ class Previewer:
         try:
             try:
                 async with limit:
+                    input, _ = self.vault.at_rest(definition.schema, input, rehearsal.id, options)
                     ending = await preview_run(rehearsal, definition, input)
             finally:
                 await _whatever_happens(self.loop.create_task(rehearsal.close()))
@@ -117,7 +122,7 @@ class Previewer:
         except TimeoutError:
             rehearsal.note(rehearsal.out_of_time(seconds))
             ending = Ending("incomplete")
-        return Preview(
+        found = Preview(
             kind=kind,
             name=definition.name,
             version=definition.version,
@@ -129,6 +134,8 @@ class Previewer:
             statements=rehearsal.statements,
             notes=rehearsal.notes,
         )
+        secrets = rehearsal.keeper.secrets
+        return found if secrets is None else shown(found, secrets.shown)
 
     # -- for the steps ------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from dotdo.engine.failing import Block
+from dotdo.engine.secrets import Unkept
 from dotdo.preview import PreviewedEffect, PreviewedStatement, PreviewedStep, PreviewNote, StepKind
 from dotdo.records import Options
 
@@ -22,6 +23,7 @@ class Rehearsal:
 
     def __init__(self, previewer: "Previewer", id: str, options: Options, *, mixed: bool) -> None:
         self.previewer, self.id, self.options, self.mixed = previewer, id, options, mixed
+        self.keeper = Unkept(previewer.vault, id)
         self.began = self.now = previewer.clock.now()
         self.steps: list[PreviewedStep] = []
         self.effects: list[PreviewedEffect] = []

@@ -11,6 +11,7 @@ import msgspec
 from dotdo.catalogue import Catalogue, Snapshot
 from dotdo.engine.failing import message_of
 from dotdo.engine.history import History
+from dotdo.engine.secrets import KeepsSecrets
 from dotdo.engine.service_code import ServiceCode
 from dotdo.engine.watching import Watch
 from dotdo.errors import ReplayError, ReplayMismatch
@@ -37,11 +38,15 @@ def replay(
     pins: Snapshot,
     catalogue: Catalogue,
     watch: Watch | None = None,
+    keeper: KeepsSecrets | None = None,
 ) -> Replayed:
-    """Runs a service's code from a journal, starting nothing. Raises ReplayError when the code cannot be run so."""
+    """Runs a service's code from a journal, starting nothing. Raises ReplayError when the code cannot be run so.
+
+    keeper: opens the secrets of a run that has any.
+    """
     history = History()
     history.load(entries)
-    code = ServiceCode(run, service, history, pins, catalogue, watch)
+    code = ServiceCode(run, service, history, pins, catalogue, watch, keeper)
     try:
         code.start()
         for item in list(history.handovers):
@@ -68,7 +73,7 @@ def check_replay(run: "LiveRun") -> ReplayError | None:
     engine = run.engine
     try:
         pins = engine.pins(run.accepted.pins)
-        again = replay(run.definition, run.id, entries, pins, engine.catalogue, engine.watch)
+        again = replay(run.definition, run.id, entries, pins, engine.catalogue, engine.watch, run)
     except ReplayError as error:
         return error
     live = [call.id for call in code.calls.values() if call.step.begun]

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dotdo import codec
 from dotdo.effect import Effect, EffectCall
 from dotdo.engine.attempting import Attempt, effect_key
 from dotdo.engine.failing import Block, error_record, message_of
 from dotdo.engine.history import Request, StepRecord
+from dotdo.engine.secrets import arguments_of, plain_input
 from dotdo.errors import AttemptTimedOut, Fail, RetryLater
 from dotdo.journal import Answered, Requested, RequestFailed
 
@@ -81,13 +81,15 @@ async def _ask(run: "LiveRun", effect: Effect[..., Any], known: Request, attempt
 
 def _answered(run: "LiveRun", effect: Effect[..., Any], known: Request, attempt: Attempt, answer: Any) -> Any:
     data, loaded = effect.schema.dump(answer)
+    if run.secrets is not None:
+        run.secrets.refuse(data, f"The answer of {effect.subject}")
     run.append("answered", Answered(known.intent.request, msgspec.Raw(data)), attempt.step, attempt.number)
     return loaded
 
 
 async def run_effect(run: "LiveRun", effect: Effect[..., Any], call: EffectCall, input: bytes) -> Any:
     """One try of an effect, within its timeout. Raises what its function raises, AttemptTimedOut in time."""
-    arguments = effect.schema.arguments(input)
+    arguments = arguments_of(run, effect.schema, input)
     first = (call,) if effect.takes_call else ()
     limit = asyncio.timeout(effect.timeout)
     try:
@@ -105,7 +107,7 @@ async def run_function(
     run: "LiveRun", function: Any, call: EffectCall, effect: Effect[..., Any], input: bytes, **more: Any
 ) -> Any:
     """Runs an effect's lookup or undo: the call record first, then those of answer and input that it takes."""
-    offered = {**more, "input": codec.decode(input)}
+    offered = {**more, "input": plain_input(run, effect.schema, input)}
     names = list(inspect.signature(function).parameters)
     arguments = {name: offered[name] for name in names[1:] if name in offered}
     async with asyncio.timeout(effect.timeout):
@@ -163,4 +165,5 @@ def make_call(run: "LiveRun", effect: Effect[..., Any], key: str, step: str, att
         actor=run.accepted.options.actor,
         trail=run.accepted.options.trail,
         resources=run.engine.resources,
+        secrets=run.look_up_secret,
     )

@@ -21,6 +21,7 @@ from dotdo.engine.history import COMMITTED, OPEN, History, StepRecord
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.messages import apply_message
 from dotdo.engine.publishing import tell_progress
+from dotdo.engine.secrets import SecretKeeping
 from dotdo.engine.service_code import OWN_STEPS, Call, ServiceCode
 from dotdo.engine.stepping import StepRun, step_context
 from dotdo.engine.timing import Times
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
 
 
-class LiveRun:
+class LiveRun(SecretKeeping):
     """A run that this engine has claimed."""
 
     # More attributes than instances may share the names of: without this each run had a dictionary of 1.5 KB.
@@ -117,7 +118,7 @@ class LiveRun:
     def _start_service(self, fresh: bool) -> None:
         engine = self.engine
         pins = engine.pins(self.accepted.pins)
-        self.code = ServiceCode(self.id, self.definition, self.history, pins, engine.catalogue, engine.watch)
+        self.code = ServiceCode(self.id, self.definition, self.history, pins, engine.catalogue, engine.watch, self)
         try:
             self.code.start()
         except (ReplayError, InvalidInput) as error:
@@ -147,6 +148,8 @@ class LiveRun:
         """Appends an entry and applies it to the history. Raises RunEvicted when the run is over here."""
         if self.over:
             raise RunEvicted(f"The run {self.id} has left this process.")
+        if self.secrets is not None:
+            data = self.secrets.clean(data)
         entry = self.journal.append(kind, data, step, attempt)
         suspect = self.history.crashes
         self.history.apply(entry, data)
@@ -377,7 +380,7 @@ class LiveRun:
             return
         self.is_stopping = True
         in_flight = {id: self.history.step(id).attempt + 1 for id in {*self.tasks, *self._unsettled}}
-        stopping = msgspec.structs.replace(stopping, in_flight=in_flight)
+        stopping = self.cleaned(msgspec.structs.replace(stopping, in_flight=in_flight))
         if self.code is not None:
             self.engine.keep(self.code.end())
         self.waiting.stop_deliveries()
@@ -398,6 +401,7 @@ class LiveRun:
 
     def end(self, ended: Ended) -> None:
         """Appends the terminal entry."""
+        ended = self.cleaned(ended)
         self.append("ended", ended)
         self.journal.update(ended.status, undo=ended.undo, ended=True)
         self.engine.ended(self, ended)

@@ -23,6 +23,7 @@ from dotdo.context import current
 from dotdo.engine.history import COMPLETED, Handover, History, StepRecord
 from dotdo.engine.run_loop import RunLoop
 from dotdo.engine.run_tasks import RunFuture
+from dotdo.engine.secrets import KeepsSecrets, RunSecrets
 from dotdo.engine.watching import Watch
 from dotdo.errors import ActionFailed, CalledOutside, DotdoError, InvalidValue, ReplayError, ReplayMismatch
 from dotdo.journal import Accepted, Published
@@ -57,12 +58,14 @@ class ServiceCode:
         pins: Snapshot,
         catalogue: Catalogue,
         watch: Watch | None = None,
+        keeper: KeepsSecrets | None = None,
     ) -> None:
         accepted = history.accepted
         assert accepted is not None
         self.run_id, self.service, self._history = run_id, service, history
         self._accepted: Accepted = accepted
-        self._pins, self._catalogue = pins.newest, catalogue
+        self._pins, self._catalogue, self._keeper = pins.newest, catalogue, keeper
+        self._secrets: RunSecrets | None = None  # of the code: what its input holds, or it revealed
         self.loop = RunLoop(salt=zlib.crc32(run_id.encode()), now=_start_of(history), watch=watch)
         self.calls: dict[str, Call] = {}
         self.new: list[Call] = []
@@ -84,7 +87,8 @@ class ServiceCode:
         """Starts the code and runs it until it waits."""
         context = Context()
         context.run(current.set, self)
-        arguments = self.service.schema.arguments(bytes(self._accepted.input))
+        schema, input = self.service.schema, bytes(self._accepted.input)
+        arguments = schema.arguments(input) if schema.secrets is None else self._run_secrets().arguments(schema, input)
         self.main = self.loop.create_task(self.service.handler(**arguments), context=context)
         self.loop.drain()
 
@@ -221,6 +225,8 @@ class ServiceCode:
     def publish(self, value: Any) -> None:
         """Progress for readers; what an earlier execution of the code told is not told again."""
         data = codec.encode(value, "What is published")
+        if self._secrets is not None:
+            self._secrets.refuse(data, "What is published")
         if len(data) > MAX_PROGRESS:
             raise InvalidValue(
                 f"What is published is {len(data):,} bytes as JSON; at most {MAX_PROGRESS:,} are carried. Publish how "
@@ -229,6 +235,10 @@ class ServiceCode:
         self._publishes += 1
         if self._publishes > self._history.published:
             self.published.append(Published(msgspec.Raw(data)))
+
+    def hide(self, text: str) -> None:
+        """The code has revealed a secret."""
+        self._run_secrets().hide(text)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -257,16 +267,26 @@ class ServiceCode:
     def _call(
         self, definition: Any, args: tuple[Any, ...], kwargs: dict[str, Any], overrides: Overrides, *, typed: bool
     ) -> Step[Any]:
-        input = definition.schema.pack(args, kwargs)
+        plain = input = identity = definition.schema.pack(args, kwargs)
         name = definition.name
-        base = f"{name}:{overrides.step_key}" if overrides.step_key else f"{name}:{codec.digest(input)}"
+        if definition.schema.secrets is not None or self._secrets is not None:
+            input, identity = self._run_secrets().at_rest(definition.schema, plain)
+            self._run_secrets().refuse(overrides.step_key or "", f"The key of a step {name}")
+        base = f"{name}:{overrides.step_key}" if overrides.step_key else f"{name}:{codec.digest(identity)}"
         count = self._counts[base] = self._counts.get(base, 0) + 1
         id = base if count == 1 else f"{base}#{count}"
         if id not in self._history.steps:
-            definition.schema.check(input)
+            definition.schema.check(plain)
         step: Step[Any] = Step(id, self, self.loop, self.loop.future_hash())
         self.calls[id] = Call(step, name, definition, input, overrides, typed)
         return step
+
+    def _run_secrets(self) -> RunSecrets:
+        if self._secrets is None:
+            if self._keeper is None:
+                raise ReplayError(f"The service {self.service.name} uses secrets, and cannot be replayed without keys.")
+            self._secrets = self._keeper.keep_secrets()
+        return self._secrets
 
     # -- step.StepOwner -----------------------------------------------------------------------------------------------
 

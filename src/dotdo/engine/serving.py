@@ -99,6 +99,9 @@ class Serving:
 
     async def send_event(self, id: str, name: str, value: bytes, key: str | None, actor: str | None) -> None:
         """Sends an event to a run."""
+        run = self.live.get(id)
+        if run is not None and run.secrets is not None:
+            run.secrets.refuse(value, f"The value of the event {name!r}")
         sender = None if key is None else f"event:{key}"
         await self.post(Message(id, "event", name, value.decode(), sender, actor, self.clock.now()))
 

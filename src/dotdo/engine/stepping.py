@@ -167,6 +167,7 @@ class StepRun:
             request_with=self._request,
             loop=run.engine.loop,
             is_async=action.is_async,
+            keeper=run,
         )
 
     async def _request(self, attempt: Attempt, effect: Any, input: bytes, id: str) -> Any:
@@ -177,7 +178,7 @@ class StepRun:
             raise
 
     async def _run_handler(self, action: Action[..., Any], attempt: Attempt, started: int) -> Completion:
-        arguments = action.schema.arguments(self.input)
+        arguments = self._arguments(action, attempt)
         timeout = self.overrides.timeout or action.timeout
         if not action.is_async:
             return await self._run_in_thread(action, attempt, started, arguments, timeout)
@@ -200,6 +201,15 @@ class StepRun:
             raise
         finally:
             current.reset(token)
+
+    def _arguments(self, action: Action[..., Any], attempt: Attempt) -> dict[str, Any]:
+        if action.schema.secrets is None:
+            return action.schema.arguments(self.input)
+        try:
+            return self.run.keep_secrets().arguments(action.schema, self.input)
+        except Block as block:  # for want of a key
+            attempt.block = block
+            raise
 
     async def _within(
         self, timeout: float, action: Action[..., Any], context: AsyncContext, arguments: dict[str, Any]
@@ -254,6 +264,8 @@ class StepRun:
 
     def _completion(self, action: Action[..., Any], attempt: Attempt, started: int, result: Any) -> Completion:
         data, loaded = action.schema.dump(result)
+        if self.run.secrets is not None:
+            self.run.secrets.refuse_completion(action.schema.subject, data, attempt.effects)
         self._loaded = (loaded,)
         return Completion(
             action=action.name,

@@ -25,8 +25,8 @@ def app_option(command: F) -> F:
         envvar="DOTDO_APP",
         default=lambda: configured("app"),
         metavar="FILE",
-        help="File or module that defines actions and services; its `resources`, `secrets` and `catalogue`, if it has them, are "
-        "used.  [default: app.py]",
+        help="File or module that defines actions and services; its `resources`, `secrets` and `catalogue`, if it has "
+        "them, are used.  [default: app.py]",
     )(command)
 
 

@@ -15,7 +15,6 @@ from dotdo.engine.engine import Engine
 from dotdo.engine.previewing import Previewer
 from dotdo.engine.resources import open_resource
 from dotdo.engine.secrets import Vault
-from dotdo.engine.threads import Threads
 from dotdo.engine.watching import SPIN_SECONDS, Watch, Watchdog
 from dotdo.errors import MAX_SECONDS, DefinitionError, StoreUnusable
 from dotdo.records import RunFilter
@@ -112,7 +111,6 @@ async def open_previewer(
             clock=SystemClock(),
             databases=databases,
             resources=opened,
-            threads=Threads(loop),
             outlives=lambda _: None,
             watch=watch,
             sources=SecretSources(secret_sources),

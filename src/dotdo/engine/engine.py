@@ -121,7 +121,6 @@ class Engine(Serving):
             clock=self.clock,
             databases=self.databases,
             resources=self.resources,
-            threads=self.threads,
             outlives=self.count_outliving,
             watch=self.watch,
             sources=self.vault.sources,

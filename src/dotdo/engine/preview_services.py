@@ -21,7 +21,7 @@ from dotdo.engine.parking import deadlock
 from dotdo.engine.preview_steps import Outcome, preview_step
 from dotdo.engine.rehearsing import Rehearsal
 from dotdo.engine.service_code import Call, ServiceCode
-from dotdo.errors import InvalidInput, InvalidValue, ReplayError, SecretExposed
+from dotdo.errors import DotdoError, ReplayError
 from dotdo.journal import Accepted, Completion
 from dotdo.preview import PreviewStatus
 from dotdo.records import ErrorRecord, Failure
@@ -40,6 +40,14 @@ class Ending(msgspec.Struct, frozen=True):
     result: bytes | None = None
     error: ErrorRecord | None = None
     done: "list[Done]" = []
+
+
+class _DeadlinePassed(Exception):
+    """The run's own time has passed its deadline."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.error = ErrorRecord("DeadlineExceeded", f"The run did not end within its deadline of {seconds} s.")
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -90,7 +98,12 @@ class ServicePreview:
         try:
             await self._drive()
             return await self._finish()
-        except (ReplayError, InvalidInput, InvalidValue, SecretExposed) as error:
+        except _DeadlinePassed as passed:
+            if self.depth:
+                await undo(self.rehearsal, self.done)
+                raise
+            return await self._failed(passed.error)
+        except DotdoError as error:
             return await self._blocked(error)
         finally:
             self.rehearsal.previewer.keep(await self._outside(self.code.end))
@@ -138,6 +151,10 @@ class ServicePreview:
         if timer is None:
             raise deadlock()
         rehearsal = self.rehearsal
+        limit = rehearsal.options.deadline
+        if limit is not None and timer.due > rehearsal.began + round(limit * 1000):
+            rehearsal.now = rehearsal.began + round(limit * 1000)
+            raise _DeadlinePassed(limit)
         waited = duration(max(timer.due - rehearsal.now, 0))
         rehearsal.now = max(rehearsal.now, timer.due)
         rehearsal.step_at(timer.key, "timer", waited, None, "completed")
@@ -188,7 +205,8 @@ class ServicePreview:
         rehearsal.step_at(
             call.id, "service", service.name, service.version, "incomplete", input=codec.decode(call.input)
         )
-        child = ServicePreview(rehearsal, f"{self.id}.{self.depth + 1}", service, call.input, self.depth + 1)
+        rehearsal.children += 1
+        child = ServicePreview(rehearsal, f"{rehearsal.id}.{rehearsal.children}", service, call.input, self.depth + 1)
         ending = await child.run()
         status = "completed" if ending.status == "completed" else "failed"
         result = None if ending.result is None else codec.decode(ending.result)
@@ -236,12 +254,18 @@ class ServicePreview:
         if not is_failure(error) and self.service.on_bug == "block":
             return await self._blocked(error)
         record, _ = failure_record(error)
+        return await self._failed(record, cancelled=isinstance(error, asyncio.CancelledError))
+
+    async def _failed(self, error: ErrorRecord, *, cancelled: bool = False) -> Ending:
+        rehearsal = self.rehearsal
+        if self.depth == 0 and any(effect.kind == "staged" for effect in rehearsal.effects):
+            rehearsal.note("What completed steps send would have been sent by the time of the failure.")
         if self.service.undoes:
-            await undo(self.rehearsal, self.done)
-        if isinstance(error, asyncio.CancelledError):
-            return Ending("cancelled", error=record)
-        await _tell_of_failure(self.rehearsal, self.service, self.id, record)
-        return Ending("failed", error=record)
+            await undo(rehearsal, self.done)
+        if cancelled:
+            return Ending("cancelled", error=error)
+        await _tell_of_failure(rehearsal, self.service, self.id, error)
+        return Ending("failed", error=error)
 
     async def _blocked(self, error: BaseException) -> Ending:
         record = error_record(error)

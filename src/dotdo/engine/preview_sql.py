@@ -8,8 +8,7 @@ import asyncio
 import inspect
 import re
 import threading
-from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from greenlet import getcurrent, greenlet
@@ -42,8 +41,7 @@ _WAITED = {"55P03", "57014"}
 class PreviewTransaction:
     """A transaction that is begun at its first statement and never committed.
 
-    lock: seconds to wait for a lock. statement: seconds for one statement (PostgreSQL). turn: waits until this preview
-    may lock a SQLite file. begun: told when it has.
+    lock: seconds to wait for a lock. statement: seconds for one statement (PostgreSQL). begun: told when it has begun.
     """
 
     def __init__(
@@ -54,20 +52,17 @@ class PreviewTransaction:
         *,
         lock: float,
         statement: float,
-        turn: Callable[[], Coroutine[Any, Any, None]],
         begun: Callable[[], None],
-        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.database, self.async_engine = database, async_engine
         self.engine = engine if async_engine is None else async_engine.sync_engine
         self.step = ""
-        self._lock, self._statement, self._turn, self._begun, self._loop = lock, statement, turn, begun, loop
+        self._lock, self._statement, self._begun = lock, statement, begun
         self._connection: AttemptConnection | None = None
         self._root: Any = None
         self._pool: Pool | None = None
         self._noted: list[_Noted] = []
         self._count = self.left_out = self._changes = 0
-        self._waiting: Future[None] | None = None
         self._over = False
         self._closing = threading.Lock()
 
@@ -92,24 +87,8 @@ class PreviewTransaction:
         """The connection, on a handler's thread or in a greenlet. Raises Block when the database is busy."""
         if self._connection is not None:
             return self._connection
-        if self.async_engine is None:
-            if self.is_sqlite:
-                self._await_turn()
-            return self._begin()
-        # On the loop: an async driver's connection belongs to it, whoever asks.
-        return await_only(self._begin_async())
-
-    def _await_turn(self) -> None:
-        self._waiting = asyncio.run_coroutine_threadsafe(self._turn(), self._loop)
-        try:
-            self._waiting.result()
-        except CancelledError:
-            raise AttemptOver("The preview is over.") from None
-
-    async def _begin_async(self) -> AttemptConnection:
-        if self.is_sqlite:
-            await self._turn()
-        return await greenlet_spawn(self._begin)
+        # An async driver's connection belongs to the loop, whoever asks.
+        return self._begin() if self.async_engine is None else await_only(greenlet_spawn(self._begin))
 
     def _begin(self) -> AttemptConnection:
         connection, pool = None, self.engine.pool.recreate()
@@ -189,8 +168,6 @@ class PreviewTransaction:
         """Rolls back and gives the connection back."""
         with self._closing:
             self._over = True
-        if self._waiting is not None:
-            self._waiting.cancel()
         if self._connection is None:
             return
         if self.async_engine is None:
@@ -216,6 +193,8 @@ class PreviewTransaction:
         try:
             if not connection.invalidated and self._root.is_active:
                 self._root.rollback()
+        except SQLAlchemyError:
+            connection.invalidate()  # the database rolls back when the connection is gone
         finally:
             _give_back(connection, self._pool)
 

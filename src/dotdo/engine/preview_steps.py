@@ -208,12 +208,11 @@ async def _once(
         data = await _Handler(rehearsal, attempt, action).run(input, timeout or action.timeout)
     except BaseException as error:  # whatever a handler raises is its failure
         _take_statements(rehearsal, kept=False)
-        ends = attempt.block or _ends_the_preview(rehearsal, id, error)
+        out_of_time = isinstance(error, asyncio.CancelledError) and _is_cancelled()
+        ends = error if out_of_time else attempt.block or _ends_the_preview(rehearsal, id, error)
         if ends is not None:
             rehearsal.step_at(*place, "incomplete", **given)
             raise ends from None
-        if isinstance(error, asyncio.CancelledError) and _is_cancelled():
-            raise
         record = error_record(error, action=action.name, step=id)
         rehearsal.step_at(*place, "failed", error=record, **given)
         for effect, asked in reversed(attempt.answered):
@@ -234,7 +233,9 @@ async def _show_staged(attempt: PreviewAttempt, effect: Effect[..., Any], staged
     if effect.preview is not None:
         try:
             shown = await attempt.shown(effect, staged.key, bytes(staged.input))
-        except Exception as error:  # a rendering that fails takes nothing from what would be sent
+        except BaseException as error:  # a rendering that fails takes nothing from what would be sent
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
             attempt.rehearsal.note(
                 f"How {effect.name} would look is not known: its preview= raised {type(error).__name__}: "
                 f"{message_of(error)}",
@@ -285,7 +286,7 @@ class _Handler:
         """Its result as JSON. Raises what it raises, AttemptTimedOut in time, Block when it refuses to end."""
         arguments = arguments_of(self.rehearsal.keeper, self.action.schema, input)
         previewer = self.rehearsal.previewer
-        work: asyncio.Future[bytes]
+        work: asyncio.Future[bytes | BaseException]
         if self.action.is_async:
             work = previewer.loop.create_task(self._on_loop(arguments), context=VariableContext())
         else:
@@ -298,14 +299,17 @@ class _Handler:
         if not done:
             await self._end(work, "timed out")
             raise AttemptTimedOut(f"The attempt did not end within {timeout} s.")
-        return work.result()
+        found = work.result()
+        if isinstance(found, BaseException):
+            raise found
+        return found
 
-    async def _end(self, work: "asyncio.Future[bytes]", why: str) -> None:
+    async def _end(self, work: "asyncio.Future[bytes | BaseException]", why: str) -> None:
         self.attempt.end(why)
         if isinstance(work, asyncio.Task):
             work.cancel()
         elif self.rehearsal.transaction is not None:
-            await self.rehearsal.transaction.interrupt(self.rehearsal.previewer.threads.run)
+            await self.rehearsal.transaction.interrupt(self.rehearsal.previewer.cleaners.run)
         done, _ = await asyncio.wait([work], timeout=ENDING)
         if not done:
             self.rehearsal.previewer.outlives(work)
@@ -320,7 +324,7 @@ class _Handler:
             secrets.refuse_completion(self.action.subject, data, self.attempt.effects)
         return data
 
-    async def _on_loop(self, arguments: dict[str, Any]) -> bytes:
+    async def _on_loop(self, arguments: dict[str, Any]) -> bytes | BaseException:
         attempt, action = self.attempt, self.action
         context = AsyncContext(attempt)
         current.set(context)
@@ -331,12 +335,12 @@ class _Handler:
             if attempt.part is not None:
                 await attempt.part.keep_async()
             return data
-        except BaseException:
+        except BaseException as error:
             if attempt.part is not None:
                 await attempt.part.drop_async()
-            raise
+            return error  # not raised: a task lets what `sys.exit()` raises through to the loop
 
-    def _on_thread(self, arguments: dict[str, Any]) -> bytes:
+    def _on_thread(self, arguments: dict[str, Any]) -> bytes | BaseException:
         attempt, action = self.attempt, self.action
         context = Context(attempt)
         current.set(context)
@@ -347,7 +351,7 @@ class _Handler:
             if attempt.part is not None:
                 attempt.part.keep()
             return data
-        except BaseException:
+        except BaseException as error:
             if attempt.part is not None:
                 attempt.part.drop()
-            raise
+            return error

@@ -37,7 +37,8 @@ MAX_SECONDS = 30.0
 LOCK_SECONDS = 2.0
 # How long it may keep the write lock of a SQLite file, for which real attempts wait at most 10 s.
 HOLD_SECONDS = 2.0
-# How long that file is left to others before the next preview; a waiting writer looks every 0.1 s.
+MAX_THREADS = 16
+# How long that file is left to others before the next preview, at most: a waiting writer looks every 0.1 s.
 PAUSE_SECONDS = 0.15
 
 
@@ -51,17 +52,19 @@ class Previewer:
         clock: Clock,
         databases: "Databases | None",
         resources: dict[type, Any],
-        threads: Threads,
         outlives: "Callable[[asyncio.Future[Any]], None]",
         watch: Watch,
         sources: SecretSources,
     ) -> None:
         self.catalogue, self.clock, self.databases, self.resources = catalogue, clock, databases, resources
-        self.threads, self.outlives, self.watch = threads, outlives, watch
+        self.outlives, self.watch = outlives, watch
         self.vault = temporary_vault(sources)  # of its own: a preview makes no key file
         self.hold_seconds, self.pause_seconds = HOLD_SECONDS, PAUSE_SECONDS
         self.loop = asyncio.get_running_loop()
-        self._turns: dict[str, asyncio.Lock] = {}
+        # Not those of real attempts, which handlers that get stuck in a preview must not use up.
+        self.threads, self.cleaners = Threads(self.loop, MAX_THREADS), Threads(self.loop, MAX_THREADS)
+        # Two previews would only lock each other out of a SQLite file, which others want, too.
+        self.turn = asyncio.Lock() if databases is not None and databases.files() else None
         self._under_way: set[asyncio.Task[Preview[Any]]] = set()
         self._kept: list[Any] = []
         self._closed = False
@@ -110,9 +113,12 @@ class Previewer:
         try:
             try:
                 async with limit:
+                    if self.turn is not None:
+                        await rehearsal.take_turn(self.turn)
                     input, _ = self.vault.at_rest(definition.schema, input, rehearsal.id, options)
                     ending = await preview_run(rehearsal, definition, input)
             finally:
+                rehearsal.limit = None  # it can be set no more
                 await _whatever_happens(self.loop.create_task(rehearsal.close()))
         except Block as block:
             rehearsal.note(block.message, block.step)
@@ -145,21 +151,13 @@ class Previewer:
 
         assert self.databases is not None
         engine, async_engine = self.databases.engines(database, None if rehearsal.mixed else is_async)
-
-        async def turn() -> None:
-            lock = self._turns.setdefault(database, asyncio.Lock())
-            await lock.acquire()
-            rehearsal.has_turn(lock)
-
         return PreviewTransaction(
             database,
             engine,
             async_engine,
             lock=LOCK_SECONDS,
             statement=MAX_SECONDS,
-            turn=turn,
             begun=rehearsal.begun,
-            loop=self.loop,
         )
 
     def work(self, transaction: "PreviewTransaction", is_async: bool, check: Callable[[], None]) -> "PreviewWork":

@@ -24,7 +24,8 @@ class Rehearsal:
     def __init__(self, previewer: "Previewer", id: str, options: Options, *, mixed: bool) -> None:
         self.previewer, self.id, self.options, self.mixed = previewer, id, options, mixed
         self.keeper = Unkept(previewer.vault, id)
-        self.began = self.now = previewer.clock.now()
+        self.began = self.now = previewer.clock.now() + round((options.delay or 0) * 1000)
+        self.children = 0
         self.steps: list[PreviewedStep] = []
         self.effects: list[PreviewedEffect] = []
         self.statements: list[PreviewedStatement] = []
@@ -32,7 +33,8 @@ class Rehearsal:
         self.transaction: PreviewTransaction | None = None
         self.limit: asyncio.Timeout | None = None
         self._turn: asyncio.Lock | None = None
-        self._holds = self._closed = False
+        self._locked_at: float | None = None
+        self._holds = False
 
     def note(self, text: str, step: str | None = None) -> None:
         """Tells the reader something."""
@@ -54,12 +56,10 @@ class Rehearsal:
 
     # -- its limits ---------------------------------------------------------------------------------------------------
 
-    def has_turn(self, turn: asyncio.Lock) -> None:
-        """No other preview locks the SQLite file until this one is closed."""
-        if self._closed:
-            turn.release()
-        else:
-            self._turn = turn
+    async def take_turn(self, turn: asyncio.Lock) -> None:
+        """Waits until no other preview may lock a SQLite file; none may until this one is closed."""
+        await turn.acquire()
+        self._turn = turn
 
     def begun(self) -> None:
         """The transaction has begun; from any thread."""
@@ -67,7 +67,8 @@ class Rehearsal:
             self.previewer.loop.call_soon_threadsafe(self._hold)
 
     def _hold(self) -> None:
-        end = self.previewer.loop.time() + self.previewer.hold_seconds
+        self._locked_at = self.previewer.loop.time()
+        end = self._locked_at + self.previewer.hold_seconds
         limit = self.limit
         if limit is not None and not limit.expired() and (limit.when() or end) > end:
             self._holds = True
@@ -84,13 +85,16 @@ class Rehearsal:
 
     async def close(self) -> None:
         """Rolls back."""
-        transaction, self._closed = self.transaction, True
+        transaction = self.transaction
         try:
             if transaction is not None:
                 self.statements += transaction.take(kept=False)
                 if transaction.left_out:
                     self.note(f"{transaction.left_out} more statements were executed, and are not listed.")
-                await transaction.close(self.previewer.threads.run)
+                await transaction.close(self.previewer.cleaners.run)
         finally:
             if self._turn is not None:
-                self.previewer.loop.call_later(self.previewer.pause_seconds, self._turn.release)
+                loop = self.previewer.loop
+                # The file is free for as long as it was locked: whoever waits to write, polling it, gets in.
+                held = 0.0 if self._locked_at is None else loop.time() - self._locked_at
+                loop.call_later(min(held, self.previewer.pause_seconds), self._turn.release)

@@ -58,8 +58,10 @@ class AsyncHandle(Generic[R]):
         return self._load(await self._client.runs.wait(self.id, timeout=timeout))
 
     async def get(self) -> Run:
-        """The run as it stands."""
-        return await self._client.runs.get(self.id)
+        """The run as it stands; if its service has continued as new, the run that goes on for it."""
+        platform = await self._client.platform()
+        run = await platform.get(self.id)
+        return run if run.continued_as is None else await platform.get(await platform.newest(self.id))
 
     async def cancel(self, *, actor: str | None = None) -> None:
         """Asks for the run to be cancelled; what it did is undone."""
@@ -125,7 +127,9 @@ class AsyncRuns:
     async def progress(self, id: str) -> AsyncIterator[Any]:
         """Every value that a run's service has published and will publish, until the run has ended or is blocked."""
         news = Progress([], 0, ended=False)
-        while not news.ended:
+        while not news.ended or news.continued_as is not None:
+            if news.ended and news.continued_as is not None:
+                id, news = news.continued_as, Progress([], 0, ended=False)
             news = await (await self._client.platform()).progress(id, news.after)
             for value in news.values:
                 yield value

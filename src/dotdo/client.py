@@ -69,7 +69,7 @@ class Handle(Generic[R]):
         return self._portal.call(lambda: self._inner.result(timeout=timeout))
 
     def get(self) -> Run:
-        """The run as it stands."""
+        """The run as it stands; if its service has continued as new, the run that goes on for it."""
         return self._portal.call(self._inner.get)
 
     def cancel(self, *, actor: str | None = None) -> None:

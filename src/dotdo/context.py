@@ -11,7 +11,7 @@ import uuid as uuid_module
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Protocol, TypeVar
 
 from dotdo.catalogue import split_version
 from dotdo.effect import Effect, Staged
@@ -67,6 +67,7 @@ class Runner(Protocol):
     def wait_for_event(self, name: str) -> "asyncio.Future[Any]": ...
     def publish(self, value: Any) -> None: ...
     def hide(self, text: str) -> None: ...
+    def continue_as_new(self, params: dict[str, Any]) -> NoReturn: ...
 
 
 class _Context:
@@ -254,6 +255,16 @@ def publish(value: Any) -> None:
     value: what JSON can carry, at most 16 KiB of it. Each call tells once, also when the service is replayed.
     """
     _service("publish()").publish(value)
+
+
+def continue_as_new(**params: Any) -> NoReturn:
+    """Ends this run of the service here, and goes on as a new run of it with these parameters and an empty journal.
+
+    For services without an end: a journal is read as a whole on each return to memory. Whoever waits for the run waits
+    on for the new one; events that were not awaited yet go with it. Steps still under way are cancelled, as when the
+    service returns. What the run did stays done: a later failure undoes what came after. Raises InvalidInput.
+    """
+    _service("continue_as_new()").continue_as_new(params)
 
 
 async def call(name: str, /, **params: Any) -> Any:

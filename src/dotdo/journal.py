@@ -67,9 +67,19 @@ class Data(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Base of the data of entries."""
 
 
+class Chain(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A run that goes on for another: the first of all, the one before, and its own number (the first is 0). senders:
+    keys of events that those before had taken, the newest ones."""
+
+    first: str
+    previous: str
+    number: int
+    senders: list[str] = []
+
+
 class Accepted(Data, frozen=True):
     """The first entry: what was asked for. `seed` feeds the run's random numbers and ids; `pins` names the snapshot of
-    newest versions that the run keeps."""
+    newest versions that the run keeps. chain: the run goes on for another."""
 
     kind: RunKind
     name: str
@@ -81,6 +91,7 @@ class Accepted(Data, frozen=True):
     parent: str | None = None
     parent_step: str | None = None
     pins: str | None = None
+    chain: Chain | None = None
 
 
 class Claimed(Data, frozen=True):
@@ -267,13 +278,14 @@ class CancelRequested(Data, frozen=True):
 
 
 class Ended(Data, frozen=True):
-    """The terminal entry of a generation."""
+    """The terminal entry of a generation. continued_as: the run that goes on for this one."""
 
     status: str
     result: msgspec.Raw = msgspec.Raw(b"null")
     error: ErrorRecord | None = None
     undo: str = "none"
     not_undone: list[str] = []
+    continued_as: str | None = None
 
 
 class Empty(Data, frozen=True):

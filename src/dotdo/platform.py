@@ -34,11 +34,15 @@ class Platform(Protocol):
         ...
 
     async def result(self, id: str) -> Run:
-        """Waits until the run has ended or is blocked."""
+        """Waits until the run, and whatever goes on for it, has ended or is blocked."""
         ...
 
     async def get(self, id: str) -> Run:
         """A run as it stands."""
+        ...
+
+    async def newest(self, id: str) -> str:
+        """The run that goes on for this one, when its service has continued as new; else the same."""
         ...
 
     async def list_runs(self, filter: RunFilter) -> list[Run]:

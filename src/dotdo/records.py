@@ -61,7 +61,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     `result` is plain JSON values and is there when `status` is completed; `error` when it failed, was cancelled or is
     blocked. `undo` says how much of what it had committed was taken back. `not_undone` lists effects that stay.
-    `progress` is what its service published last.
+    `progress` is what its service published last. `continues` and `continued_as` are the runs before and after it,
+    when a service has continued as new.
     """
 
     id: str
@@ -82,6 +83,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     parent: str | None = None
     root: str = ""
+    continues: str | None = None
+    continued_as: str | None = None
     created_at: int = 0
     ended_at: int | None = None
 
@@ -93,11 +96,12 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 class Progress(msgspec.Struct, frozen=True):
     """What a run has published since a reader asked last. after: where to go on reading. ended: nothing more comes,
-    because the run has ended or is blocked."""
+    because the run has ended or is blocked. continued_as: the run that goes on for it."""
 
     values: list[Any]
     after: int
     ended: bool
+    continued_as: str | None = None
 
 
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):

@@ -301,7 +301,8 @@ class Builder:
         return self._moment(entry, f"opened again to {data.operation}{_by(data.actor)}, generation {entry.generation}")
 
     def _ended(self, entry: Entry, data: Ended) -> Moment:
-        return self._moment(entry, data.status, data.error)
+        text = data.status if data.continued_as is None else f"continued as {data.continued_as}"
+        return self._moment(entry, text, data.error)
 
 
 def _shown(input: msgspec.Raw) -> Any:

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import dotdo
 from dotdo import AsyncContext, Catalogue, Context, EffectCall, Fail, Retry, action, effect, service, wait_for_event
 from tests.guarantees.crash_points import point
 from tests.guarantees.ledger import act
@@ -207,6 +208,22 @@ async def steered(name: str) -> None:
     await add_user(name=name)
     await asyncio.gather(open_billing(name=name), tell_sales(name=await wait_for_event("next")))
     await wait_for_event("next")
+
+
+@service("rounds", catalogue=catalogue)
+async def rounds(number: int, last: int) -> int:
+    """Continues as new after each round."""
+    await add_user(name=f"round {number}")
+    if number < last:
+        dotdo.continue_as_new(number=number + 1, last=last)
+    return number
+
+
+@service("rounds-of-a-child", catalogue=catalogue)
+async def rounds_of_a_child() -> None:
+    """Undoes its child's whole chain."""
+    await rounds(number=0, last=1)
+    await refuse()
 
 
 @service("hurries", catalogue=catalogue)

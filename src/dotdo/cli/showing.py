@@ -65,6 +65,7 @@ class View:
             "trail": run.trail,
             "labels": ", ".join(f"{name}={value}" for name, value in run.labels.items()),
             "parent": run.parent,
+            "continues": run.continues,
             "reopened": f"{run.generation} times" if run.generation > 1 else "once" if run.generation else None,
             "input": one_line(self.timeline.input, self._limit),
             "progress": one_line(run.progress, self._limit) if run.progress is not None else None,
@@ -75,7 +76,9 @@ class View:
     def _ending(self) -> list[Line]:
         run = self.run
         lines: list[Line] = []
-        if run.status == "completed":
+        if run.continued_as is not None:
+            lines += [[], _fact("continued", f"as {run.continued_as}")]
+        elif run.status == "completed":
             lines += [[], _fact("result", one_line(run.result, self._limit))]
         elif run.error is not None:
             where = f"{run.error.action}: " if run.error.action else ""
@@ -113,6 +116,8 @@ class View:
             for step in self.timeline.steps
             if step.child is not None
         ]
+        if run.continued_as is not None:
+            hints.append((f"dotdo runs show {run.continued_as}", "the run that goes on for it"))
         if not self.verbose:
             hints.append((f"dotdo runs show {short} -v", "with inputs, results and tracebacks"))
         size = max(len(command) for command, _ in hints) if hints else 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dotdo.journal import GENESIS, Accepted, Entry, anchor, encode_data, link
+from dotdo.journal import GENESIS, Accepted, Chain, Entry, anchor, encode_data, link
 from dotdo.records import Options, RunKind, WaitingFor
 from dotdo.store.protocol import NewRun
 
@@ -75,6 +75,7 @@ def new_run(
     parent_step: str | None = None,
     pins: str | None = None,
     identity: bytes | None = None,
+    chain: Chain | None = None,
 ) -> AcceptedRun:
     """A run's first entry and row, owned by this engine unless it is to start later.
 
@@ -92,6 +93,7 @@ def new_run(
         parent=parent,
         parent_step=parent_step,
         pins=pins,
+        chain=chain,
     )
     entry = link(GENESIS, id, 1, "accepted", "", 0, 0, now, encode_data(data))
     due = None if not options.delay else now + round(options.delay * 1000)

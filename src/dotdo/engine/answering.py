@@ -83,6 +83,8 @@ def run_record(run: "LiveRun", status: Any, ended: Ended | None, blocked: Blocke
         labels=options.labels,
         parent=accepted.parent,
         root=run.id.partition(".")[0],
+        continues=accepted.chain.previous if accepted.chain else None,
+        continued_as=ended.continued_as if ended else None,
         created_at=run.history.accepted_at,
         ended_at=run.journal.at if ended else None,
     )

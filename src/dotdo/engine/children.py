@@ -113,14 +113,14 @@ def _finish(run: "LiveRun", step: str, record: StepRecord, message: Message, *, 
 
 
 def child_message(run: "LiveRun", ended: Ended) -> Message | None:
-    """The message that tells a run's parent of its end."""
-    parent = run.accepted.parent
-    if parent is None:
+    """The message that tells a run's parent of its end. A chain of runs is one child, known by the first."""
+    parent, chain = run.accepted.parent, run.accepted.chain
+    if parent is None or (ended.continued_as is not None and run.history.plan is None):
         return None
     outcome = ChildOutcome(ended.status, run.history.generation, ended.undo, ended.result, ended.error)
     sender = f"{run.id}/{run.history.generation}"
     value = msgspec.json.encode(outcome).decode()
-    return Message(parent, "child", run.id, value, sender, None, run.engine.clock.now())
+    return Message(parent, "child", chain.first if chain else run.id, value, sender, None, run.engine.clock.now())
 
 
 def take_child_message(run: "LiveRun", message: Message) -> None:
@@ -141,22 +141,27 @@ def _is_awaited(run: "LiveRun", child: str) -> bool:
 
 
 async def undo_child(run: "LiveRun", record: StepRecord) -> None:
-    """Undoes a child's run, and waits until it is."""
+    """Undoes a child's run (all of its chain, newest first), and waits until it is."""
     child = record.child
     assert child is not None
-    post = Message(
-        child.run, "undo", "", "null", f"{run.id}/{run.history.generation}", "parent", run.engine.clock.now()
-    )
+    for id in await run.engine.read(lambda: run.engine.store.runs_of_chain(child.run)):
+        await _undo_run(run, record, child, id)
+
+
+async def _undo_run(run: "LiveRun", record: StepRecord, child: ChildStarted, id: str) -> None:
+    sender = f"{run.id}/{run.history.generation}"
     try:
-        await run.engine.post(post)
+        await run.engine.post(Message(id, "undo", "", "null", sender, "parent", run.engine.clock.now()))
     except InvalidOperation:
-        if (await run.engine.get(child.run)).ended:
+        if (await run.engine.get(id)).ended:
             return  # it is undone already
         # An earlier owner of this run asked for it, and it is under way.
-    message = await run.waiting.for_child(
-        child.run, f"the child run {child.run} ({child.name}) to be undone", record.id
-    )
+    text = f"the child run {id} ({child.name}) to be undone"
+    message = await run.waiting.for_child(child.run, text, record.id)
+    while not (message.sender or "").startswith(f"{id}/"):
+        run.journal.take(message.id)  # of another run of its chain, undone before this process took over
+        message = await run.waiting.for_child(child.run, text, record.id)
     run.journal.take(message.id)
     outcome: Any = _decode.decode(message.value)
     if outcome.undo == "partial":
-        raise Block("undo failed", f"The child run {child.run} is undone in part only.", step=record.id)
+        raise Block("undo failed", f"The child run {id} is undone in part only.", step=record.id)

@@ -55,8 +55,9 @@ class GroupCommit:
             # Two turns of the loop: results that are ready now let services go on, and what these then
             # append (often their end) shares the commit.
             self._loop.call_soon(self._loop.call_soon, self._flush)
-        elif len(self._dirty) == FLUSH_AT:
-            self._flush()
+        elif len(self._dirty) > FLUSH_AT:
+            # The newest stays for the flush above: it may be in the middle of what must be written together.
+            self._flush(keep=1)
 
     def call(self, function: Callable[[], T]) -> "asyncio.Future[T]":
         """Runs a function on the writer thread, between batches."""
@@ -75,11 +76,11 @@ class GroupCommit:
         self._queue.put(_STOP)
         self._thread.join()
 
-    def _flush(self) -> None:
-        if self._dirty:
-            batch = [writer.take_write() for writer in self._dirty]
-            self._dirty = []
-            self._queue.put(batch)
+    def _flush(self, keep: int = 0) -> None:
+        dirty = self._dirty
+        if dirty:
+            self._dirty = dirty[len(dirty) - keep :]
+            self._queue.put([writer.take_write() for writer in dirty[: len(dirty) - keep]])
 
     # -- on the writer thread -----------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -274,6 +275,17 @@ class Engine(Serving):
             run.journal.kept.append(accepted.entry)  # written through the parent's journal, so not seen by its own
         self._start_soon(run)
 
+    def start_successor(self, accepted: AcceptedRun) -> None:
+        """Starts a run that goes on for another, and has it take the messages that it was left."""
+        self.start_child(accepted)
+        self.hint(accepted.id)
+
+    async def newest_versions(self) -> str:
+        """The id of the snapshot of what is newest now."""
+        if self.catalogue.changes != self._changes:
+            await self._take_snapshot()
+        return self._snapshot.id
+
     def journal_of(self, run: str, claim: int, head: Entry, generation: int) -> RunJournal:
         """A run's journal under a claim of this engine."""
         return RunJournal(
@@ -344,12 +356,21 @@ class Engine(Serving):
                     claim = await self.committer.call(lambda: self.store.claim_one(self.node, id))
                     if claim is not None:
                         await self.resume([msgspec.structs.replace(claim, crashed=False, unseen=True)])
+                await self._take_up_strays(id)
                 self.committer.forgive(id, lost)
                 return
             except StoreError as again:
                 self.log.error("reading %s again failed: %s", id, again)
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 5.0)
+
+    async def _take_up_strays(self, id: str) -> None:
+        """Runs that were accepted with a write of this one, and whose start was lost with the answer to that write."""
+        for stray in await self.read(lambda: self.store.stray_runs(self.node, id)):
+            if stray not in self.live:
+                claim = await self.committer.call(partial(self.store.claim_one, self.node, stray))
+                if claim is not None:
+                    await self.resume([msgspec.structs.replace(claim, crashed=False)])
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
@@ -392,6 +413,10 @@ class Engine(Serving):
         if self._closed:
             raise ClientClosed("The client is closed; open a new one.")
         await self.committer.call(lambda: self.store.post(message))
+        if message.run not in self.live:
+            newest = await self.read(lambda: self.store.newest_of_chain(message.run))
+            if newest is not None:
+                self.hint(newest)
         self.hint(message.run)
 
     def hint(self, id: str) -> None:

@@ -5,7 +5,7 @@ Only a failed action, `Fail`, and cancellation fail a run. Any other exception o
 
 import asyncio
 import traceback
-from typing import cast
+from typing import Any, cast
 
 from dotdo.errors import ActionFailed, Fail
 from dotdo.journal import Blocked
@@ -37,6 +37,14 @@ class Block(BaseException):
                 error.type if error else "Blocked", self.message, error.traceback if error else "", step=self.step
             ),
         )
+
+
+class ContinueAsNew(BaseException):
+    """Raised in a service by `dotdo.continue_as_new()`: it ends here, and goes on as a new run of `definition`."""
+
+    def __init__(self, definition: Any, input: bytes) -> None:
+        super().__init__(f"goes on as {definition.name}@{definition.version} with {input.decode()[:200]}")
+        self.definition, self.input = definition, input
 
 
 def error_record(

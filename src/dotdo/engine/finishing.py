@@ -1,11 +1,13 @@
 """How a run's code came to its end, and what follows: complete, stop and undo, or block."""
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from dotdo.engine import undoing
+from dotdo.engine.continuing import continuation, continue_run
 from dotdo.engine.failing import Block, error_record, failure_record, is_failure
 from dotdo.engine.history import COMPLETED, FAILED, MAX_CRASHES
 from dotdo.engine.replaying import check_replay
@@ -21,17 +23,20 @@ if TYPE_CHECKING:
 def finish(run: "LiveRun", code: ServiceCode, *, fresh: bool) -> None:
     """A service has returned or raised. fresh: it was never replayed."""
     result, error = code.outcome()
-    if error is not None and not is_failure(error) and run.definition.on_bug == "block":
+    again = continuation(error)
+    if again is not None:
+        _finish_well(run, code, lambda: continue_run(run, again), fresh)
+    elif error is not None and not is_failure(error) and run.definition.on_bug == "block":
         run.block_for(error)
     elif error is not None:
         record, causes = failure_record(error)
         status = "cancelled" if isinstance(error, asyncio.CancelledError) else "failed"
         run.stop(Stopping(status, record, causes))
     else:
-        _finish_well(run, code, result, fresh)
+        _finish_with(run, code, result, fresh)
 
 
-def _finish_well(run: "LiveRun", code: ServiceCode, result: Any, fresh: bool) -> None:
+def _finish_with(run: "LiveRun", code: ServiceCode, result: Any, fresh: bool) -> None:
     try:
         data, _ = run.definition.schema.dump(result)
         if run.secrets is not None:
@@ -39,6 +44,18 @@ def _finish_well(run: "LiveRun", code: ServiceCode, result: Any, fresh: bool) ->
     except BaseException as error:  # a value of the user's may raise anything when it is looked at
         run.block_for(error)
         return
+
+    def end() -> None:
+        if any(not run.history.step(id).done for id in run.tasks):
+            run.conduct(_finish_slowly(run, data))
+        else:
+            _complete(run, data)
+
+    _finish_well(run, code, end, fresh)
+
+
+def _finish_well(run: "LiveRun", code: ServiceCode, end: Callable[[], None], fresh: bool) -> None:
+    """Ends the run, if its code has asked for all that its journal has."""
     never_awaited = code.never_awaited()
     if never_awaited:
         run.block_for(
@@ -48,10 +65,8 @@ def _finish_well(run: "LiveRun", code: ServiceCode, result: Any, fresh: bool) ->
     mismatch = code.leftover(fresh=fresh)
     if mismatch is not None:
         run.block_for(mismatch)
-    elif any(not run.history.step(id).done for id in run.tasks):
-        run.conduct(_finish_slowly(run, data))
     else:
-        _complete(run, data)
+        end()
 
 
 async def _finish_slowly(run: "LiveRun", data: bytes) -> None:

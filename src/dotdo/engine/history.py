@@ -126,7 +126,7 @@ class History:
         self.accepted_at = 0
         self.steps: dict[str, StepRecord] = {}
         self.handovers: list[Handover] = []
-        self.senders: set[str] = set()  # of events: the same key twice is one event
+        self.senders: dict[str, None] = {}  # of events, in order: the same key twice is one event
         self.published = 0  # how much progress was told, so that a replay does not tell it again
         self.progress: msgspec.Raw | None = None
         self.generation = 0
@@ -163,6 +163,8 @@ class History:
 
     def _accepted(self, entry: Entry, data: Accepted) -> None:
         self.accepted, self.accepted_at = data, entry.at
+        if data.chain is not None:
+            self.senders = dict.fromkeys(data.chain.senders)
 
     def _claimed(self, entry: Entry, data: Claimed) -> None:
         if data.crashed:
@@ -248,7 +250,7 @@ class History:
     def _event(self, entry: Entry, data: EventReceived) -> None:
         self.handovers.append(Handover("event", data.name, entry.at, data))
         if data.sender is not None:
-            self.senders.add(data.sender)
+            self.senders[data.sender] = None
 
     def _published(self, entry: Entry, data: Published) -> None:
         self.published += 1

@@ -14,7 +14,7 @@ from dotdo.clock import Clock
 from dotdo.engine.committing import Done, GroupCommit
 from dotdo.journal import Data, Entry, anchor, encode_data, link
 from dotdo.records import WaitingFor
-from dotdo.store.protocol import Message, NewRun, RunUpdate, Write
+from dotdo.store.protocol import Message, NewRun, RunUpdate, Succession, Write
 
 _encode_waiting = msgspec.json.Encoder().encode
 _NO_ACCEPTS: list[tuple[NewRun, Entry]] = []
@@ -34,6 +34,7 @@ class RunJournal:
         "_marked",
         "_messages",
         "_on_lost",
+        "_succession",
         "_taken",
         "_update",
         "_waiters",
@@ -78,6 +79,7 @@ class RunJournal:
         self._taken = _NO_NUMBERS
         self._messages = _NO_MESSAGES
         self._update: RunUpdate | None = None
+        self._succession: Succession | None = None
         self._marked = False
 
     def append(self, kind: str, data: Data, step: str = "", attempt: int = 0) -> Entry:
@@ -111,6 +113,11 @@ class RunJournal:
     def send(self, message: Message) -> None:
         """Leaves a message for another run in the same transaction."""
         self._messages = [*self._messages, message]
+        self._mark()
+
+    def succeed(self, succession: Succession) -> None:
+        """Has another run, accepted in the same transaction, go on for this one."""
+        self._succession = succession
         self._mark()
 
     def update(
@@ -173,6 +180,7 @@ class RunJournal:
     def take_write(self) -> tuple[Write, Done]:
         """For the group commit: everything appended since the last time."""
         write = Write(self.run, self.claim, self._entries, self._accepts, self._update, self._taken, self._messages)
+        write.succession = self._succession
         written = self._written
         if written:
             self._written = []

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def apply_message(run: "LiveRun", message: Message) -> None:
     """Journals a message and does what it says."""
+    if run.continuing and message.kind != "child":
+        return  # it is for the run that goes on for this one, and moves there
     run.taken = max(run.taken, message.id)
     if message.kind == "child":
         take_child_message(run, message)

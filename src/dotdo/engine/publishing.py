@@ -41,7 +41,9 @@ class Readers:
                 found = await engine.read(lambda: engine.store.read_published(run, after))
                 ended = record.ended or record.status == "blocked"
                 if found or ended:
-                    return Progress([value for _, value in found], found[-1][0] if found else after, ended)
+                    return Progress(
+                        [value for _, value in found], found[-1][0] if found else after, ended, record.continued_as
+                    )
                 try:
                     async with asyncio.timeout(POLL_SECONDS):
                         await event.wait()

@@ -77,7 +77,9 @@ def check_replay(run: "LiveRun") -> ReplayError | None:
     except ReplayError as error:
         return error
     live = [call.id for call in code.calls.values() if call.step.begun]
-    result = run.definition.schema.dump(code.outcome()[0])[0]
+    outcome, error = code.outcome()
+    result = None if error is not None else run.definition.schema.dump(outcome)[0]
+    told = None if error is None else f"{type(error).__name__}: {message_of(error)}"
     hint = (
         " A service must do the same on every replay: no clock, random numbers, files or globals; use dotdo.now(), "
         "dotdo.random(), dotdo.uuid(), or an action."
@@ -89,9 +91,10 @@ def check_replay(run: "LiveRun") -> ReplayError | None:
             f"Replayed at once, the service {run.definition.name} asked for other steps: {', '.join(other)} instead of "
             f"{', '.join(missing)}.{hint}"
         )
-    if again.result != result:
+    if (again.result, again.error) != (result, told):
         return ReplayMismatch(
             f"Replayed at once, the service {run.definition.name} came to another end: "
-            f"{again.error or (again.result or b'').decode()[:300]} instead of {result.decode()[:300]}.{hint}"
+            f"{again.error or (again.result or b'').decode()[:300]} instead of "
+            f"{told or (result or b'').decode()[:300]}.{hint}"
         )
     return None

@@ -59,7 +59,7 @@ class LiveRun(SecretKeeping):
         self.over = False
         self.crashed = False
         self.began = False  # a suspect waits for its turn before it begins
-        self.is_stopping = False
+        self.is_stopping = self.continuing = False
         self.status = "running"
         self.undoes: bool = getattr(definition, "undoes", True)
         self.on_failure: tuple[Action[..., Any], ...] = definition.on_failure
@@ -69,7 +69,7 @@ class LiveRun(SecretKeeping):
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self._waiting: Waiting | None = None
         self.taken = 0  # the newest message that was taken
-        self._handed = 0
+        self.handed = 0
         self._fresh = False
         self.busy = 0
         self._unmatched: list[StepRecord] = []
@@ -170,9 +170,9 @@ class LiveRun(SecretKeeping):
         self._pumping = True
         handovers = self.history.handovers
         try:
-            while self._handed < len(handovers) and not code.main.done():
-                self._handed += 1
-                code.hand_over(handovers[self._handed - 1])
+            while self.handed < len(handovers) and not code.main.done():
+                self.handed += 1
+                code.hand_over(handovers[self.handed - 1])
         except (ReplayError, InvalidValue) as error:
             self.block_for(error)
             return

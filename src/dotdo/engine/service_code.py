@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextvars import Context
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -20,13 +20,14 @@ from dotdo import codec
 from dotdo.action import NO_OVERRIDES, Action, Overrides
 from dotdo.catalogue import Catalogue, Snapshot
 from dotdo.context import current
+from dotdo.engine.failing import ContinueAsNew
 from dotdo.engine.history import COMPLETED, Handover, History, StepRecord
 from dotdo.engine.run_loop import RunLoop
 from dotdo.engine.run_tasks import RunFuture
 from dotdo.engine.secrets import KeepsSecrets, RunSecrets
 from dotdo.engine.watching import Watch
 from dotdo.errors import ActionFailed, CalledOutside, DotdoError, InvalidValue, ReplayError, ReplayMismatch
-from dotdo.journal import Accepted, Published
+from dotdo.journal import Accepted, EventReceived, Published
 from dotdo.service import Service
 from dotdo.step import Step
 
@@ -73,7 +74,7 @@ class ServiceCode:
         self.published: list[Published] = []  # not journaled yet
         self._publishes = 0
         self._counts: dict[str, int] = {}
-        self._events: dict[str, deque[Any]] = {}
+        self._events: dict[str, deque[EventReceived]] = {}
         self._awaited: dict[str, deque[RunFuture]] = {}
         self._early_timers: list[str] = []
         self._held: set[str] = set()
@@ -217,7 +218,7 @@ class ServiceCode:
         future = self.loop.create_future()
         early = self._events.get(name)
         if early:
-            future.set_result(early.popleft())
+            future.set_result(codec.decode(bytes(early.popleft().value)))
         else:
             self._awaited.setdefault(name, deque()).append(future)
         return future
@@ -239,6 +240,24 @@ class ServiceCode:
     def hide(self, text: str) -> None:
         """The code has revealed a secret."""
         self._run_secrets().hide(text)
+
+    def continue_as_new(self, params: dict[str, Any]) -> NoReturn:
+        """Ends the code; the run goes on as another one."""
+        if asyncio.current_task() is not self.main:
+            raise CalledOutside(
+                "continue_as_new() was called in a task that the service had started. The service as a whole goes on "
+                "as new: call it in the service's own code, once its tasks have ended."
+            )
+        service, newest = self.service, self._catalogue.newest("service", self.service.name)
+        # As with calls: whoever took the newest version at first meant the newest.
+        if self._pins.get(service.name) == service.version and newest is not None:
+            service = self._catalogue.get("service", service.name, newest)
+        raise ContinueAsNew(service, service.schema.accept(params))
+
+    def left_events(self, handed: int) -> list[EventReceived]:
+        """Events that the code has not awaited, in order for each name. handed: how many things were handed over."""
+        left = [event for events in self._events.values() for event in events]
+        return left + [item.event for item in self._history.handovers[handed:] if item.event is not None]
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -345,14 +364,13 @@ class ServiceCode:
 
     def _event(self, item: Handover) -> None:
         assert item.event is not None
-        value = codec.decode(bytes(item.event.value))
         waiting = self._awaited.get(item.name)
         while waiting:
             future = waiting.popleft()
             if not future.done():
-                future.set_result(value)
+                future.set_result(codec.decode(bytes(item.event.value)))
                 return
-        self._events.setdefault(item.name, deque()).append(value)
+        self._events.setdefault(item.name, deque()).append(item.event)
 
     def _fire_early(self) -> None:
         for key in list(self._early_timers):

@@ -41,7 +41,18 @@ class Serving:
         return await self.previewer.preview(kind, name, params, options, seconds)
 
     async def result(self, id: str) -> Run:
-        """Waits until the run has ended or is blocked. Raises UnknownName."""
+        """Waits until the run, and whatever goes on for it, has ended or is blocked. Raises UnknownName."""
+        while True:
+            record = await self._end_of(id)
+            if record.continued_as is None or record.undo != "none":
+                return record
+            id = await self.newest(id)
+
+    async def newest(self, id: str) -> str:
+        """The run that goes on for this one; the same when it has never continued as new."""
+        return await self.read(lambda: self.store.newest_of_chain(id)) or id
+
+    async def _end_of(self, id: str) -> Run:
         future = self.answers.wait(id)
         try:
             if id not in self.live:

@@ -69,9 +69,18 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     id: int = 0
 
 
+class Succession(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A run goes on for another. In the order of the statement `link_runs`."""
+
+    run: str
+    chain: str
+    previous: str
+    number: int
+
+
 class Write(msgspec.Struct, gc=False):
     """What one run wants to be made durable together, under one claim. accepts: new runs, each with its first entry;
-    they are claimed by whoever writes them."""
+    they are claimed by whoever writes them. succession: one of them goes on for this run, and gets its messages."""
 
     run: str
     claim: int
@@ -80,6 +89,7 @@ class Write(msgspec.Struct, gc=False):
     update: RunUpdate | None = None
     taken: list[int] = []
     messages: list[Message] = []
+    succession: Succession | None = None
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -164,6 +174,18 @@ class Store(Protocol):
 
     def input_digest(self, run: str) -> str | None:
         """The digest of a run's input, to compare keys; None when there is no such run."""
+        ...
+
+    def stray_runs(self, node: str, run: str) -> list[str]:
+        """Unfinished runs of a node that are children of a run, or go on for it."""
+        ...
+
+    def newest_of_chain(self, run: str) -> str | None:
+        """The last of the runs that go on for this one, or for the same one as it; None when it never continued."""
+        ...
+
+    def runs_of_chain(self, first: str) -> list[str]:
+        """The runs that went on for a first one, and it itself, newest first."""
         ...
 
     def list_runs(self, filter: RunFilter) -> list[Run]:

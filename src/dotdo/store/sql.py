@@ -69,6 +69,7 @@ class SqlStore:
         taken = [(id,) for write in writes for id in write.taken]
         messages = [message for write in writes for message in write.messages]
         ended = [(update.id,) for update in updates if update.ended_at is not None]
+        continued = [write.succession for write in writes if write.succession is not None]
         with self._db.transaction():
             self._expect("accept_runs", accepted, "was accepted already")
             self._expect("append_entries", entries, "belongs to a newer claim")
@@ -78,6 +79,9 @@ class SqlStore:
                 self._db.write(self._sql["post_messages"], {"rows": rows(messages)})
                 receivers = [(message.run,) for message in messages]
                 self._db.write(self._sql["wake_receivers"], {"rows": rows(receivers), "now": messages[0].at})
+            if continued:
+                self._db.write(self._sql["link_runs"], {"rows": rows(continued)})
+                self._db.write(self._sql["move_messages"], {"rows": rows(continued)})
             self._expect("update_runs", updates, "belongs to a newer claim")
             if ended:
                 self._db.write(self._sql["clear_inbox"], {"rows": rows(ended)})
@@ -129,6 +133,11 @@ class SqlStore:
             if not state:
                 raise UnknownName(f"There is no run {message.run!r}.")
             status, undo, _, owner, _ = cast("tuple[str, str, str, str | None, int]", state[0])
+            newest = self._newest_of_chain(self._db.write, message.run) if status in ENDED else None
+            if newest not in (None, message.run) and message.kind != "undo":  # an undo is of this very run
+                message = msgspec.structs.replace(message, run=newest)
+                state = self._db.write(self._sql["run_state"], {"run": newest})
+                status, undo, _, owner, _ = cast("tuple[str, str, str, str | None, int]", state[0])
             if message.kind == "event" and status in ENDED and self._was_taken(message):
                 return owner  # sent again, after the run that took it has ended: it is the same one event
             _check_allowed(message, status, undo)
@@ -168,6 +177,22 @@ class SqlStore:
         """The digest of a run's input."""
         found = self._db.read(self._sql["get_run"], {"run": run})
         return found[0][8] if found else None
+
+    def stray_runs(self, node: str, run: str) -> list[str]:
+        """Unfinished runs of a node that are children of a run, or go on for it."""
+        return [row[0] for row in self._db.read(self._sql["stray_runs"], {"node": node, "run": run})]
+
+    def newest_of_chain(self, run: str) -> str | None:
+        """The last of the runs that go on for this one."""
+        return self._newest_of_chain(self._db.read, run)
+
+    def _newest_of_chain(self, ask: Callable[[str, dict[str, Any]], list[tuple[Any, ...]]], run: str) -> str | None:
+        found = ask(self._sql["newest_of_chain"], {"run": run})
+        return found[0][0] if found else None
+
+    def runs_of_chain(self, first: str) -> list[str]:
+        """The runs that went on for a first one, and it itself, newest first."""
+        return [*(row[0] for row in self._db.read(self._sql["runs_of_chain"], {"first": first})), first]
 
     def list_runs(self, filter: RunFilter) -> list[Run]:
         """Runs, newest first."""
@@ -260,12 +285,13 @@ def _progress(data: str) -> Any:
 
 def _run(row: tuple[Any, ...]) -> Run:
     (id, root, parent, _, kind, name, version, key, _, trail, actor, labels, status, undo, generation) = row[:15]
-    waiting_for, _, _, _, _, _, _, _, created_at, ended_at, head_kind, head, progress = row[15:]
-    result, error, not_undone = None, None, list[str]()
+    waiting_for, _, _, _, _, _, _, _, created_at, ended_at, head_kind, head, progress, continues = row[15:]
+    result, error, not_undone, continued_as = None, None, list[str](), None
     if head_kind == "ended":
         ended = _ended.decode(head)
         if status in ENDED:
             result, error, not_undone = msgspec.json.decode(ended.result), ended.error, ended.not_undone
+            continued_as = ended.continued_as
     elif head_kind == "blocked" and status == "blocked":
         error = _blocked.decode(head).error
     return Run(
@@ -287,6 +313,8 @@ def _run(row: tuple[Any, ...]) -> Run:
         labels=msgspec.json.decode(labels),
         parent=parent,
         root=root,
+        continues=continues,
+        continued_as=continued_as,
         created_at=created_at,
         ended_at=ended_at,
     )

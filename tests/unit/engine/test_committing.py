@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from dotdo.embedding import open_reader
-from dotdo.engine.committing import MAX_ROWS, GroupCommit
+from dotdo.engine.committing import FLUSH_AT, MAX_ROWS, GroupCommit
 from dotdo.engine.journaling import RunJournal
 from dotdo.errors import ClientClosed, FenceLost, StoreError, StoreUnavailable
 from dotdo.journal import Empty
-from dotdo.store.protocol import Write
+from dotdo.store.protocol import Message, Write
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase
 from dotdo.testing import ManualClock
@@ -223,6 +223,19 @@ async def test_unexpected_failure_of_the_store_is_a_store_error(store: FaultySto
         [error] = await durable(journal)
         assert type(error) is StoreError
         assert "RuntimeError('odd')" in str(error)
+
+
+@in_loop
+async def test_what_a_run_does_in_one_go_is_written_together_also_in_a_flood(store: FaultyStore):
+    async with bench(store) as at:
+        journals = at.journals(FLUSH_AT + 20)
+        for journal in journals:  # the writer is handed the first ones while the loop is still here
+            first = journal.append("completed", Empty())
+            journal.send(Message(journal.run, "event", "x", "1", None, None, first.at))
+        assert await durable(*journals) == [None] * len(journals)
+        assert sum(len(batch) for batch in store.batches) == len(journals)  # one write for each
+        messages = store.read_inbox([journal.run for journal in journals])
+        assert all(len(each) == 1 for each in messages.values())
 
 
 @in_loop

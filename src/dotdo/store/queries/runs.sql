@@ -54,6 +54,12 @@ update runs set owner = :node, claim = claim + 1
 where id = :run and ended_at is null and (owner is null or owner = :node)
 returning id, claim, crashed;
 
+-- name: stray_runs
+-- Unfinished runs of a node that were accepted by another run: its children, and the one that goes on for it.
+select id from runs
+where owner = :node and ended_at is null
+    and (parent = :run or id in (select run from links where links.previous = :run));
+
 -- name: rescue
 -- Frees a bounded batch of runs whose owner is no live node. Swept for ever, never only at the start.
 update runs set owner = null, crashed = 1, due_at = :now
@@ -72,7 +78,7 @@ select min(due_at) from runs where ended_at is null and owner is null and due_at
 -- One run with the entry at its head, which holds the result or error of an ended one, and its latest progress.
 select runs.*, journal.kind, journal.data, (
     select data from journal as told where told.run = runs.id and told.kind = 'published' order by told.seq desc limit 1
-)
+), (select previous from links where links.run = runs.id)
 from runs left join journal on journal.run = runs.id and journal.seq = runs.seq
 where runs.id = :run;
 
@@ -80,7 +86,7 @@ where runs.id = :run;
 -- Runs, newest first, by whatever is asked for; `before` continues after a page.
 select runs.*, journal.kind, journal.data, (
     select data from journal as told where told.run = runs.id and told.kind = 'published' order by told.seq desc limit 1
-)
+), (select previous from links where links.run = runs.id)
 from runs left join journal on journal.run = runs.id and journal.seq = runs.seq
 where (:status is null or runs.status = :status)
     and (:undo is null or runs.undo = :undo)

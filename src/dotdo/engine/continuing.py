@@ -95,6 +95,6 @@ def _successor_id(run: "LiveRun") -> str:
 
 def _options(run: "LiveRun") -> Options:
     """The key stays with the first run, which leads on to this one; the deadline is the whole chain's."""
-    due = run.deadline_at
+    due = run.history.deadline_at
     left = None if due is None else max(due - run.engine.clock.now(), 0) / 1000
     return msgspec.structs.replace(run.accepted.options, key=None, delay=None, version=None, deadline=left)

@@ -139,6 +139,14 @@ class History:
         self.ended: Ended | None = None
         self.blocked: Blocked | None = None
 
+    @property
+    def deadline_at(self) -> int | None:
+        """When the whole run must have ended (ms), if it has a deadline."""
+        options = self.accepted.options if self.accepted else None
+        if options is None or options.deadline is None or self.ended is not None:
+            return None
+        return self.accepted_at + round(((options.delay or 0) + options.deadline) * 1000)
+
     def step(self, id: str) -> StepRecord:
         """The record of a step; a new one is open."""
         record = self.steps.get(id)

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from dotdo.engine.service_code import ServiceCode
-from dotdo.engine.timing import deadline_at
 from dotdo.errors import ReplayError
 from dotdo.records import WaitingFor
 
@@ -68,7 +67,7 @@ def park(run: "LiveRun") -> None:
     seconds = None if due is None else run.engine.clock.until(due)
     if seconds is not None and seconds < LINGER:
         return  # it comes so soon that leaving is not worth it
-    limit = deadline_at(run)
+    limit = run.history.deadline_at
     if limit is not None:
         due = limit if due is None else min(due, limit)
     run.journal.update("waiting", waiting_for=together(waits), due_at=due)

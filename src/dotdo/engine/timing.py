@@ -39,7 +39,7 @@ class Times:
 
     def arm_deadline(self, run: "LiveRun") -> None:
         """Stops the run when its deadline has passed, if it has one."""
-        due = deadline_at(run)
+        due = run.history.deadline_at
         if due is not None:
             self._deadline = run.engine.alarm.at(due, lambda: _pass_deadline(run))
 
@@ -48,14 +48,6 @@ class Times:
         for wake in (self._deadline, self._timer[1] if self._timer else None):
             if wake is not None:
                 wake.cancel()
-
-
-def deadline_at(run: "LiveRun") -> int | None:
-    """When the whole run must have ended (ms), if it has a deadline."""
-    options = run.accepted.options
-    if options.deadline is None or run.history.ended is not None:
-        return None
-    return run.history.accepted_at + round(((options.delay or 0) + options.deadline) * 1000)
 
 
 @guarded

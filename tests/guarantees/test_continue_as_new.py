@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import dotdo
-from dotdo import ActionFailed, Catalogue, RunBlocked, RunCancelled, service
+from dotdo import ActionFailed, AsyncDo, Catalogue, RunBlocked, RunCancelled, Secret, service
 from dotdo.embedding import open_reader
 from dotdo.errors import CalledOutside, InvalidOperation, StoreUnavailable
 from dotdo.records import Run, RunFilter
@@ -245,6 +245,21 @@ async def test_steps_under_way_are_cancelled_first_and_it_works_out_of_a_task_gr
     async with laboratory(tmp_path, catalogue=own) as lab:
         assert await lab.client.run(grouped, 0) == "second"
         assert sorted(lab.world.said) == ["at never", "before", "cancelled at never"]
+
+
+@in_loop
+async def test_secret_inputs_are_sealed_in_each_run(tmp_path: Path):
+    @service("logging-in", catalogue=(own := Catalogue()))
+    async def logging_in(number: int, password: Secret[str]) -> int:
+        assert password.reveal() == "open sesame"
+        if number < 2:
+            dotdo.continue_as_new(number=number + 1, password=password)
+        return number
+
+    async with AsyncDo(str(tmp_path / "dotdo.db"), catalogue=own, check_replay=True) as client:
+        assert await client.run(logging_in, 0, password=Secret("open sesame")) == 2
+        assert len(await client.runs.list()) == 3
+        assert b"open sesame" not in (tmp_path / "dotdo.db-wal").read_bytes()
 
 
 @in_loop

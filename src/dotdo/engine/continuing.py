@@ -63,16 +63,19 @@ def _succeed(run: "LiveRun", again: ContinueAsNew, pins: str) -> None:
         senders=known[-MAX_SENDERS:],
     )
     id = _successor_id(run)
+    options = _options(run)
+    input, identity = run.engine.vault.at_rest(again.definition.schema, again.input, id, options)
     successor = new_run(
         run.engine,
         id,
         again.definition,
         "service",
-        again.input,
-        _options(run),
+        input,
+        options,
         parent=accepted.parent,
         parent_step=accepted.parent_step,
         pins=pins,
+        identity=identity,
         chain=chain,
     )
     now = run.engine.clock.now()

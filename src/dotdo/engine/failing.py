@@ -40,10 +40,13 @@ class Block(BaseException):
 
 
 class ContinueAsNew(BaseException):
-    """Raised in a service by `dotdo.continue_as_new()`: it ends here, and goes on as a new run of `definition`."""
+    """Raised in a service by `dotdo.continue_as_new()`: it ends here, and goes on as a new run of `definition`.
+
+    input: not sealed yet, so never a part of the text.
+    """
 
     def __init__(self, definition: Any, input: bytes) -> None:
-        super().__init__(f"goes on as {definition.name}@{definition.version} with {input.decode()[:200]}")
+        super().__init__(f"goes on as {definition.name}@{definition.version}")
         self.definition, self.input = definition, input
 
 

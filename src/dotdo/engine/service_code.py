@@ -252,7 +252,10 @@ class ServiceCode:
         # As with calls: whoever took the newest version at first meant the newest.
         if self._pins.get(service.name) == service.version and newest is not None:
             service = self._catalogue.get("service", service.name, newest)
-        raise ContinueAsNew(service, service.schema.accept(params))
+        input = service.schema.accept(params)
+        if self._secrets is not None:
+            self._secrets.at_rest(service.schema, input)  # refuses a secret in the clear
+        raise ContinueAsNew(service, input)
 
     def left_events(self, handed: int) -> list[EventReceived]:
         """Events that the code has not awaited, in order for each name. handed: how many things were handed over."""

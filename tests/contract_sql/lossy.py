@@ -9,7 +9,10 @@ from urllib.parse import urlsplit
 
 class Wire:
     """Forwards connections to a server. lose: at the next COMMIT the connection is cut, `before` it reaches the server,
-    or `after` the server has answered it; the answer is lost. cuts: how often that has happened."""
+    or `after` the server has answered it; the answer is lost. cuts: how often that has happened.
+
+    down: the server cannot be reached. down_at: it goes down when a client sends that; down_with_loss: or with the
+    answer to a COMMIT. refused: how often somebody has tried to reach it then."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -19,15 +22,19 @@ class Wire:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = url.replace(f"{parts.hostname}:{parts.port}", f"127.0.0.1:{self._listener.getsockname()[1]}")
         self.lose: str | None = None
-        self.cuts = 0
+        self.cuts = self.refused = 0
+        self.down = self.down_with_loss = False
+        self.down_at = b""
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
     def close(self) -> None:
-        """Ends when all connections have."""
+        """Ends all connections."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        for one in self._sockets:
+            _end(one)
         for thread in self._threads:
             thread.join()
         for one in self._sockets:
@@ -39,6 +46,10 @@ class Wire:
                 client, _ = self._listener.accept()
             except OSError:
                 return  # closed
+            if self.down:
+                self.refused += 1
+                client.close()
+                continue
             server = socket.create_connection(self._server)
             self._sockets += [client, server]
             for work in (self._forward, self._return):
@@ -48,6 +59,11 @@ class Wire:
 
     def _forward(self, client: socket.socket, server: socket.socket) -> None:
         while piece := _receive(client):
+            if self.down_at and self.down_at in piece:
+                self.down, self.down_at = True, b""
+            if self.down:
+                self._cut(client, server)
+                return
             if self.lose == "before" and b"COMMIT" in piece:
                 self.lose = None
                 self._cut(client, server)
@@ -60,7 +76,7 @@ class Wire:
     def _return(self, client: socket.socket, server: socket.socket) -> None:
         while piece := _receive(server):
             if self.lose == "answer" and b"COMMIT\0" in piece:  # the tag of the answer
-                self.lose = None
+                self.lose, self.down = None, self.down or self.down_with_loss
                 self._cut(client, server)
                 return
             client.sendall(piece)

@@ -112,17 +112,17 @@ def test_void_row_keeps_a_zombie_from_committing(database: Database):
 
     if database.url.startswith("sqlite"):
         # One writer at a time: the zombie has not begun to write when it is settled.
-        assert databases.settle(key) is None
+        assert databases.settle("main", key) is None
         zombie.open().execute(INSERT)
     else:
         zombie.open().execute(INSERT)
-        assert databases.settle(key) is None
+        assert databases.settle("main", key) is None
     with pytest.raises(Exception, match=r"(?i)unique|duplicate"):
         zombie.commit(key, completion)
 
     assert database.notes() == []
     assert [row[3] for row in database.applied()] == ["void"]
-    assert databases.settle(key) is None  # settled once is settled for ever
+    assert databases.settle("main", key) is None  # settled once is settled for ever
     asyncio.run(databases.close())
 
 
@@ -135,7 +135,7 @@ def test_row_that_is_there_counts_when_an_attempt_is_settled(database: Database)
     work.open().execute(INSERT)
     work.commit(key, completion)
 
-    settled = databases.settle(key)
+    settled = databases.settle("main", key)
 
     assert settled is not None
     assert msgspec.json.encode(settled) == msgspec.json.encode(completion)

@@ -7,7 +7,6 @@ can never commit; if it collides, the row's completion counts.
 
 import asyncio
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,14 +20,19 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
-from dotdo.engine.sql import Key, SqlWork, applied, guard, metadata
+from dotdo.engine.settling import Undecided
+from dotdo.engine.sql import Key, SqlWork, applied, applied_row, guard, metadata
 from dotdo.errors import DefinitionError, StoreUnavailable, StoreUnusable
 from dotdo.journal import Completion
 
 VOID = "void"
+LOCK_TIMEOUT, LOCK_NOT_AVAILABLE = 2_000, "55P03"  # ms; what PostgreSQL says when it passes
+# For questions to PostgreSQL: a server that has gone without a word is noticed in time.
+ASKING = {"connect_timeout": 10, "tcp_user_timeout": 20_000, "keepalives_idle": 10, "keepalives_interval": 5}
 
 Given = str | URL | Engine | AsyncEngine
 
@@ -46,6 +50,7 @@ class Databases:
         self._async: dict[str, AsyncEngine] = {}
         self._own: list[str] = []
         self._urls: dict[str, URL] = {}
+        self._asking: dict[str, Engine] = {}  # where handlers may hold all connections of the pool
         for name, item in by_name.items():
             self._add(name, item)
         self.default = next(iter(by_name))
@@ -81,16 +86,27 @@ class Databases:
                     f"may not create tables, create {applied.name} once with a role that may."
                 ) from None
 
-    def settle(self, key: Key) -> Completion | None:
-        """Decides an attempt whose end was not seen: its completion if it committed, else it never will.
+    @property
+    def names(self) -> list[str]:
+        """What they are called, in the order in which they were given."""
+        return list(self._sync)
 
-        Raises StoreUnavailable while a database cannot be asked.
+    def settle(self, database: str, key: Key) -> Completion | None:
+        """Decides an attempt whose end was not seen: its completion if it committed there, else it never will.
+
+        Raises StoreUnavailable while the database cannot be asked, Undecided while the attempt's transaction is open.
         """
-        for engine in self._sync.values():
-            found = self._settle_in(engine, key)
-            if found is not None:
-                return found
-        return None
+        engine = self._asking.get(database) or self._sync[database]
+        try:
+            text = self._row(engine, key)
+            if text is None:
+                text = self._insert_void(engine, key)
+        except (SQLAlchemyError, OSError) as error:
+            where, why = f"database {database!r} ({engine.url!r})", _first_line(getattr(error, "orig", None) or error)
+            if getattr(getattr(error, "orig", None), "sqlstate", None) == LOCK_NOT_AVAILABLE:
+                raise Undecided(f"its transaction is still open in the application's {where}.") from error
+            raise StoreUnavailable(f"The application's {where} did not answer: {why}.") from error
+        return None if text == VOID else _decode.decode(text)
 
     def forget(self, database: str, keys: Sequence[Key]) -> None:
         """Deletes applied rows whose completions are durable in the journal. Raises StoreUnavailable."""
@@ -109,29 +125,33 @@ class Databases:
         for engine in self._async.values():
             await engine.dispose()
 
-    def _settle_in(self, engine: Engine, key: Key) -> Completion | None:
-        run, step, generation, attempt = key
-        row = {"run": run, "step": step, "generation": generation, "attempt": attempt, "completion": VOID}
+    def _row(self, engine: Engine, key: Key) -> str | None:
+        """What the row of an attempt holds; None where there is none."""
+        where = [column == value for column, value in zip(applied.primary_key.columns, key, strict=True)]
+        with engine.begin() as connection:
+            return connection.execute(select(applied.c.completion).where(*where)).scalar()
+
+    def _insert_void(self, engine: Engine, key: Key) -> str:
+        """Takes the row's place. What is in it, if the attempt commits first."""
         try:
-            try:
-                with engine.begin() as connection:
-                    connection.execute(insert(applied), {**row, "at": int(time.time() * 1000)})
-                return None
-            except IntegrityError:
-                where = [applied.c[name] == row[name] for name in ("run", "step", "generation", "attempt")]
-                with engine.begin() as connection:
-                    text = connection.execute(select(applied.c.completion).where(*where)).scalar_one()
-                return None if text == VOID else _decode.decode(text)
-        except DBAPIError as error:
-            raise StoreUnavailable(
-                f"The application's database {engine.url!r} did not answer: {error.orig}."
-            ) from error
+            with engine.begin() as connection:
+                if engine.dialect.name == "postgresql":
+                    connection.exec_driver_sql(f"set local lock_timeout = {LOCK_TIMEOUT}")
+                connection.execute(insert(applied), applied_row(key, VOID))
+        except IntegrityError:
+            text = self._row(engine, key)
+            if text is None:
+                raise  # it was deleted meanwhile, or it is another constraint: asked again later
+            return text
+        return VOID
 
     def _add(self, name: str, item: Given) -> None:
         url = self._urls[name] = _url_of(item)
         if isinstance(item, AsyncEngine):
             self._async[name] = item
         self._sync[name] = item if isinstance(item, Engine) else self._create(name, url)
+        if name in self._own and self._sync[name].dialect.driver in ("psycopg", "psycopg2"):
+            self._asking[name] = create_engine(_sync_url(url), poolclass=NullPool, connect_args=ASKING)
         for engine in (self._sync[name], *([self._async[name].sync_engine] if name in self._async else [])):
             _prepare_engine(engine)
 

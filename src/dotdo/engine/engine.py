@@ -34,6 +34,7 @@ from dotdo.engine.resuming import Suspects, load_runs
 from dotdo.engine.running import LiveRun
 from dotdo.engine.secrets import Vault, temporary_vault
 from dotdo.engine.serving import Serving
+from dotdo.engine.settling import Settler
 from dotdo.engine.threads import Threads
 from dotdo.engine.tuning import tune_interpreter
 from dotdo.engine.waking import Alarm
@@ -103,6 +104,7 @@ class Engine(Serving):
         self.committer = GroupCommit(self.store, self.loop)
         self.alarm = Alarm(self.clock, self.loop)
         self.threads = Threads(self.loop)
+        self.settler = Settler(self)
         self.answers = Answers(self.loop)
         self.readers = Readers(self.loop)
         self.watch = Watch()

@@ -12,6 +12,7 @@ from dotdo.engine.failing import Block, error_record, failure_record, is_failure
 from dotdo.engine.history import COMPLETED, FAILED, MAX_CRASHES
 from dotdo.engine.replaying import check_replay
 from dotdo.engine.service_code import ServiceCode
+from dotdo.engine.settling import leaves_unsettled
 from dotdo.errors import DotdoError, ReplayError
 from dotdo.journal import Ended, Stopping
 from dotdo.records import WaitingFor
@@ -115,5 +116,5 @@ def mark_blocked(run: "LiveRun", block: Block) -> None:
     data = run.cleaned(block.data())
     run.append("blocked", data)
     waiting_for = WaitingFor("person", f"{block.reason}: {data.error.message}", None, block.step)
-    run.journal.update("blocked", waiting_for=waiting_for)
+    run.journal.update("blocked", waiting_for=waiting_for, unsettled=leaves_unsettled(run))
     run.engine.blocked(run, data)

@@ -100,8 +100,13 @@ class StepRecord(msgspec.Struct, gc=False):
 
     @property
     def is_blank(self) -> bool:
-        """Whether the journal says nothing of it, or not any more."""
-        return self.state == OPEN and not self.attempt and not self.requests and self.child is None
+        """Whether the journal says nothing of it, or not any more, or only that attempts were lost."""
+        return self.state == OPEN and not self.failures and not self.requests and self.child is None
+
+    @property
+    def is_unheard_of(self) -> bool:
+        """Whether the journal has never had a word of it."""
+        return self.is_blank and not self.attempt and not self.epoch
 
     @property
     def done(self) -> bool:

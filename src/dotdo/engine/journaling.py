@@ -14,7 +14,7 @@ from dotdo.clock import Clock
 from dotdo.engine.committing import Done, GroupCommit
 from dotdo.journal import Data, Entry, anchor, encode_data, link
 from dotdo.records import WaitingFor
-from dotdo.store.protocol import Message, NewRun, RunUpdate, Succession, Write
+from dotdo.store.protocol import UNSETTLED, Message, NewRun, RunUpdate, Succession, Write
 
 _encode_waiting = msgspec.json.Encoder().encode
 _NO_ACCEPTS: list[tuple[NewRun, Entry]] = []
@@ -129,8 +129,10 @@ class RunJournal:
         due_at: int | None = None,
         owner: str | None = None,
         ended: bool = False,
+        unsettled: bool = False,
     ) -> None:
-        """Has the run's row written together with what was appended."""
+        """Has the run's row written together with what was appended. unsettled: whoever claims it next, also without a
+        crash, must settle attempts."""
         now = self._clock.now()
         self._update = RunUpdate(
             self.run,
@@ -146,6 +148,7 @@ class RunJournal:
             anchor(self._anchor_key, self.run, self.seq, self.digest),
             self.at if ended else None,
             now,
+            UNSETTLED if unsettled else 0,
         )
         self._mark()
 

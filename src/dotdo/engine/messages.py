@@ -10,6 +10,7 @@ import msgspec
 from dotdo.engine.children import take_child_message
 from dotdo.engine.history import CANCELLED, COMPLETED, FAILED, OPEN, History
 from dotdo.engine.service_code import OWN_STEPS
+from dotdo.engine.settling import leaves_unsettled
 from dotdo.journal import CancelRequested, EventReceived, Reopened, Stopping
 from dotdo.records import ErrorRecord
 from dotdo.store.protocol import Message
@@ -26,6 +27,8 @@ def apply_message(run: "LiveRun", message: Message) -> None:
     if message.kind == "child":
         take_child_message(run, message)
         return
+    if message.kind == "cancel" and run.status == "blocked":
+        return  # it stays in the inbox, and makes the run due as soon as its row says that it is blocked
     run.journal.take(message.id)
     if message.kind == "event":
         if message.sender is not None and message.sender in run.history.senders:
@@ -53,7 +56,7 @@ def _reopen(run: "LiveRun", message: Message) -> None:
     run.journal.generation += 1
     operation = _operation(history, message.kind)
     run.append("reopened", Reopened(operation, message.actor, _dropped(history, operation)))
-    run.journal.update("running", owner=run.engine.node)
+    run.journal.update("running", owner=run.engine.node, unsettled=leaves_unsettled(run))
 
 
 def _operation(history: History, asked: str) -> str:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from dotdo.engine.service_code import ServiceCode
+from dotdo.engine.settling import SETTLEMENT, leaves_unsettled
 from dotdo.errors import ReplayError
 from dotdo.records import WaitingFor
 
@@ -52,7 +53,7 @@ def waiting_for(run: "LiveRun") -> WaitingFor:
     attempts = [
         WaitingFor("attempt", f"attempt {step.attempt.number} of {id}", None, id)
         for id, step in run.steps.items()
-        if step.attempt is not None
+        if step.attempt is not None and id not in run.waiting.now  # else it has ended, but how?
     ]
     waits = attempts + waits_of(run)
     return together(waits) if waits else WaitingFor("turn", "the commit of what it did last")
@@ -61,7 +62,7 @@ def waiting_for(run: "LiveRun") -> WaitingFor:
 def park(run: "LiveRun") -> None:
     """Leaves memory; the row says for what it waits, and when to come back."""
     waits = waits_of(run)
-    if not waits:
+    if not waits or any(wait.kind == SETTLEMENT for wait in waits):
         return
     due = waits[0].until
     seconds = None if due is None else run.engine.clock.until(due)
@@ -70,7 +71,7 @@ def park(run: "LiveRun") -> None:
     limit = run.history.deadline_at
     if limit is not None:
         due = limit if due is None else min(due, limit)
-    run.journal.update("waiting", waiting_for=together(waits), due_at=due)
+    run.journal.update("waiting", waiting_for=together(waits), due_at=due, unsettled=leaves_unsettled(run))
     run.engine.parked(run)
 
 

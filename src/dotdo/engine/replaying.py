@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from dotdo.action import Action
 from dotdo.catalogue import Catalogue, Snapshot
 from dotdo.engine.failing import message_of
 from dotdo.engine.history import History
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
 
 class Replayed(msgspec.Struct, frozen=True):
-    """What a replay did: the steps it asked for, in order; those that the journal does not have; and its end."""
+    """What a replay did: the steps it asked for, in order, and which are actions; those that the journal does not have;
+    and its end."""
 
     asked: list[str]
+    actions: list[str]
     new: list[str]
     result: bytes | None
     error: str | None
@@ -46,6 +49,19 @@ def replay(
     """
     history = History()
     history.load(entries)
+    return replay_history(service, run, history, pins, catalogue, watch, keeper)
+
+
+def replay_history(
+    service: Service[Any, Any],
+    run: str,
+    history: History,
+    pins: Snapshot,
+    catalogue: Catalogue,
+    watch: Watch | None = None,
+    keeper: KeepsSecrets | None = None,
+) -> Replayed:
+    """The same from what a journal amounts to."""
     code = ServiceCode(run, service, history, pins, catalogue, watch, keeper)
     try:
         code.start()
@@ -54,13 +70,14 @@ def replay(
                 break
             code.hand_over(item)
         asked = [call.id for call in code.calls.values() if call.step.begun]
+        actions = [id for id in asked if isinstance(code.calls[id].definition, Action)]
         new = [call.id for call in code.new if call.id not in history.steps]
         if not code.main.done():
-            return Replayed(asked, new, None, "it did not end")
+            return Replayed(asked, actions, new, None, "it did not end")
         result, error = code.outcome()
         if error is not None:
-            return Replayed(asked, new, None, f"{type(error).__name__}: {message_of(error)}")
-        return Replayed(asked, new, service.schema.dump(result)[0], None)
+            return Replayed(asked, actions, new, None, f"{type(error).__name__}: {message_of(error)}")
+        return Replayed(asked, actions, new, service.schema.dump(result)[0], None)
     finally:
         code.end()
 

@@ -12,6 +12,7 @@ from dotdo.engine.failing import Block, error_record
 from dotdo.engine.guarding import broke
 from dotdo.engine.history import MAX_CRASHES, History
 from dotdo.engine.running import LiveRun
+from dotdo.engine.settling import Unsettled
 from dotdo.errors import DotdoError
 from dotdo.journal import Claimed, Entry
 from dotdo.records import WaitingFor
@@ -54,7 +55,8 @@ def _resume(engine: "Engine", claim: Claim, entries: list[Entry], history: Histo
     if definition is None:
         text = f"no process offers the {accepted.kind} {accepted.name}@{accepted.version}; start one that defines it"
         due = engine.clock.now() + LOOK_AGAIN
-        journal.update("waiting", waiting_for=WaitingFor("action", text, due), due_at=due)
+        unsettled = claim.crashed or claim.unseen
+        journal.update("waiting", waiting_for=WaitingFor("action", text, due), due_at=due, unsettled=unsettled)
         return
     if engine.check_replay:
         journal.kept = list(entries)
@@ -71,6 +73,8 @@ def begin(engine: "Engine", run: LiveRun, claim: Claim, messages: list[Message])
     if run.over:
         return
     run.crashed = claim.crashed or claim.unseen
+    if run.crashed:
+        run.unsettled = Unsettled(taken_over=True)
     run.append("claimed", Claimed(engine.node, claim.claim, claim.crashed))
     if claim.crashed and run.history.crashes >= MAX_CRASHES:  # else a person said that it may go on
         run.block(

@@ -22,7 +22,8 @@ from dotdo.engine.journaling import RunJournal
 from dotdo.engine.messages import apply_message
 from dotdo.engine.publishing import tell_progress
 from dotdo.engine.secrets import SecretKeeping
-from dotdo.engine.service_code import OWN_STEPS, Call, ServiceCode
+from dotdo.engine.service_code import Call, ServiceCode
+from dotdo.engine.settling import Unsettled, is_left, is_unsettled, leaves_unsettled, open_calls, steps_in_flight
 from dotdo.engine.stepping import StepRun, step_context
 from dotdo.engine.timing import Times
 from dotdo.engine.waiting import Waiting
@@ -73,9 +74,8 @@ class LiveRun(SecretKeeping):
         self._fresh = False
         self.busy = 0
         self._unmatched: list[StepRecord] = []
-        self._unsettled: set[str] = set()
+        self.unsettled: Unsettled | None = None  # what earlier owners may have left
         self._given_up: set[str] = set()  # steps that only come to their end: nobody waits for them any more
-        self._own_step_began = False
         self._launching = False
         self.conductor: asyncio.Task[None] | None = None
         self._times = Times()
@@ -128,8 +128,8 @@ class LiveRun(SecretKeeping):
 
     def _start_action(self) -> None:
         record = self.history.step(self.accepted.name)
-        if self.crashed:
-            self._unsettled.add(record.id)
+        if self.unsettled is not None:
+            self.unsettled.replayed([] if record.done else [record.id])
         if record.done:
             finishing.finish_action(self)
             return
@@ -140,7 +140,9 @@ class LiveRun(SecretKeeping):
         if self.journal.is_durable:
             launch()
         else:
-            self.journal.when_durable(lambda error: None if error or self.over or self.is_stopping else launch())
+            self.journal.when_durable(
+                lambda error: None if error or self.over else self.leave() if self.is_stopping else launch()
+            )
 
     # -- the journal --------------------------------------------------------------------------------------------------
 
@@ -196,6 +198,8 @@ class LiveRun(SecretKeeping):
             self._unmatched = code.unmatched(self._unmatched)  # what is asked for live is new, so these only get fewer
             mismatch = code.mismatch(self._unmatched, new)
             if mismatch is not None:
+                if self.unsettled is not None:
+                    self.unsettled.forget()
                 self.block_for(mismatch)
                 return
         if code.cancelled:
@@ -209,13 +213,13 @@ class LiveRun(SecretKeeping):
     def _take_up_left(self, code: ServiceCode) -> None:
         """After a replay: steps under way whose owner stopped, also those that the service has cancelled or left."""
         code.cancelled = []  # nothing of them runs here
+        if self.unsettled is not None:
+            self.unsettled.replayed(open_calls(self, code))
         for call in code.calls.values():
             record = self.history.steps.get(call.id)
             begun = self.crashed if record is None else record.state in (OPEN, COMMITTED)
             if not (call.step.begun and begun):
                 continue
-            if self.crashed:
-                self._unsettled.add(call.id)
             if code.main.done() or call.step.done():
                 self.busy += 1
                 self._given_up.add(call.id)
@@ -234,7 +238,7 @@ class LiveRun(SecretKeeping):
             self._launch_all(calls, None)
         else:
             # After a crash these may be under way already: the service does not end before they are looked after.
-            self._launching = self._launching or bool(self._unsettled)
+            self._launching = self._launching or bool(self.unsettled and self.unsettled.steps)
             self.journal.when_durable(partial(self._launch_all, calls))
 
     @guarded
@@ -247,7 +251,7 @@ class LiveRun(SecretKeeping):
                 self.leave()
             elif not (call.step.done() or code.main.done()):
                 self._launch(call)
-            elif call.id in self._unsettled:
+            elif call.id not in self.tasks and is_left(self, call.id):
                 self._given_up.add(call.id)
                 self._launch_task(call.id, self._give_up(call))
             else:
@@ -277,7 +281,7 @@ class LiveRun(SecretKeeping):
         if self.engine.draining:
             self.engine.quiet.set()
         self.tasks.pop(id, None)
-        self.steps.pop(id, None)
+        step = self.steps.pop(id, None)
         if self.over:
             self.engine.swallow(task)
             return
@@ -285,7 +289,12 @@ class LiveRun(SecretKeeping):
         if error is not None:
             broke(self, error, id)
         elif task.cancelled() and self._ended_without_outcome(self.history.step(id)):
-            self.append("step_cancelled", Empty(), id)
+            if step is not None and is_unsettled(self, id):  # it was cancelled before it could begin
+                self.busy += 1
+                self._given_up.add(id)
+                self._launch_task(id, step.give_up())
+            else:
+                self.append("step_cancelled", Empty(), id)
         self.pump()
 
     def _ended_without_outcome(self, record: StepRecord) -> bool:
@@ -331,18 +340,6 @@ class LiveRun(SecretKeeping):
             finally:
                 self.busy += 1
 
-    def is_unsettled(self, id: str) -> bool:
-        """Whether an attempt of an earlier owner may have ended unseen; asked once per step."""
-        if id.startswith(OWN_STEPS):
-            # They come one by one, so only the first can have been under way; or the undo of what was undeliverable.
-            target = self.history.steps.get(id.removeprefix("undo:"))
-            first, self._own_step_began = not self._own_step_began, True
-            return self.crashed and (first or (target is not None and target.state == COMMITTED))
-        if id not in self._unsettled:
-            return False
-        self._unsettled.discard(id)
-        return True
-
     def _idle(self) -> None:
         self.engine.quiet.set()
         if not (self.over or self._parking is not None or self.engine.draining):
@@ -379,7 +376,7 @@ class LiveRun(SecretKeeping):
         if self.over or self.is_stopping:
             return
         self.is_stopping = True
-        in_flight = {id: self.history.step(id).attempt + 1 for id in {*self.tasks, *self._unsettled}}
+        in_flight = {id: self.history.step(id).attempt + 1 for id in steps_in_flight(self)}
         stopping = self.cleaned(msgspec.structs.replace(stopping, in_flight=in_flight))
         if self.code is not None:
             self.engine.keep(self.code.end())
@@ -431,10 +428,11 @@ class LiveRun(SecretKeeping):
         False when an attempt has begun to commit, and may yet do so: the next engine must settle it.
         """
         committing = [one for one in self.attempts if not one.end("was given up, because its engine stopped")]
-        if not committing and not self.over and not self._unsettled and self.began:
+        if not committing and not self.over and self.began:
             waiting_for = WaitingFor("turn", "an engine: the one that had it was stopped")
             status = "stopping" if self.is_stopping else "waiting"
-            self.journal.update(status, waiting_for=waiting_for, due_at=self.engine.clock.now())
+            due, unsettled = self.engine.clock.now(), leaves_unsettled(self)
+            self.journal.update(status, waiting_for=waiting_for, due_at=due, unsettled=unsettled)
         self.release()
         return not committing
 

@@ -1,35 +1,199 @@
-"""Attempts whose end was not seen: decided through the application's database before the step goes on."""
+"""Attempts whose end was not seen: decided through the application's databases before anything else happens to a step.
+
+A run that was taken over, whoever it had before, begins with an `Unsettled`: what its earlier owners may have left. It
+goes from owner to owner, through a mark in the run's row, until everything in it is settled.
+"""
 
 import asyncio
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dotdo.action import Action
 from dotdo.engine.attempting import Attempt
-from dotdo.errors import StoreError
-from dotdo.journal import Completion
+from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
+from dotdo.engine.replaying import replay_history
+from dotdo.engine.service_code import OWN_STEPS, ServiceCode
+from dotdo.engine.threads import Threads
+from dotdo.errors import InputError, ReplayError, StoreError, StoreUnavailable
+from dotdo.journal import Completion, Empty
+from dotdo.records import WaitingFor
 
 if TYPE_CHECKING:
+    from dotdo.engine.engine import Engine
     from dotdo.engine.running import LiveRun
+    from dotdo.engine.sql import Key
 
 FIRST_WAIT, LONGEST_WAIT = 1_000, 60_000  # ms between questions to a database that does not answer
+THREADS = 4  # for questions to databases: handlers that are stuck must not keep them from being asked
+
+SETTLEMENT = "settlement"
 
 
-async def settle(run: "LiveRun", step: str, generation: int, attempt: int) -> Completion | None:
+class Unsettled:
+    """The steps of a run that may have attempts whose end nobody saw. Only runs that may have some have one.
+
+    steps: those that are known. unknown: there may be others, until the run's code was replayed. own: the first step of
+    the engine's own (an undo, an on_failure action) may be one, too; they come one by one.
+    """
+
+    __slots__ = ("own", "steps", "unknown")
+
+    def __init__(self, *, taken_over: bool = False) -> None:
+        self.steps: set[str] = set()
+        self.unknown = self.own = taken_over
+
+    def replayed(self, steps: Iterable[str]) -> None:
+        """The replay says which steps may have been under way."""
+        self.unknown = False
+        self.steps.update(steps)
+
+    def forget(self) -> None:
+        """The code that was replayed is not the one that ran: it does not say what was under way."""
+        self.steps.clear()
+        self.unknown = True
+
+
+def open_calls(run: "LiveRun", code: ServiceCode) -> list[str]:
+    """The actions that a service's code has asked for and that have not come to their end."""
+    steps, asked = run.history.steps, [call for call in code.calls.values() if call.step.begun]
+    actions = [call.id for call in asked if isinstance(call.definition, Action)]
+    return [id for id in actions if id not in steps or steps[id].state == OPEN]
+
+
+def steps_in_flight(run: "LiveRun") -> set[str]:
+    """The steps that have attempts under way, here or perhaps at an earlier owner, of a run that stops."""
+    if run.unsettled is None:
+        return set(run.tasks)
+    if run.unsettled.unknown:
+        run.unsettled.replayed(_ask_code(run))
+    return {*run.tasks, *run.unsettled.steps}
+
+
+def _ask_code(run: "LiveRun") -> list[str]:
+    """A run stops before its code was replayed: what an earlier owner may have had under way."""
+    engine, steps = run.engine, run.history.steps
+    asked = [id for id, record in steps.items() if record.child is None and not id.startswith(OWN_STEPS)]
+    if run.accepted.kind == "action":
+        asked.append(run.accepted.name)
+    else:
+        pins = engine.pins(run.accepted.pins)
+        try:
+            asked += replay_history(
+                run.definition, run.id, run.history, pins, engine.catalogue, engine.watch, run
+            ).actions
+        except (ReplayError, InputError) as error:
+            # Then no more can be known than what has entries.
+            engine.log.warning("the code of %s cannot say what was under way: %s", run.id, error)
+    return [id for id in asked if id not in steps or steps[id].state == OPEN]
+
+
+def is_unsettled(run: "LiveRun", id: str) -> bool:
+    """Whether an attempt of a step may have ended unseen."""
+    unsettled = run.unsettled
+    if unsettled is None:
+        return False
+    if id in unsettled.steps or not run.crashed or not id.startswith(OWN_STEPS):
+        return id in unsettled.steps
+    target = run.history.steps.get(id.removeprefix("undo:"))
+    # The undo of what could not be delivered comes beside other steps.
+    return unsettled.own or (target is not None and target.state == COMMITTED)
+
+
+def is_left(run: "LiveRun", id: str) -> bool:
+    """Whether an earlier owner may have left a step without its end: unsettled, or committed and not delivered."""
+    record = run.history.steps.get(id)
+    return is_unsettled(run, id) or (record is not None and record.state == COMMITTED)
+
+
+def leaves_unsettled(run: "LiveRun") -> bool:
+    """Whether the run's next owner must settle attempts, should it leave memory now."""
+    unsettled, history = run.unsettled, run.history
+    if unsettled is None:
+        return False
+    own = unsettled.own and (history.stopping is not None or history.ended is not None)
+    return bool(unsettled.unknown or unsettled.steps or own)
+
+
+async def settle_step(run: "LiveRun", record: StepRecord) -> None:
+    """Settles the attempt that an earlier owner may have had under way, and journals what became of it."""
+    number, completion = record.attempt + 1, None
+    # A step that the journal does not know was begun in a generation that it does not tell, if at all.
+    oldest = 0 if record.is_unheard_of else record.generation
+    for generation in range(oldest, record.generation + 1):
+        completion = completion or await settle(run, record.id, generation, number)
+    if completion is None:
+        run.append("lost", Empty(), record.id, number)
+    else:
+        journal_commit(run, record, completion, number)
+    if record.id.startswith(OWN_STEPS) and run.unsettled is not None:
+        run.unsettled.own = False
+
+
+async def settle_in_flight(run: "LiveRun", in_flight: dict[str, int]) -> None:
+    """Settles the steps of a run that has stopped. in_flight: attempts that were under way then, by step."""
+    if run.unsettled is None:
+        return
+    known = {id: run.history.step(id).attempt + 1 for id in run.unsettled.steps}
+    for id, number in {**known, **in_flight}.items():
+        record = run.history.step(id)
+        if record.state in (OPEN, CANCELLED) and record.child is None and record.attempt < number:
+            await settle_step(run, record)
+        run.unsettled.steps.discard(id)
+    run.unsettled.unknown = False
+
+
+async def settle(
+    run: "LiveRun", step: str, generation: int, attempt: int, database: str | None = None
+) -> Completion | None:
     """The completion of an attempt that committed unseen; None when it did not, and now never will.
 
-    Waits while the application's database cannot be asked.
+    database: the only one that the attempt can have used, if that is known. Waits while one cannot be asked.
     """
     databases = run.engine.databases
     if databases is None:
         return None
-    wait = FIRST_WAIT
-    while True:
-        try:
-            return await run.engine.threads.run(partial(databases.settle, (run.id, step, generation, attempt)))
-        except StoreError as error:
-            due = run.engine.clock.now() + wait
-            await run.waiting.until(step, due, "settlement", f"to learn how attempt {attempt} ended: {error}")
-            wait = min(wait * 2, LONGEST_WAIT)
+    if run.unsettled is None:
+        run.unsettled = Unsettled()
+    run.unsettled.steps.add(step)
+    waited = False
+    for name in [database] if database else databases.names:
+        while True:
+            try:
+                found = await run.engine.settler.ask(name, (run.id, step, generation, attempt))
+                break
+            except _NoAnswer as trouble:
+                text = f"to learn how attempt {attempt} of {step} ended: {trouble.error}"
+                if not waited:
+                    waited = True
+                    _show(run, WaitingFor(SETTLEMENT, text, trouble.due, step))
+                await run.waiting.until(step, trouble.due, SETTLEMENT, text)
+        if found is not None:
+            break
+    else:
+        found = None
+    run.unsettled.steps.discard(step)
+    if waited:
+        _show(run, None)
+    return found
+
+
+def _show(run: "LiveRun", waiting_for: WaitingFor | None) -> None:
+    """Has the run's row say what it waits for, or that it goes on. The run stays in memory meanwhile: a claim for each
+    question would fill its journal."""
+    history = run.history
+    status = "waiting" if waiting_for else "running" if history.stopping is None else "stopping"
+    if history.plan is not None and not waiting_for:
+        status = "undoing"
+    run.journal.update(status, waiting_for=waiting_for, owner=run.engine.node, unsettled=leaves_unsettled(run))
+
+
+def journal_commit(run: "LiveRun", record: StepRecord, completion: Completion, number: int) -> None:
+    """Journals the commit of an attempt."""
+    kind = "committed" if completion.effects else "completed"
+    run.append(kind, completion, record.id, number)
+    if completion.sql:
+        run.engine.applied.forget(run, completion.sql[0], record, number)
 
 
 async def outlive(run: "LiveRun", future: "asyncio.Future[Any]", attempt: Attempt) -> None:
@@ -37,3 +201,60 @@ async def outlive(run: "LiveRun", future: "asyncio.Future[Any]", attempt: Attemp
     run.engine.count_outliving(future)
     if attempt.work is not None:
         await asyncio.wait([future])
+
+
+# -- asking the databases ----------------------------------------------------------------------------------------------
+
+
+class Undecided(StoreUnavailable):
+    """The transaction of the attempt is still open in the database."""
+
+
+class _NoAnswer(Exception):
+    """A database could not say how an attempt ended. due: when to ask again (ms)."""
+
+    def __init__(self, error: StoreError, due: int) -> None:
+        super().__init__(error.message)
+        self.error, self.due = error, due
+
+
+class _Outage:
+    """A database that does not answer. due: when it is asked again; wait: after how long. asking: it is being asked."""
+
+    def __init__(self, error: StoreError, due: int, wait: int) -> None:
+        self.error, self.due, self.wait, self.asking = error, due, wait, False
+
+
+class Settler:
+    """Asks the application's databases, for all runs of an engine. One that does not answer is asked for one run at a
+    time, however many wait for it."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._threads = Threads(engine.loop, THREADS)
+        self._outages: dict[str, _Outage] = {}
+
+    async def ask(self, database: str, key: "Key") -> Completion | None:
+        """Settles an attempt in one database. Raises _NoAnswer."""
+        databases, clock = self._engine.databases, self._engine.clock
+        assert databases is not None, "the caller looked"
+        outage = self._outages.get(database)
+        if outage is not None:
+            if outage.asking or clock.now() < outage.due:
+                raise _NoAnswer(outage.error, max(outage.due, clock.now() + FIRST_WAIT))
+            outage.asking = True
+        try:
+            found = await self._threads.run(partial(databases.settle, database, key))
+        except Undecided as error:
+            self._outages.pop(database, None)
+            raise _NoAnswer(error, clock.now() + FIRST_WAIT) from error
+        except StoreError as error:
+            wait = FIRST_WAIT if outage is None else min(outage.wait * 2, LONGEST_WAIT)
+            due = clock.now() + wait
+            self._outages[database] = _Outage(error, due, wait)
+            raise _NoAnswer(error, due) from error
+        finally:
+            if outage is not None:
+                outage.asking = False
+        self._outages.pop(database, None)
+        return found

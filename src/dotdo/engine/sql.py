@@ -44,6 +44,13 @@ applied = Table(
     Column("at", BigInteger, nullable=False),
 )
 
+
+def applied_row(key: Key, completion: str) -> dict[str, Any]:
+    """The row of an attempt."""
+    return dict(zip(_COLUMNS, (*key, completion, int(time.time() * 1000)), strict=True))
+
+
+_COLUMNS = ("run", "step", "generation", "attempt", "completion", "at")
 _encode = msgspec.json.Encoder().encode
 # Statements that would end the attempt's transaction behind its back.
 _ENDS_TRANSACTION = re.compile(
@@ -247,10 +254,8 @@ class SqlWork:
         if self.opened is None:
             completion.sql.clear()  # a session or connection that was never used
             return
-        values = (*key, _encode(completion).decode(), int(time.time() * 1000))
-        names = ("run", "step", "generation", "attempt", "completion", "at")
         try:
-            self.opened.execute(insert(applied), dict(zip(names, values, strict=True)))
+            self.opened.execute(insert(applied), applied_row(key, _encode(completion).decode()))
             self.in_doubt = True
             self._root.commit()
             self.in_doubt = False

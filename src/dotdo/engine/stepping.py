@@ -17,7 +17,7 @@ from dotdo.engine.attempting import Attempt
 from dotdo.engine.delivering import deliver
 from dotdo.engine.failing import Block, error_record
 from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
-from dotdo.engine.settling import outlive, settle
+from dotdo.engine.settling import is_unsettled, journal_commit, outlive, settle, settle_step
 from dotdo.errors import AttemptOver, AttemptTimedOut, RetryLater
 from dotdo.journal import AttemptFailed, Completion, Empty, StepFailed
 from dotdo.policy import Retry
@@ -54,7 +54,7 @@ class StepRun:
         """Brings the step to its outcome. Raises Block when a person must decide."""
         record = self.record
         try:
-            if record.state == OPEN and self.run.is_unsettled(self.id):
+            if record.state == OPEN and is_unsettled(self.run, self.id):
                 await self._settle()
             if record.state == OPEN:
                 await self._attempts()
@@ -68,7 +68,7 @@ class StepRun:
     async def give_up(self) -> None:
         """Brings a step to its end that nobody waits for: what has committed is delivered, nothing new is tried."""
         record = self.record
-        if record.state == OPEN and self.run.is_unsettled(self.id):
+        if record.state == OPEN and is_unsettled(self.run, self.id):
             await self._settle()
         if record.state == OPEN:
             await requesting.undo_requests(self.run, record)
@@ -145,7 +145,7 @@ class StepRun:
         """If the answer to a COMMIT was lost, only the database knows; nothing else happens to the step before."""
         while attempt.work is not None and attempt.work.in_doubt:
             try:
-                return await settle(self.run, self.id, attempt.generation, attempt.number)
+                return await settle(self.run, self.id, attempt.generation, attempt.number, attempt.work.database)
             except asyncio.CancelledError:
                 if self.run.over:
                     raise
@@ -286,10 +286,7 @@ class StepRun:
     # -- outcomes -----------------------------------------------------------------------------------------------------
 
     def _committed(self, completion: Completion, number: int) -> None:
-        kind = "committed" if completion.effects else "completed"
-        self.run.append(kind, completion, self.id, number)
-        if completion.sql:
-            self.run.engine.applied.forget(self.run, completion.sql[0], self.record, number)
+        journal_commit(self.run, self.record, completion, number)
 
     def _failed(self, action: Action[..., Any], retry: Retry, number: int, started: int, error: BaseException) -> None:
         run, record = self.run, self.record
@@ -340,8 +337,7 @@ class StepRun:
         A cancellation meanwhile waits for the answer, because it is too late for what had committed.
         """
         run, record = self.run, self.record
-        number = record.attempt + 1
-        asking = asyncio.ensure_future(settle(run, self.id, record.generation, number))
+        asking = asyncio.ensure_future(settle_step(run, record))
         cancelled: asyncio.CancelledError | None = None
         while not asking.done():
             try:
@@ -351,12 +347,8 @@ class StepRun:
                     asking.cancel()
                     raise
                 cancelled = error
-        completion = asking.result()
-        if completion is not None:
-            self._committed(completion, number)
-        else:
-            run.append("lost", Empty(), self.id, number)
-            self._launched = False  # durable before the next attempt: a later owner settles that, not this one again
+        asking.result()
+        self._launched = False  # durable before the next attempt: a later owner settles that, not this one again
         if cancelled is not None:
             if record.state == OPEN:
                 raise cancelled

@@ -15,7 +15,7 @@ from dotdo.engine.children import cancel_child, undo_child
 from dotdo.engine.failing import Block, message_of
 from dotdo.engine.history import COMMITTED, COMPLETED, FAILED, OPEN, StepRecord
 from dotdo.engine.service_code import OWN_STEPS
-from dotdo.engine.settling import settle
+from dotdo.engine.settling import leaves_unsettled, settle_in_flight
 from dotdo.engine.stepping import StepRun
 from dotdo.journal import EffectsDropped, Ended, Stopping, Undone, UndoPlanned
 from dotdo.records import ErrorRecord, Failure
@@ -29,12 +29,12 @@ async def stop(run: "LiveRun", stopping: Stopping) -> None:
     history = run.history
     if history.stopping is None:
         run.append("stopping", stopping)
-        run.journal.update("stopping", owner=run.engine.node)
+        run.journal.update("stopping", owner=run.engine.node, unsettled=leaves_unsettled(run))
     await run.settle_in_flight()
     await _settle_unseen(run)
     if history.plan is None:
         run.append("undo_planned", UndoPlanned(_plan(run) if run.undoes else []))
-        run.journal.update("undoing", owner=run.engine.node)
+        run.journal.update("undoing", owner=run.engine.node, unsettled=leaves_unsettled(run))
     failed = await undo_planned(run)
     if failed:
         raise Block(
@@ -50,9 +50,10 @@ async def stop(run: "LiveRun", stopping: Stopping) -> None:
 
 async def undo_ended(run: "LiveRun", ended: Ended) -> None:
     """An operator asked to undo an ended run: a new generation that ends as the old one did, undone."""
+    await settle_in_flight(run, {})
     if run.history.plan is None:
         run.append("undo_planned", UndoPlanned(_plan(run)))
-        run.journal.update("undoing", owner=run.engine.node)
+        run.journal.update("undoing", owner=run.engine.node, unsettled=leaves_unsettled(run))
     failed = await undo_planned(run)
     if failed:
         raise Block("undo failed", "Could not be undone: " + "; ".join(failed) + ".")
@@ -150,14 +151,7 @@ async def _settle_unseen(run: "LiveRun") -> None:
     """After a crash: attempts that were in flight may have committed their SQL unseen; effects not sent are dropped."""
     stopping = run.history.stopping
     assert stopping is not None
-    if run.crashed:
-        for id, number in stopping.in_flight.items():
-            record = run.history.step(id)
-            if record.state == OPEN and record.attempt < number:
-                completion = await settle(run, id, record.generation, number)
-                if completion is not None:
-                    kind = "committed" if completion.effects else "completed"
-                    run.append(kind, completion, id, number)
+    await settle_in_flight(run, stopping.in_flight)
     for record in list(run.history.steps.values()):
         if record.state == OPEN and record.child is not None:
             await cancel_child(run, record)

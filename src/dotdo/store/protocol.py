@@ -13,6 +13,9 @@ import msgspec
 from dotdo.journal import Entry
 from dotdo.records import Run, RunFilter
 
+# What a run's row says of its last owner: it died with the run, or it left attempts whose end it had not seen.
+CRASHED, UNSETTLED = 1, 2
+
 
 class NewRun(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A run to accept. In the order of the statement `accept_runs`."""
@@ -54,6 +57,7 @@ class RunUpdate(msgspec.Struct, frozen=True, array_like=True, gc=False):
     anchor: str
     ended_at: int | None
     now: int
+    crashed: int = 0
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):

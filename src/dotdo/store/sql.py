@@ -14,7 +14,7 @@ from dotdo.errors import FenceLost, InvalidOperation, UnknownName
 from dotdo.journal import Blocked, Ended, Entry, EventReceived, Published
 from dotdo.records import ENDED, Run, RunFilter, WaitingFor
 from dotdo.store.migrate import Migratable, migrate
-from dotdo.store.protocol import Claim, Head, Link, Message, Write
+from dotdo.store.protocol import CRASHED, UNSETTLED, Claim, Head, Link, Message, Write
 from dotdo.store.queries import load_queries
 
 _encode = msgspec.json.Encoder().encode
@@ -112,13 +112,13 @@ class SqlStore:
         """Takes up to `limit` runs that are due and have no owner."""
         with self._db.transaction():
             found = self._db.write(self._sql["claim_due"], {"node": node, "now": now, "limit": limit})
-        return [Claim(run, claim, bool(crashed)) for run, claim, crashed in found]
+        return [Claim(run, claim, crashed == CRASHED, crashed == UNSETTLED) for run, claim, crashed in found]
 
     def claim_one(self, node: str, run: str) -> Claim | None:
         """Takes one run that is free or already the node's own."""
         with self._db.transaction():
             found = self._db.write(self._sql["claim_one"], {"node": node, "run": run})
-        return Claim(found[0][0], found[0][1], bool(found[0][2])) if found else None
+        return Claim(run, found[0][1], found[0][2] == CRASHED, found[0][2] == UNSETTLED) if found else None
 
     def rescue(self, now: int, limit: int) -> int:
         """Frees up to `limit` runs of dead nodes."""

@@ -32,7 +32,7 @@ update runs set
     digest = new.value ->> 9,
     anchor = new.value ->> 10,
     ended_at = cast(new.value ->> 11 as bigint),
-    crashed = 0
+    crashed = cast(new.value ->> 13 as bigint)
 from each(:rows) as new
 where runs.id = new.value ->> 0 and runs.claim = cast(new.value ->> 1 as bigint);
 

@@ -75,9 +75,8 @@ def _postgres(url: str) -> dict[str, str]:
         for name, kind in listed:
             rows = b""
             if kind == "r":
-                with connection.cursor().copy(
-                    f"copy (select ctid, xmin, * from {name} order by ctid) to stdout"
-                ) as copy:  # type: ignore[arg-type]
+                query = f"copy (select ctid, xmin, * from {name} order by ctid) to stdout".encode()
+                with connection.cursor().copy(query) as copy:
                     rows = b"".join(bytes(piece) for piece in copy)
             found[f"postgres:{name}"] = hashlib.sha256(rows).hexdigest()
     return found

@@ -130,6 +130,7 @@ class ServicePreview:
                     f"The service {self.service.name} waits for the event {events[0]!r}: what follows depends on it.",
                 )
             await self._next_timer()
+        self._tell_of_cancelled()
 
     async def _outside(self, function: Callable[[], T]) -> T:
         """A service's code is driven from plain callbacks of the loop only, never from inside a task."""

@@ -20,6 +20,7 @@ COMMANDS = {
     "actions": ("definitions", "The actions of the application."),
     "services": ("definitions", "The services of the application."),
     "audit": ("audit", "Check that no journal was tampered with."),
+    "secrets": ("secrets", "The keys that secret inputs are encrypted under."),
 }
 
 

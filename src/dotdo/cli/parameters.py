@@ -35,7 +35,8 @@ def read_parameters(words: Sequence[str], schema: Schema) -> dict[str, Any]:
 def _parameter(word: str, schema: Schema) -> tuple[str, Any]:
     name, equals, value = word.partition("=")
     if not equals or not name.strip(":"):
-        raise click.UsageError(f"{word!r} is no parameter: give NAME=VALUE, NAME:=JSON, @FILE or - (stdin).")
+        shown = repr(word) if schema.secrets is None else "A word"  # which may be the secret itself
+        raise click.UsageError(f"{shown} is no parameter: give NAME=VALUE, NAME:=JSON, @FILE or - (stdin).")
     if name.endswith(":"):
         return name[:-1], _json(value, f"{name[:-1]}:=")
     if takes_text(schema, name):

@@ -32,6 +32,7 @@ from dotdo.embedding import engine_on, open_reader
 from dotdo.errors import StillRunning, UnknownName
 from dotdo.journal import Entry
 from dotdo.records import Run, RunFilter, Status
+from dotdo.sealing import masked
 from dotdo.store.protocol import Store
 from dotdo.timeline import Builder, Moment, duration, timeline
 
@@ -273,10 +274,10 @@ def find_run(store: Store, id: str) -> Run:
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:
-    """An entry for JSON output, with its data as JSON."""
+    """An entry for JSON output, with its data as JSON, and `***` for each secret."""
     names = ("seq", "kind", "step", "generation", "attempt", "at")
     return {
         **{name: getattr(entry, name) for name in names},
-        "data": msgspec.Raw(entry.data.encode()),
+        "data": msgspec.Raw(masked(entry.data).encode()),
         "digest": entry.digest,
     }

@@ -398,7 +398,6 @@ class LiveRun(SecretKeeping):
 
     def end(self, ended: Ended) -> None:
         """Appends the terminal entry."""
-        ended = self.cleaned(ended)
         self.append("ended", ended)
         self.journal.update(ended.status, undo=ended.undo, ended=True)
         self.engine.ended(self, ended)

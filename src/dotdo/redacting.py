@@ -20,7 +20,7 @@ from dotdo.secret import HIDDEN
 
 SHORTEST, ANYWHERE = 4, 8
 # Of a longer text, pieces are found, too: where a message was cut in the middle of it. Only its ends are looked for.
-LONG, PIECE, ENDS = 48, 24, 2_000
+LONG, PIECE, ENDS = 24, 12, 2_000
 
 LOGGERS = ("dotdo.action", "dotdo.engine", "dotdo.service", "dotdo.store", "asyncio")
 

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from dotdo import ActionFailed, AsyncContext, AsyncDo, DefinitionError, EffectCall, Fail, action
+from dotdo import (
+    ActionFailed,
+    AsyncContext,
+    AsyncDo,
+    DefinitionError,
+    EffectCall,
+    Fail,
+    FromSecret,
+    UnknownSecret,
+    action,
+)
 from dotdo.connectors import email
 from dotdo.connectors._smtp import Server
 from dotdo.connectors.email import Mailer, NotAccepted
@@ -341,6 +351,29 @@ def test_wrong_password_is_said_without_showing_it():
         with pytest.raises(NotAccepted, match="535") as caught:
             deliver(Mailer(url, sender=SENDER, tls=client_tls()))
     assert "secret" not in str(caught.value)
+
+
+def test_password_may_be_a_secret_that_is_looked_up_for_each_connection():
+    password = FromSecret("SMTP_PASSWORD")
+    with mail_server(starttls=True, login=True) as server:
+        ours = Mailer(server.url.replace("//", "//ada@"), sender=SENDER, tls=client_tls(), password=password)
+        call = EffectCall("key", "run_1", "s", 1, resources={Mailer: ours}, secrets={"SMTP_PASSWORD": "wrong"})
+        message: dict[str, Any] = {"to": ["ada@example.com"], "subject": "Hello", "text": "Hello"}
+        with pytest.raises(NotAccepted, match="535") as caught:
+            asyncio.run(email.send_message.plain(call, **message))
+        assert "wrong" not in str(caught.value)
+        call = EffectCall("key", "run_1", "s", 1, resources={Mailer: ours}, secrets={"SMTP_PASSWORD": "p@ss:word"})
+        asyncio.run(email.send_message.plain(call, **message))
+    assert len(server.mails) == 1
+    call = EffectCall("key", "run_1", "s", 1, resources={Mailer: ours}, secrets={})
+    with pytest.raises(UnknownSecret, match="SMTP_PASSWORD"):
+        asyncio.run(email.send_message.plain(call, **message))
+
+
+@pytest.mark.parametrize("url", ["smtp://localhost", "smtp://ada:other@localhost"])
+def test_password_beside_a_url_that_has_no_use_for_it_is_refused(url: str):
+    with pytest.raises(DefinitionError, match="a URL with a user and no password"):
+        Mailer(url, sender=SENDER, password=FromSecret("SMTP_PASSWORD"))
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------

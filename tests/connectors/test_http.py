@@ -17,6 +17,7 @@ from dotdo import (
     DefinitionError,
     EffectCall,
     Fail,
+    FromSecret,
     Retry,
     RetryLater,
     action,
@@ -328,9 +329,9 @@ async def request(ctx: AsyncContext, url: str) -> dict[str, Any]:
     return {"status": answer.status, "body": answer.body}
 
 
-def run(name: str, *resources: Any, store: str = "sqlite://", **params: Any) -> Any:
+def run(name: str, *resources: Any, store: str = "sqlite://", secrets: Any = None, **params: Any) -> Any:
     async def scenario() -> Any:
-        async with AsyncDo(store, resources=resources) as client:
+        async with AsyncDo(store, resources=resources, secrets=secrets) as client:
             return await client.action(name).invoke(**params)
 
     return asyncio.run(scenario())
@@ -374,6 +375,31 @@ def test_headers_of_the_client_are_in_no_file_of_the_store(tmp_path: Path):
     stored = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     assert server.url.encode() in stored
     assert b"very-secret" not in stored
+
+
+def test_a_header_may_be_made_of_a_secret(tmp_path: Path):
+    text = "echoed-to-whom-it-may-concern"
+    with http_server() as server:
+        server.replies = [Reply(400, f"{'x' * 488}{text}".encode()), Reply(200)]
+        client = HttpClient(headers={server.url: {"Authorization": FromSecret("API_KEY", "Bearer {}")}})
+        assert text not in repr(client.headers_for(server.url))
+        store = f"sqlite:///{tmp_path / 'dotdo.db'}"
+        with pytest.raises(ActionFailed) as caught:
+            run("test-http.stage", client, store=store, secrets={"API_KEY": text}, url=server.url)
+        run("test-http.stage", client, store=store, secrets={"API_KEY": text}, url=server.url)
+        assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {text}"}
+    stored = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    # The server's answer is cut in the middle of it.
+    assert text[:12] not in str(caught.value)
+    assert text[:12].encode() not in stored
+
+
+def test_a_secret_that_cannot_be_a_header_is_refused_without_showing_it():
+    client = HttpClient(headers={"https://api.example.com": {"Authorization": FromSecret("API_KEY")}})
+    made = EffectCall("k", "run_1", "s", 1, resources={HttpClient: client}, secrets={"API_KEY": "two\nlines"})
+    with pytest.raises(DefinitionError, match="The secret 'API_KEY' cannot be in the header") as caught:
+        asyncio.run(http.call.plain(made, "GET", "https://api.example.com/x"))
+    assert "lines" not in str(caught.value).replace("line breaks", "")
 
 
 def test_staging_outside_a_handler_is_refused():

@@ -84,13 +84,16 @@ class Connections:
         while self._idle:
             await _leave(self._idle.pop())
 
-    async def deliver(self, message: bytes, sender: str, recipients: Sequence[str]) -> None:
-        """Hands a message over for all recipients. Raises Fail (refused for good) or NotAccepted."""
+    async def deliver(self, message: bytes, sender: str, recipients: Sequence[str], password: str | None) -> None:
+        """Hands a message over for all recipients. Raises Fail (refused for good) or NotAccepted.
+
+        password: of the user in the URL, for a new connection.
+        """
         from aiosmtplib import SMTPException, SMTPResponseException
 
         async with self._slots:
             try:
-                connection = await self._connection()
+                connection = await self._connection(password)
                 try:
                     await connection.mail(sender)
                     for recipient in recipients:
@@ -110,7 +113,7 @@ class Connections:
             else:
                 await _leave(connection)
 
-    async def _connection(self) -> "aiosmtplib.SMTP":
+    async def _connection(self, password: str | None) -> "aiosmtplib.SMTP":
         """An idle connection that still answers, or a new one."""
         from aiosmtplib import SMTP, SMTPException
 
@@ -138,7 +141,7 @@ class Connections:
         await connection.connect()
         try:
             if self._server.user is not None:
-                await connection.login(self._server.user, self._server.password or "")
+                await connection.login(self._server.user, password or "")
         except BaseException:
             _drop(connection)
             raise

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Self
 
 import msgspec
 
-from dotdo import DefinitionError, EffectCall, Fail, Retry, StandIn, current_context, effect
+from dotdo import DefinitionError, EffectCall, Fail, FromSecret, Retry, Secret, StandIn, current_context, effect
 from dotdo.connectors._smtp import Connections, NotAccepted, Server
 from dotdo.connectors._templates import Rendered, Templates
 
@@ -124,7 +124,7 @@ async def send_message(
     message = message_of(Rendered(subject, text, html), to, sender, reply_to)
     message["Message-ID"] = identity = message_id(call.key, sender)
     message["Date"] = format_datetime(localtime())
-    await mailer.deliver(message, address_of(sender), [address_of(one) for one in to])
+    await mailer.deliver(message, address_of(sender), [address_of(one) for one in to], call.secret)
     return Sent(identity, to, subject)
 
 
@@ -211,6 +211,7 @@ class Mailer:
     unless the host is this machine), `smtps://user:password@host` (TLS from the start). sender: who messages are from.
     templates: a folder of Jinja templates: `name.txt`, whose first line is `Subject: ...`, and `name.html` if wanted.
     connections: how many at once. timeout: seconds for each answer of the server. tls: instead of the system's trust.
+    password: instead of one in the URL; a `FromSecret` is looked up for each new connection.
 
     As a resource it keeps connections open between messages. Without one, `Mailer.from_environment` is used.
     """
@@ -224,10 +225,14 @@ class Mailer:
         connections: int = 8,
         timeout: float = 30.0,
         tls: ssl.SSLContext | None = None,
+        password: str | FromSecret | None = None,
     ) -> None:
         if find_spec("aiosmtplib") is None or find_spec("jinja2") is None:
             raise DefinitionError('E-mail needs aiosmtplib and Jinja2: pip install "dotdo[email]".')
         self._server = Server.from_url(url)
+        if password is not None and (self._server.user is None or self._server.password is not None):
+            raise DefinitionError("Mailer(password=...) needs a URL with a user and no password: smtp://user@host.")
+        self._password = self._server.password if password is None else password
         try:
             address_of(sender)
         except Fail as problem:
@@ -240,14 +245,16 @@ class Mailer:
 
     @classmethod
     def from_environment(cls) -> "Mailer":
-        """A Mailer from DOTDO_EMAIL_URL, DOTDO_EMAIL_SENDER and, if set, DOTDO_EMAIL_TEMPLATES."""
+        """A Mailer from DOTDO_EMAIL_URL, DOTDO_EMAIL_SENDER and, if set, DOTDO_EMAIL_TEMPLATES. If the URL has a user
+        and no password, DOTDO_EMAIL_PASSWORD_SECRET may name the secret that is the password."""
         url, sender = os.environ.get("DOTDO_EMAIL_URL"), os.environ.get("DOTDO_EMAIL_SENDER")
         if not url or not sender:
             raise DefinitionError(
                 "No mail server is configured. Give the client one, Do(resources=[Mailer(url, sender=...)]), "
                 "or set DOTDO_EMAIL_URL and DOTDO_EMAIL_SENDER."
             )
-        return cls(url, sender=sender, templates=os.environ.get("DOTDO_EMAIL_TEMPLATES") or None)
+        templates, name = os.environ.get("DOTDO_EMAIL_TEMPLATES"), os.environ.get("DOTDO_EMAIL_PASSWORD_SECRET")
+        return cls(url, sender=sender, templates=templates or None, password=FromSecret(name) if name else None)
 
     async def __aenter__(self) -> Self:
         self._connections.open()
@@ -262,9 +269,23 @@ class Mailer:
             raise Fail(f"There is no e-mail template {template!r}: no folder was given, as in Mailer(templates=...).")
         return self._templates.render(template, data or {})
 
-    async def deliver(self, message: EmailMessage, sender: str, recipients: Sequence[str]) -> None:
-        """Hands a message to the server for all recipients. Raises Fail (refused for good) or NotAccepted."""
-        await self._connections.deliver(message.as_bytes(), sender, recipients)
+    async def deliver(
+        self,
+        message: EmailMessage,
+        sender: str,
+        recipients: Sequence[str],
+        lookup: Callable[[str], Secret[str]] | None = None,
+    ) -> None:
+        """Hands a message to the server for all recipients. Raises Fail (refused for good) or NotAccepted.
+
+        lookup: gives the secret of a name, such as `call.secret`; needed for a `FromSecret` password.
+        """
+        password = self._password
+        if isinstance(password, FromSecret):
+            if lookup is None:
+                raise DefinitionError(f"The password of {self!r} is the secret {password.name!r}: pass call.secret.")
+            password = password.resolve(lookup)
+        await self._connections.deliver(message.as_bytes(), sender, recipients, password)
 
     def __repr__(self) -> str:
         return f"<Mailer {self._server}>"

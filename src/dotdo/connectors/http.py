@@ -7,14 +7,26 @@ server honours the key. Busy servers (408, 425, 429, 5xx) and network errors are
 
 import asyncio
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from dotdo import DefinitionError, EffectCall, Fail, Retry, RetryLater, Staged, StandIn, current_context, effect
+from dotdo import (
+    DefinitionError,
+    EffectCall,
+    Fail,
+    FromSecret,
+    Retry,
+    RetryLater,
+    Secret,
+    Staged,
+    StandIn,
+    current_context,
+    effect,
+)
 from dotdo.connectors._exchange import Form, Received, encoded, exchange, new_client
 
 if TYPE_CHECKING:
@@ -89,7 +101,8 @@ async def call(
     client = call.resource(HttpClient, HttpClient)
     content, kind = encoded(json, form, text)
     sent = {"content-type": kind} if kind else {}
-    sent |= client.headers_for(url) | _lower(headers or {}) | {"idempotency-key": call.key}
+    ours = {name: _resolved(name, value, call.secret) for name, value in client.headers_for(url).items()}
+    sent |= ours | _lower(headers or {}) | {"idempotency-key": call.key}
     answer = await client.send(method.upper(), url, sent, content, timeout)
     if answer.status in expect if expect is not None else 200 <= answer.status < 300:
         kept = {name: value[:MAX_HEADER] for name, value in answer.headers.items() if name in KEPT_HEADERS}
@@ -149,25 +162,30 @@ def check(method: str, url: str, headers: Mapping[str, str] | None, json: Any, f
 class HttpClient:
     """Pooled connections, and headers by base URL: `Do(resources=[HttpClient(headers={...})])`.
 
-    headers: by base URL, such as {"https://api.stripe.com/v1": {"Authorization": f"Bearer {key}"}}; sent with every
-    call below that address and, unlike the headers of a call, never journaled. connections: how many at once.
-    timeout: seconds for a whole answer.
+    headers: by base URL, such as {"https://api.stripe.com": {"Authorization": FromSecret("STRIPE_KEY", "Bearer {}")}};
+    sent with every call below that address and, unlike the headers of a call, never journaled. A `FromSecret` is looked
+    up for each call. connections: how many at once. timeout: seconds for a whole answer.
 
     Without one, a default is made that knows no headers and opens a connection for each call.
     """
 
     def __init__(
-        self, *, headers: Mapping[str, Mapping[str, str]] | None = None, connections: int = 100, timeout: float = 30.0
+        self,
+        *,
+        headers: Mapping[str, Mapping[str, str | FromSecret]] | None = None,
+        connections: int = 100,
+        timeout: float = 30.0,
     ) -> None:
         if find_spec("httpx2") is None:
             raise DefinitionError('HTTP calls need httpx2: pip install "dotdo[http]".')
-        self._headers: list[tuple[SplitResult, dict[str, str]]] = []
+        self._headers: list[tuple[SplitResult, dict[str, str | FromSecret]]] = []
         for base, fields in (headers or {}).items():
             try:
-                check("GET", base, fields, None, None, None)
+                texts = {name: "" if isinstance(value, FromSecret) else value for name, value in fields.items()}
+                check("GET", base, texts, None, None, None)
             except Fail as problem:
                 raise DefinitionError(f"HttpClient(headers=...): {problem}") from None
-            self._headers.append((urlsplit(base), _lower(fields)))
+            self._headers.append((urlsplit(base), {name.lower(): value for name, value in fields.items()}))
         self._headers.sort(key=lambda item: len(item[0].path))
         self._timeout = timeout
         self._slots = asyncio.Semaphore(connections)
@@ -184,10 +202,10 @@ class HttpClient:
         if client is not None:
             await client.aclose()
 
-    def headers_for(self, url: str) -> dict[str, str]:
+    def headers_for(self, url: str) -> dict[str, str | FromSecret]:
         """The configured headers of every base URL that this URL is below; those of longer paths win."""
         parts = urlsplit(url)
-        found: dict[str, str] = {}
+        found: dict[str, str | FromSecret] = {}
         for base, fields in self._headers:
             if _origin(base) == _origin(parts) and f"{parts.path}/".startswith(f"{base.path.rstrip('/')}/"):
                 found |= fields
@@ -222,6 +240,17 @@ def _refused(what: str, answer: Received, retry_on: Collection[int]) -> NoReturn
         target = answer.headers.get("location", "nowhere")[:SHOWN_OF_ERRORS]
         raise Fail(f"{text} (a redirect to {_shown(target)}, which is not followed)")
     raise Fail(text)
+
+
+def _resolved(name: str, value: str | FromSecret, lookup: Callable[[str], Secret[str]]) -> str:
+    if isinstance(value, str):
+        return value
+    text = value.resolve(lookup)
+    if not text.isascii() or not text.isprintable():
+        raise DefinitionError(
+            f"The secret {value.name!r} cannot be in the header {name!r}: ASCII text without line breaks is needed."
+        )
+    return text
 
 
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:

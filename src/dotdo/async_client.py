@@ -30,7 +30,8 @@ from dotdo.journal import Entry
 from dotdo.platform import Platform
 from dotdo.policy import check_text
 from dotdo.preview import Preview
-from dotdo.records import Definition, Options, Progress, Run, RunFilter, RunKind
+from dotdo.questions import the_question
+from dotdo.records import Definition, Options, Outcome, Progress, Run, RunFilter, RunKind
 from dotdo.secret_provider import Given
 from dotdo.service import Service
 from dotdo.terminating import Restore, drain_first
@@ -145,6 +146,28 @@ class AsyncRuns:
     async def undo(self, id: str, *, actor: str | None = None) -> None:
         """Takes back what an ended run did."""
         await (await self._client.platform()).undo(id, actor or self._client.actor)
+
+    async def resolve(
+        self,
+        id: str,
+        outcome: Outcome,
+        *,
+        answer: Any = None,
+        step: str | None = None,
+        key: str | None = None,
+        actor: str | None = None,
+    ) -> None:
+        """Answers a question of a blocked run (`run.questions`): it `happened`, `did_not_happen`, or `try_again`.
+
+        answer: what the effect that happened had answered. step, key: which question, when several are open: the
+        step's id or its action's name, the question's key. With the last answer the run goes on, in a new generation.
+
+        Raises InvalidOperation when no such question is open, InvalidValue when the answer does not fit the effect.
+        """
+        platform = await self._client.platform()
+        question = the_question(await platform.get(id), step, key)
+        given = None if answer is None else codec.encode_result(answer, "The answer")
+        await platform.resolve(id, question.key, outcome, given, actor or self._client.actor)
 
     async def send_event(
         self, id: str, name: str, value: Any = None, *, key: str | None = None, actor: str | None = None

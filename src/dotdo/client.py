@@ -11,7 +11,7 @@ from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
 from dotdo.portal import Portal
 from dotdo.preview import Preview
-from dotdo.records import Definition, Run
+from dotdo.records import Definition, Outcome, Run
 from dotdo.secret_provider import Given
 from dotdo.service import Service
 from dotdo.terminating import drain_first_sync
@@ -56,6 +56,15 @@ class ListFilter(TypedDict, total=False):
     since: int | None
     before: Run | None
     limit: int
+
+
+class Resolution(TypedDict, total=False):
+    """What `Runs.resolve` hands on to `AsyncRuns.resolve`, for type checkers."""
+
+    answer: Any
+    step: str | None
+    key: str | None
+    actor: str | None
 
 
 class Handle(Generic[R]):
@@ -136,6 +145,10 @@ class Runs:
     def undo(self, id: str, *, actor: str | None = None) -> None:
         """Takes back what an ended run did."""
         self._portal.call(lambda: self._inner.undo(id, actor=actor))
+
+    def resolve(self, id: str, outcome: Outcome, **which: Unpack[Resolution]) -> None:
+        """Answers a question of a blocked run; parameters as in `AsyncRuns.resolve`."""
+        self._portal.call(lambda: self._inner.resolve(id, outcome, **which))
 
     def send_event(
         self, id: str, name: str, value: Any = None, *, key: str | None = None, actor: str | None = None

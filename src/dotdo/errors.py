@@ -18,8 +18,8 @@
     │   ├── RunBlocked               waits for a person
     │   └── StillRunning             not ended within the caller's wait
     ├── HandlerError             raised by handlers and services to steer the policy
-    │   ├── Fail                     permanent: do not retry
-    │   ├── RetryLater               try again, after a given time
+    │   ├── Fail                     permanent: it did not happen, do not retry
+    │   ├── RetryLater               it did not happen; try again, after a given time
     │   └── AttemptTimedOut          the attempt's timeout passed
     ├── ReplayError              a service's code does not fit its journal
     │   ├── ReplayMismatch           it asked for other steps than those recorded
@@ -209,16 +209,21 @@ class Fail(HandlerError):
 class RetryLater(HandlerError):
     """Not now: try again after `after` seconds (None: as the retry policy says). It counts as an attempt.
 
+    Raised by an effect it also says that this try certainly did not happen: the receiver refused it, or was never
+    reached. unknown: it may have happened all the same, only the time of the next try is known.
+
     Raises ValueError for an `after` that is no number of seconds, or more than some 30 years.
     """
 
     code = "retry_later"
 
-    def __init__(self, message: str = "Asked to be tried again later.", *, after: float | None = None) -> None:
+    def __init__(
+        self, message: str = "Asked to be tried again later.", *, after: float | None = None, unknown: bool = False
+    ) -> None:
         super().__init__(message)
         if after is not None and not after <= MAX_SECONDS:
             raise ValueError(f"RetryLater(after={after!r}): a number of seconds up to {MAX_SECONDS:,} is needed.")
-        self.after = after
+        self.after, self.unknown = after, unknown
 
 
 class AttemptTimedOut(HandlerError):

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from dotdo.records import ErrorRecord, Options, RunKind
+from dotdo.records import ErrorRecord, Options, Outcome, Question, RunKind
 
 GENESIS = "0" * 64
 
@@ -142,7 +142,8 @@ class AttemptFailed(Data, frozen=True):
 
 
 class Requested(Data, frozen=True):
-    """The intent of a call to the outside world, journaled before it is made."""
+    """The intent of a call to the outside world, journaled before it is made. Again when it is known that the call
+    before did not happen, or a person said to make it again."""
 
     request: str
     effect: str
@@ -160,7 +161,7 @@ class Answered(Data, frozen=True):
 
 
 class RequestFailed(Data, frozen=True):
-    """A request that certainly did not happen, or whose outcome is not known."""
+    """A request that certainly did not happen; or, with `unknown`, one of which nobody knows."""
 
     request: str
     error: ErrorRecord
@@ -182,18 +183,21 @@ class Delivered(Data, frozen=True):
 
 
 class DeliveryFailed(Data, frozen=True):
-    """A try to deliver failed. next_at: when the next one is due (None: it is given up)."""
+    """A try to deliver failed. next_at: when the next one is due (None: it is given up). unknown: whether it, or one
+    before it, may have happened all the same."""
 
     effect: int
     tries: int
     error: ErrorRecord
     next_at: int | None = None
+    unknown: bool = False
 
 
 class EffectsDropped(Data, frozen=True):
-    """The run stops: these effects of the step will not be sent."""
+    """The run stops: these effects of the step will not be sent. unknown: those that may have been sent before."""
 
     effects: list[int]
+    unknown: list[int] = []
 
 
 class StepFailed(Data, frozen=True):
@@ -250,21 +254,33 @@ class UndoPlanned(Data, frozen=True):
 
 
 class Undone(Data, frozen=True):
-    """A step's undo came to its end."""
+    """A step's undo came to its end. partly: of a child run that could not be undone as a whole."""
 
     step: str
     error: ErrorRecord | None = None
+    partly: bool = False
 
 
 class Blocked(Data, frozen=True):
-    """The run waits for a person; the error spells out the question."""
+    """The run waits for a person; the error says why, the questions what can be answered."""
 
     reason: str
     error: ErrorRecord
+    questions: list[Question] = []
+
+
+class Resolved(Data, frozen=True):
+    """A person's answer to a question of a blocked run. answer: of an effect that happened."""
+
+    key: str
+    about: str
+    outcome: Outcome
+    answer: msgspec.Raw = msgspec.Raw(b"null")
+    actor: str | None = None
 
 
 class Reopened(Data, frozen=True):
-    """An operator reopened the run: `retry` or `undo`."""
+    """The run was opened again: `retry`, `undo`, or `resolve` when a person had answered its last question."""
 
     operation: str
     actor: str | None = None
@@ -319,6 +335,7 @@ KINDS: dict[str, type[Data]] = {
     "undo_planned": UndoPlanned,
     "undone": Undone,
     "blocked": Blocked,
+    "resolved": Resolved,
     "reopened": Reopened,
     "ended": Ended,
 }

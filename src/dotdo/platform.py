@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from dotdo.journal import Entry
 from dotdo.preview import Preview
-from dotdo.records import Definition, Options, Progress, Run, RunFilter, RunKind
+from dotdo.records import Definition, Options, Outcome, Progress, Run, RunFilter, RunKind
 
 
 class Platform(Protocol):
@@ -67,6 +67,10 @@ class Platform(Protocol):
 
     async def undo(self, id: str, actor: str | None) -> None:
         """Takes back what an ended run did."""
+        ...
+
+    async def resolve(self, id: str, key: str, outcome: Outcome, answer: bytes | None, actor: str | None) -> None:
+        """Answers the question of a blocked run that goes by this key."""
         ...
 
     async def send_event(self, id: str, name: str, value: bytes, key: str | None, actor: str | None) -> None:

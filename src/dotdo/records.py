@@ -13,17 +13,8 @@ Undo = Literal["none", "partial", "all"]
 
 ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 
-
-class WaitingFor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why an unfinished run does not move, in words and data.
-
-    kind: timer, event, retry, delivery, child, start, person, action, turn. until: ms of the store's clock, if known.
-    """
-
-    kind: str
-    text: str
-    until: int | None = None
-    step: str | None = None
+# What a person can answer to the question of a blocked run.
+Outcome = Literal["happened", "did_not_happen", "try_again"]
 
 
 class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -35,6 +26,43 @@ class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     action: str | None = None
     step: str | None = None
     attempts: int = 1
+
+
+class Question(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a blocked run asks of a person; `client.runs.resolve` answers it.
+
+    key: names the question within its run: the idempotency key under which the effect was sent, or the undo's step.
+    about: whether a `request` or `delivery` has happened, or what to do about an `undo` (of a step) or `request_undo`
+    that failed for good. effect, version: of the effect, or of the action whose undo it is. input: what it was given,
+    plain JSON. at: ms, when it was first tried. error: why nobody knows. answers: those that are possible. shape: the
+    JSON Schema of the answer that goes with `happened`; None: there is none.
+    """
+
+    key: str
+    about: Literal["request", "delivery", "undo", "request_undo"]
+    step: str
+    effect: str
+    text: str
+    at: int
+    version: int = 1
+    input: Any = None
+    error: ErrorRecord | None = None
+    answers: list[Outcome] = []
+    shape: dict[str, Any] | None = None
+
+
+class WaitingFor(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why an unfinished run does not move, in words and data.
+
+    kind: timer, event, retry, delivery, answer, child, start, person, action, turn. until: ms of the store's clock, if
+    known. questions: what a person is asked.
+    """
+
+    kind: str
+    text: str
+    until: int | None = None
+    step: str | None = None
+    questions: list[Question] = []
 
 
 class Options(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -60,9 +88,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One run as callers see it. Times are ms since 1970 by the store's clock.
 
     `result` is plain JSON values and is there when `status` is completed; `error` when it failed, was cancelled or is
-    blocked. `undo` says how much of what it had committed was taken back. `not_undone` lists effects that stay.
-    `progress` is what its service published last. `continues` and `continued_as` are the runs before and after it,
-    when a service has continued as new.
+    blocked. `undo` says how much of what it had committed was taken back. `not_undone` lists effects that stay, as
+    `step: effect`, with `(perhaps)` behind those of which nobody knows whether they happened. `progress` is what its
+    service published last. `continues` and `continued_as` are the runs before and after it, when a service has
+    continued as new.
     """
 
     id: str
@@ -92,6 +121,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     def ended(self) -> bool:
         """Whether this generation has come to its end."""
         return self.status in ENDED
+
+    @property
+    def questions(self) -> list[Question]:
+        """What a blocked run asks of a person; see `client.runs.resolve`."""
+        return self.waiting_for.questions if self.waiting_for is not None else []
 
 
 class Progress(msgspec.Struct, frozen=True):

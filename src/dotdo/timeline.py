@@ -30,6 +30,7 @@ from dotdo.journal import (
     Reopened,
     Requested,
     RequestFailed,
+    Resolved,
     StepFailed,
     Stopping,
     Undone,
@@ -44,7 +45,7 @@ _TIMER = re.compile(r"timer:(\d+)#")
 
 Purpose = Literal["step", "undo", "on_failure"]
 StepState = Literal["open", "committed", "completed", "failed", "cancelled"]
-EffectState = Literal["pending", "delivered", "answered", "failed", "dropped", "undone"]
+EffectState = Literal["pending", "delivered", "answered", "failed", "dropped", "undone", "unknown"]
 
 
 class Try(msgspec.Struct, kw_only=True):
@@ -224,20 +225,23 @@ class Builder:
         effect = self._effect(entry, data.effect)
         effect.tries.append(Try(number=data.tries, at=entry.at, error=data.error, next_at=data.next_at))
         if data.next_at is None:
-            effect.state, effect.at = "failed", entry.at
+            effect.state, effect.at = "unknown" if data.unknown else "failed", entry.at
         return self._step(entry)
 
     def _effects_dropped(self, entry: Entry, data: EffectsDropped) -> StepItem:
         for number in data.effects:
             effect = self._effect(entry, number)
-            effect.state, effect.at = "dropped", entry.at
+            effect.state, effect.at = "unknown" if number in data.unknown else "dropped", entry.at
         return self._step(entry)
 
     def _requested(self, entry: Entry, data: Requested) -> StepItem:
         step = self._step(entry)
-        effect = EffectItem(name=data.effect, key=data.key, requested=True, tries=[])
-        self._requests[entry.step, data.request] = effect
-        step.effects.append(effect)
+        effect = self._requests.get((entry.step, data.request))
+        if effect is None or effect.key != data.key:
+            effect = EffectItem(name=data.effect, key=data.key, requested=True, tries=[])
+            self._requests[entry.step, data.request] = effect
+            step.effects.append(effect)
+        effect.state = "pending"
         return step
 
     def _answered(self, entry: Entry, data: Answered) -> StepItem:
@@ -249,7 +253,7 @@ class Builder:
 
     def _request_failed(self, entry: Entry, data: RequestFailed) -> StepItem:
         effect = self._requests[entry.step, data.request]
-        effect.state, effect.at = "failed", entry.at
+        effect.state, effect.at = "unknown" if data.unknown else "failed", entry.at
         effect.tries.append(Try(number=len(effect.tries) + 1, at=entry.at, error=data.error))
         return self._step(entry)
 
@@ -292,6 +296,19 @@ class Builder:
 
     def _blocked(self, entry: Entry, data: Blocked) -> Moment:
         return self._moment(entry, f"blocked ({data.reason.replace('_', ' ')})", data.error)
+
+    def _resolved(self, entry: Entry, data: Resolved) -> Moment:
+        step = self._steps.get(entry.step)
+        found = [effect for effect in step.effects if effect.key == data.key.removesuffix(".undo")] if step else []
+        if found and data.about in ("request", "delivery"):
+            states: dict[str, EffectState] = {"happened": "answered" if found[0].requested else "delivered"}
+            found[0].state, found[0].at = states.get(data.outcome, "pending"), entry.at
+        elif step is not None and data.about == "undo":
+            step.undone, step.undo_error = data.outcome == "happened", None
+        what = found[0].name if found else "the undo"
+        said = {"happened": "it happened", "did_not_happen": "it did not happen", "try_again": "try again"}
+        of = f"{what} of {step_name(entry.step)}"
+        return self._moment(entry, f"resolved{_by(data.actor)}: {of}: {said[data.outcome]}")
 
     def _reopened(self, entry: Entry, data: Reopened) -> Moment:
         # What is done again is a new step; what had completed keeps its place.

@@ -23,7 +23,7 @@ from dotdo import (
     action,
 )
 from dotdo.connectors import http
-from dotdo.connectors.http import Answer, HttpClient
+from dotdo.connectors.http import Answer, HttpClient, NotSent
 from dotdo.errors import CalledOutside
 from tests.connectors.servers import HANG_UP, SILENCE, Reply, http_server
 
@@ -226,6 +226,31 @@ def test_network_errors_name_the_call_and_may_be_tried_again():
             call("POST", f"{server.url}/a?token=secret")
     with pytest.raises(ConnectionError, match=f"GET {server.url}/a: "):
         call("GET", f"{server.url}/a")
+
+
+def test_what_was_certainly_not_made_is_told_from_what_nobody_knows():
+    """Certain: refused, or nothing was sent. Everything after the first byte has left is unknown."""
+    with http_server() as server:
+        certain = [Reply(408), Reply(425), Reply(429), Reply(503, b"", {"Retry-After": "1"})]
+        unknown = [Reply(500), Reply(502), Reply(503), Reply(504)]
+        server.replies = [*certain, *unknown]
+        for _ in certain:
+            with pytest.raises(RetryLater) as caught:
+                call("POST", server.url)
+            assert not caught.value.unknown
+        for _ in unknown:
+            with pytest.raises(RetryLater) as caught:
+                call("POST", server.url)
+            assert caught.value.unknown
+        for behaviour, error in ((HANG_UP, ConnectionError), (SILENCE, TimeoutError)):
+            server.replies = [Reply(behaviour=behaviour)]
+            with pytest.raises(error) as lost:
+                call("POST", server.url, timeout=0.2)
+            assert not isinstance(lost.value, RetryLater)
+    for url in (server.url, "http://does-not-exist.invalid", server.url.replace("http:", "https:")):
+        with pytest.raises(NotSent) as not_sent:
+            call("POST", url)
+        assert not not_sent.value.unknown
 
 
 def test_silent_server_is_left_after_the_timeout():

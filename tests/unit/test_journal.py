@@ -25,6 +25,7 @@ from dotdo.journal import (
     Entry,
     EventReceived,
     Requested,
+    Resolved,
     StagedEffect,
     anchor,
     chain,
@@ -32,7 +33,7 @@ from dotdo.journal import (
     link,
     read,
 )
-from dotdo.records import ErrorRecord, Options
+from dotdo.records import ErrorRecord, Options, Question
 
 ERROR = ErrorRecord("ValueError", "no", "Traceback ...", action="a", step="a:1", attempts=2)
 RAW = msgspec.Raw(b'{"b": 1.0,  "a":[1e2]}')  # as a worker in another language may have written it
@@ -47,7 +48,12 @@ EXAMPLES: dict[type[Data], Any] = {
     Delivered: Delivered(0, 2, RAW),
     EventReceived: EventReceived("approved", RAW, "event:1", "ada"),
     ChildStarted: ChildStarted("run_1.1", "child", 1, RAW),
-    Blocked: Blocked("bug", ERROR),
+    Blocked: Blocked(
+        "unknown outcome",
+        ERROR,
+        [Question(key="k", about="request", step="a:1", effect="mail", text="Did it?", at=7, input={"to": ["ada"]})],
+    ),
+    Resolved: Resolved("key", "request", "happened", RAW, "ada"),
     CancelRequested: CancelRequested("ada"),
 }
 

@@ -24,6 +24,7 @@ EFFECT_WORDS = {
     "failed": ("could not be delivered", BAD),
     "dropped": ("dropped, never sent", "yellow"),
     "undone": ("undone", "yellow"),
+    "unknown": ("nobody knows whether it happened", "yellow"),
 }
 
 

@@ -24,6 +24,18 @@ MAX_DEPTH = 60
 LONGEST_WAIT = 24 * 3600.0
 
 
+class Progress:
+    """How far an exchange has come."""
+
+    def __init__(self) -> None:
+        self.sent = False  # whether any of the request may have left
+
+    async def trace(self, event: str, _: object) -> None:
+        """Told by the HTTP library what it does; see its `trace` extension."""
+        if event.endswith(("send_request_headers.started", "send_connection_init.started")):
+            self.sent = True
+
+
 class Received(msgspec.Struct, frozen=True):
     """An answer as it came, with at most MAX_BODY of its body. Header names are in lower case."""
 
@@ -84,13 +96,20 @@ def new_client() -> "httpx2.AsyncClient":
 
 
 async def exchange(
-    client: "httpx2.AsyncClient", method: str, url: str, headers: dict[str, str], content: bytes | None
+    client: "httpx2.AsyncClient",
+    method: str,
+    url: str,
+    headers: dict[str, str],
+    content: bytes | None,
+    progress: Progress,
 ) -> Received:
     """Sends a request and reads the answer. Raises httpx2.HTTPError."""
     # A compressed answer could grow beyond any bound in one piece, and those of an API are short anyway.
     headers = {"accept": "application/json, */*;q=0.5", "accept-encoding": "identity"} | headers
     body = bytearray()
-    async with client.stream(method, url, headers=headers, content=content) as response:
+    async with client.stream(
+        method, url, headers=headers, content=content, extensions={"trace": progress.trace}
+    ) as response:
         async for piece in response.aiter_bytes():
             body += piece
             if len(body) > MAX_BODY:

@@ -1,7 +1,8 @@
 """Handing messages to one mail server: its URL, a small pool of connections, and what its refusals mean.
 
 A message is taken for all its recipients or for none. A 5xx answer about the message, its sender or a recipient is
-final (Fail); everything else, from a 4xx answer to a lost connection, may go better next time (NotAccepted).
+final (Fail); everything else, from a 4xx answer to a lost connection, may go better next time (NotAccepted). Once all
+of a message was sent, a lost connection leaves unknown whether the server took it, and the error says so.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from dotdo import DefinitionError, Fail
+from dotdo import DefinitionError, Fail, RetryLater
 
 if TYPE_CHECKING:
     import aiosmtplib
@@ -23,8 +24,11 @@ NOT_SIGNED_IN = {530, 534, 535, 538}
 THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
 
-class NotAccepted(Exception):
-    """The mail server did not take the message this time; another try may succeed."""
+class NotAccepted(RetryLater):
+    """The mail server did not take the message this time; another try may succeed.
+
+    unknown: the connection was lost after the message was sent, so the server may have taken it all the same.
+    """
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -92,12 +96,14 @@ class Connections:
         from aiosmtplib import SMTPException, SMTPResponseException
 
         async with self._slots:
+            sent = False
             try:
                 connection = await self._connection(password)
                 try:
                     await connection.mail(sender)
                     for recipient in recipients:
                         await connection.rcpt(recipient)
+                    sent = True
                     await connection.data(message)
                 except BaseException:
                     # Whatever went wrong (a refusal, a timeout, the end of the attempt), the server may still hold half
@@ -107,7 +113,10 @@ class Connections:
             except SMTPResponseException as refusal:
                 self._refused(refusal)
             except (SMTPException, OSError) as error:
-                raise NotAccepted(f"The mail server {self._server} did not take the message: {error}") from error
+                what = "did not answer whether it took" if sent else "did not take"
+                raise NotAccepted(
+                    f"The mail server {self._server} {what} the message: {error}", unknown=sent
+                ) from error
             if self._keeps:
                 self._idle.append(connection)
             else:

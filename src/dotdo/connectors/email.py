@@ -117,7 +117,8 @@ async def send_message(
 ) -> Sent:
     """Hands one rendered message to the mail server. `email.send` stages it; a handler may also request it.
 
-    Raises Fail when the server refuses the message or a recipient for good (5xx); anything else is tried again.
+    Raises Fail when the server refuses the message or a recipient for good (5xx), NotAccepted for all that is tried
+    again; its `unknown` says that the server may have taken the message all the same.
     """
     mailer = call.resource(Mailer, Mailer.from_environment)
     sender = sender or mailer.sender

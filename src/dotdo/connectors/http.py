@@ -3,6 +3,9 @@
 A handler that needs the answer requests the call instead: `await ctx.request(http.call, method="POST", url=..., ...)`.
 Every try carries the same Idempotency-Key, so a call is made at least once, and has its effect exactly once where the
 server honours the key. Busy servers (408, 425, 429, 5xx) and network errors are tried again; other refusals are final.
+
+Certainly not made is a call that was refused with 4xx, or with 503 and a Retry-After, and one of which nothing was sent
+(no such host, connection refused, no TLS). Of a call that ended in another way nobody knows.
 """
 
 import asyncio
@@ -27,18 +30,22 @@ from dotdo import (
     current_context,
     effect,
 )
-from dotdo.connectors._exchange import Form, Received, encoded, exchange, new_client
+from dotdo.connectors._exchange import Form, Progress, Received, encoded, exchange, new_client
 
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["Answer", "HttpClient", "call", "delete", "patch", "post", "put"]
+__all__ = ["Answer", "HttpClient", "NotSent", "call", "delete", "patch", "post", "put"]
 
 BUSY = {408, 425, 429}
 KEPT_HEADERS = {"content-type", "etag", "idempotent-replayed", "link", "location", "request-id", "x-request-id"}
 MAX_HEADER = 1000
 SHOWN_OF_ERRORS = 500
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a method or header name, RFC 9110 5.6.2
+
+
+class NotSent(RetryLater, ConnectionError):
+    """Nothing of the request has left: the server could not be reached."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -95,7 +102,8 @@ async def call(
     409 where that means "in progress". timeout: seconds for the whole answer (120 at most), not those of HttpClient.
 
     Raises Fail for a final refusal (with the status and the first 500 characters of the body) and for a redirect, which
-    is never followed; RetryLater, ConnectionError or TimeoutError when another try may succeed.
+    is never followed; RetryLater, ConnectionError or TimeoutError when another try may succeed. What is a RetryLater,
+    also a NotSent, and not `unknown`, certainly did not happen.
     """
     check(method, url, headers, json, form, text)
     client = call.resource(HttpClient, HttpClient)
@@ -219,14 +227,17 @@ class HttpClient:
 
         seconds = self._timeout if timeout is None else timeout
         async with self._slots:
-            client = self._client or new_client()
+            client, progress = self._client or new_client(), Progress()
             try:
                 async with asyncio.timeout(seconds):
-                    return await exchange(client, method, url, headers, content)
+                    return await exchange(client, method, url, headers, content, progress)
             except TimeoutError:
+                if not progress.sent:
+                    raise NotSent(f"{method} {_shown(url)}: no connection within {seconds:g} s.") from None
                 raise TimeoutError(f"{method} {_shown(url)}: no complete answer within {seconds:g} s.") from None
             except httpx2.HTTPError as error:
-                raise ConnectionError(f"{method} {_shown(url)}: {error or type(error).__name__}") from error
+                text = f"{method} {_shown(url)}: {error or type(error).__name__}"
+                raise (ConnectionError(text) if progress.sent else NotSent(text)) from error
             finally:
                 if client is not self._client:
                     await client.aclose()
@@ -235,7 +246,8 @@ class HttpClient:
 def _refused(what: str, answer: Received, retry_on: Collection[int]) -> NoReturn:
     text = f"{what} was answered with {answer.status}: {answer.text[:SHOWN_OF_ERRORS].strip() or 'no body'}"
     if answer.status in BUSY or answer.status >= 500 or answer.status in retry_on:
-        raise RetryLater(text, after=answer.retry_after)
+        is_refusal = answer.status in BUSY or (answer.status == 503 and answer.retry_after is not None)
+        raise RetryLater(text, after=answer.retry_after, unknown=not is_refusal)
     if 300 <= answer.status < 400:
         target = answer.headers.get("location", "nowhere")[:SHOWN_OF_ERRORS]
         raise Fail(f"{text} (a redirect to {_shown(target)}, which is not followed)")

@@ -7,7 +7,7 @@ import msgspec
 
 from dotdo.engine.publishing import progress_of
 from dotdo.journal import Blocked, Ended
-from dotdo.records import Run
+from dotdo.records import Run, WaitingFor
 
 if TYPE_CHECKING:
     from dotdo.engine.running import LiveRun
@@ -65,6 +65,10 @@ def run_record(run: "LiveRun", status: Any, ended: Ended | None, blocked: Blocke
     """A run in memory as callers see it."""
     accepted = run.accepted
     options = accepted.options
+    waits = None
+    if blocked is not None:
+        text = f"{blocked.reason}: {blocked.error.message}"
+        waits = WaitingFor("person", text, None, blocked.error.step, blocked.questions)
     return Run(
         id=run.id,
         kind=accepted.kind,
@@ -77,6 +81,7 @@ def run_record(run: "LiveRun", status: Any, ended: Ended | None, blocked: Blocke
         error=ended.error if ended else blocked.error if blocked else None,
         not_undone=ended.not_undone if ended else [],
         progress=progress_of(run.history.progress),
+        waiting_for=waits,
         key=options.key,
         trail=options.trail,
         actor=options.actor,

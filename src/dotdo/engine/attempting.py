@@ -56,6 +56,7 @@ class Attempt:
         self.effects: list[StagedEffect] = []
         self.requests: list[str] = []
         self.work: SqlWork | None = None
+        self.spares_calls = False  # its step is cancelled: calls under way go on to their answers
         self.block: Block | None = None  # raised by a request; the handler may swallow it, or wrap it in a group
         self._resources, self._databases = resources, databases
         self._request_with, self._loop, self._is_async = request_with, loop, is_async

@@ -6,15 +6,14 @@ of a child begins with its root's id.
 
 import asyncio
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from dotdo.engine.accepting import new_run
-from dotdo.engine.failing import Block
 from dotdo.engine.history import OPEN, StepRecord
 from dotdo.errors import InvalidOperation
-from dotdo.journal import ChildStarted, Completion, Empty, Ended, StepFailed
+from dotdo.journal import ChildStarted, Completion, Empty, Ended, StepFailed, Undone
 from dotdo.records import ErrorRecord, Options
 from dotdo.store.protocol import Message
 
@@ -31,6 +30,7 @@ class ChildOutcome(msgspec.Struct, frozen=True):
     undo: str
     result: msgspec.Raw = msgspec.Raw(b"null")
     error: ErrorRecord | None = None
+    not_undone: list[str] = []
 
 
 _decode = msgspec.json.Decoder(ChildOutcome)
@@ -109,7 +109,7 @@ def _finish(run: "LiveRun", step: str, record: StepRecord, message: Message, *, 
         run.append("step_cancelled", Empty(), step)
     else:
         error = outcome.error or ErrorRecord("Cancelled", "the child run was cancelled")
-        run.append("failed", StepFailed(error), step, 1)
+        run.append("failed", StepFailed(error, outcome.not_undone), step, 1)
 
 
 def child_message(run: "LiveRun", ended: Ended) -> Message | None:
@@ -117,8 +117,21 @@ def child_message(run: "LiveRun", ended: Ended) -> Message | None:
     parent, chain = run.accepted.parent, run.accepted.chain
     if parent is None or (ended.continued_as is not None and run.history.plan is None):
         return None
-    outcome = ChildOutcome(ended.status, run.history.generation, ended.undo, ended.result, ended.error)
+    outcome = ChildOutcome(
+        ended.status, run.history.generation, ended.undo, ended.result, ended.error, ended.not_undone
+    )
     sender = f"{run.id}/{run.history.generation}"
+    value = msgspec.json.encode(outcome).decode()
+    return Message(parent, "child", chain.first if chain else run.id, value, sender, None, run.engine.clock.now())
+
+
+def blocked_message(run: "LiveRun") -> Message | None:
+    """The message that tells a run's parent that the undo of this run, which had ended, waits for a person."""
+    parent, chain = run.accepted.parent, run.accepted.chain
+    if parent is None or run.history.ended is None:
+        return None
+    outcome = ChildOutcome("blocked", run.history.generation, "none")
+    sender = f"{run.id}/{run.history.generation}/{run.journal.seq}"
     value = msgspec.json.encode(outcome).decode()
     return Message(parent, "child", chain.first if chain else run.id, value, sender, None, run.engine.clock.now())
 
@@ -135,33 +148,54 @@ def take_child_message(run: "LiveRun", message: Message) -> None:
 
 
 def _is_awaited(run: "LiveRun", child: str) -> bool:
-    undoes = run.history.plan is not None
     known = [step for step in run.history.steps.values() if step.child is not None and step.child.run == child]
-    return any(step.state == OPEN or (undoes and not step.undone) for step in known)
+    return any(
+        step.state == OPEN or (not step.undone and (run.history.plan is not None or f"undo:{step.id}" in run.tasks))
+        for step in known
+    )
 
 
-async def undo_child(run: "LiveRun", record: StepRecord) -> None:
-    """Undoes a child's run (all of its chain, newest first), and waits until it is."""
+async def undo_child(run: "LiveRun", record: StepRecord, later: list[StepRecord] | None = None) -> None:
+    """Undoes a child's run (all of its chain, newest first), and waits until it is.
+
+    later: takes the step instead, when the child waits for a person, so that other steps can be undone meanwhile.
+    """
     child = record.child
     assert child is not None
+    partly = waits = False
     for id in await run.engine.read(lambda: run.engine.store.runs_of_chain(child.run)):
-        await _undo_run(run, record, child, id)
+        undo = await _undo_run(run, record, child, id, is_patient=later is None)
+        waits = waits or undo is None
+        # In part: down to a pivot of the child's, or because a person said to leave the rest as it is.
+        partly = partly or undo == "partial"
+    if waits and later is not None:
+        later.append(record)
+    else:
+        run.append("undone", Undone(record.id, None, partly))
 
 
-async def _undo_run(run: "LiveRun", record: StepRecord, child: ChildStarted, id: str) -> None:
+async def _undo_run(
+    run: "LiveRun", record: StepRecord, child: ChildStarted, id: str, *, is_patient: bool
+) -> str | None:
+    """How much of one run is undone now; None when it waits for a person and the parent does not."""
     sender = f"{run.id}/{run.history.generation}"
     try:
         await run.engine.post(Message(id, "undo", "", "null", sender, "parent", run.engine.clock.now()))
     except InvalidOperation:
-        if (await run.engine.get(id)).ended:
-            return  # it is undone already
+        found = await run.engine.get(id)
+        if found.ended:
+            return found.undo  # it is undone already
         # An earlier owner of this run asked for it, and it is under way.
-    text = f"the child run {id} ({child.name}) to be undone"
-    message = await run.waiting.for_child(child.run, text, record.id)
-    while not (message.sender or "").startswith(f"{id}/"):
-        run.journal.take(message.id)  # of another run of its chain, undone before this process took over
+        if found.status == "blocked" and not is_patient:
+            return None
+    text = f"the child run {id} ({child.name}) to be undone" + (", or what it asks a person" if is_patient else "")
+    while True:
         message = await run.waiting.for_child(child.run, text, record.id)
-    run.journal.take(message.id)
-    outcome: Any = _decode.decode(message.value)
-    if outcome.undo == "partial":
-        raise Block("undo failed", f"The child run {id} is undone in part only.", step=record.id)
+        run.journal.take(message.id)
+        if not (message.sender or "").startswith(f"{id}/"):
+            continue  # of another run of its chain, undone before this process took over
+        outcome = _decode.decode(message.value)
+        if outcome.status != "blocked":
+            return outcome.undo
+        if not is_patient:
+            return None

@@ -20,7 +20,7 @@ from dotdo.catalogue import Catalogue, Snapshot
 from dotdo.clock import Clock
 from dotdo.engine.accepting import AcceptedRun, input_digest, new_run, run_id
 from dotdo.engine.answering import Answers, run_record
-from dotdo.engine.children import child_message
+from dotdo.engine.children import blocked_message, child_message
 from dotdo.engine.claiming import Claimer
 from dotdo.engine.committing import GroupCommit
 from dotdo.engine.forgetting import AppliedRows
@@ -396,6 +396,9 @@ class Engine(Serving):
 
     def blocked(self, run: LiveRun, data: Blocked) -> None:
         """A run has been blocked; callers are told when that is durable."""
+        message = blocked_message(run)
+        if message is not None:
+            run.journal.send(message)
         run.release()
 
         def written(error: BaseException | None) -> None:
@@ -403,7 +406,9 @@ class Engine(Serving):
                 self.live.pop(run.id, None)
                 self.log.warning("run %s (%s) is blocked: %.1000s", run.id, run.accepted.name, data.error.message)
                 if self.answers.awaited(run.id):
-                    self.answers.give(run.id, run_record(run, "blocked", None, data))
+                    self.spawn(self.tell_blocked(run.id))
+                if message is not None:
+                    self.hint(message.run)
                 self.readers.wake(run.id)
 
         run.journal.when_written(written)
@@ -453,9 +458,9 @@ class Engine(Serving):
             self.log.error("a background task failed", exc_info=task.exception())
 
     def swallow(self, task: "asyncio.Task[Any]") -> None:
-        """A task of a run that has left memory has ended; what it raised is of no interest."""
+        """A task of a run has ended whose error is of no interest, or known to whoever needs it."""
         if not task.cancelled() and task.exception() is not None:
-            self.log.debug("ended after its run left: %r", task.exception())
+            self.log.debug("a task of a run ended with %r", task.exception())
 
     def keep(self, refusing: Sequence["asyncio.Task[Any]"]) -> None:
         """Tasks of a service that refused to end: kept, so that the garbage collector cannot run them."""

@@ -5,11 +5,12 @@ Only a failed action, `Fail`, and cancellation fail a run. Any other exception o
 
 import asyncio
 import traceback
+from collections.abc import Sequence
 from typing import Any, cast
 
 from dotdo.errors import ActionFailed, Fail
 from dotdo.journal import Blocked
-from dotdo.records import ErrorRecord
+from dotdo.records import ErrorRecord, Question
 from dotdo.redacting import clean_all
 
 MAX_MESSAGE = 4_000
@@ -21,12 +22,22 @@ MAX_FRAMES = 200  # the innermost ones that are looked at: a recursion may have 
 class Block(BaseException):
     """Raised inside the engine: the run must wait for a person. `reason` in a word or two, the message in full.
 
-    A request may raise it in a handler, and an `except Exception` there must not swallow it.
+    A request may raise it in a handler, and an `except Exception` there must not swallow it. questions: what can be
+    answered; without any, the person mends something and retries the run.
     """
 
-    def __init__(self, reason: str, message: str, *, step: str | None = None, error: ErrorRecord | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        step: str | None = None,
+        error: ErrorRecord | None = None,
+        questions: Sequence[Question] = (),
+    ) -> None:
         super().__init__(message)
         self.reason, self.message, self.step, self.error = reason, text_of(message), step, error
+        self.questions = list(questions)
 
     def data(self) -> Blocked:
         """As an entry's data."""
@@ -36,6 +47,7 @@ class Block(BaseException):
             ErrorRecord(
                 error.type if error else "Blocked", self.message, error.traceback if error else "", step=self.step
             ),
+            self.questions,
         )
 
 
@@ -48,6 +60,16 @@ class ContinueAsNew(BaseException):
     def __init__(self, definition: Any, input: bytes) -> None:
         super().__init__(f"goes on as {definition.name}@{definition.version}")
         self.definition, self.input = definition, input
+
+
+def together(blocks: Sequence[Block]) -> Block:
+    """Several reasons to wait for a person as one, with all their questions."""
+    first = blocks[0]
+    if len(blocks) == 1:
+        return first
+    message = " Also: ".join(block.message for block in blocks)
+    questions = [question for block in blocks for question in block.questions]
+    return Block(first.reason, message, step=first.step, error=first.error, questions=questions)
 
 
 def error_record(

@@ -8,13 +8,13 @@ import msgspec
 
 from dotdo.engine import undoing
 from dotdo.engine.continuing import continuation, continue_run
-from dotdo.engine.failing import Block, error_record, failure_record, is_failure
+from dotdo.engine.failing import Block, error_record, failure_record, is_failure, together
 from dotdo.engine.history import COMPLETED, FAILED, MAX_CRASHES
 from dotdo.engine.replaying import check_replay
 from dotdo.engine.service_code import ServiceCode
 from dotdo.engine.settling import leaves_unsettled
 from dotdo.errors import DotdoError, ReplayError
-from dotdo.journal import Ended, Stopping
+from dotdo.journal import Blocked, Ended, Stopping
 from dotdo.records import WaitingFor
 
 if TYPE_CHECKING:
@@ -73,7 +73,10 @@ def _finish_well(run: "LiveRun", code: ServiceCode, end: Callable[[], None], fre
 async def _finish_slowly(run: "LiveRun", data: bytes) -> None:
     """The service has returned with steps in flight: they are cancelled, or delivered if committed, first."""
     await run.settle_in_flight()
-    _complete(run, data)
+    if run.asked:
+        raise together(run.take_asked())
+    if not run.is_stopping:  # else somebody cancelled it meanwhile: that was first
+        _complete(run, data)
 
 
 def _complete(run: "LiveRun", data: bytes) -> None:
@@ -102,19 +105,26 @@ def block_of(error: BaseException) -> Block:
     return Block("bug", f"The service raised {what}. Nothing was undone: mend it and retry the run.", error=record)
 
 
-async def settle_and_block(run: "LiveRun", block: Block) -> None:
+async def settle_and_block(run: "LiveRun") -> None:
     """What is in flight ends, then the run waits for a person, out of memory."""
     await run.settle_in_flight()
-    data = run.cleaned(block.data())
+    data = run.cleaned(together(run.take_asked()).data())
     if run.history.crashes <= MAX_CRASHES:  # else it crashed while it told of this
         await undoing.tell_of_failure(run, data.error)
-    mark_blocked(run, block)
+    mark_blocked(run, data)
 
 
-def mark_blocked(run: "LiveRun", block: Block) -> None:
+def stay_blocked(run: "LiveRun") -> None:
+    """A blocked run was claimed, and nothing that a person said lets it go on: other questions are open."""
+    blocked = run.history.blocked
+    assert blocked is not None, "the caller looked"
+    mark_blocked(run, blocked)
+
+
+def mark_blocked(run: "LiveRun", data: Blocked) -> None:
     """Writes that the run waits for a person; it leaves memory."""
-    data = run.cleaned(block.data())
+    data = run.cleaned(data)
     run.append("blocked", data)
-    waiting_for = WaitingFor("person", f"{block.reason}: {data.error.message}", None, block.step)
+    waiting_for = WaitingFor("person", f"{data.reason}: {data.error.message}", None, data.error.step)
     run.journal.update("blocked", waiting_for=waiting_for, unsettled=leaves_unsettled(run))
     run.engine.blocked(run, data)

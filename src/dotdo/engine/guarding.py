@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
-from dotdo.engine.failing import MAX_FRAMES, Block, error_record
+from dotdo.engine.failing import MAX_FRAMES, Block, error_record, together
 from dotdo.engine.finishing import block_of, mark_blocked
 from dotdo.errors import InvalidInput, InvalidValue, ReplayError, RunEvicted, StoreError
 
@@ -51,8 +51,8 @@ def broke(run: "LiveRun", error: BaseException, where: str = "") -> None:
         text = f"The engine failed{place}: {record.type}: {record.message}"
         block = Block("internal error", text, error=record)
     try:
-        if run.status == "blocked":  # even the way into that state broke
-            mark_blocked(run, block)
+        if run.status == "blocked" and not isinstance(error, Block):  # even the way into that state broke
+            mark_blocked(run, together([*run.take_asked(), block]).data())
         else:
             run.block(block)
     except BaseException as again:

@@ -29,6 +29,7 @@ from dotdo.journal import (
     Reopened,
     Requested,
     RequestFailed,
+    Resolved,
     StepFailed,
     Stopping,
     Undone,
@@ -45,28 +46,55 @@ MAX_CRASHES = 3
 # Entries after which a run has got somewhere: crashes are counted from the last one.
 PROGRESS = frozenset(
     {"completed", "committed", "effects_completed", "delivered", "failed", "attempt_failed", "delivery_failed"}
-    | {"answered", "fired", "event", "child_started", "undo_planned", "undone", "reopened", "accepted"}
+    | {"resolved", "answered", "fired", "event", "child_started", "undo_planned", "undone", "reopened", "accepted"}
 )
 
 
 class Request(msgspec.Struct, gc=False):
-    """A request of a step: what was asked, and its answer once there is one."""
+    """A request of a step: what was asked, and its answer once there is one.
+
+    refused: it certainly has not happened. again: a person said to send it once more. left: it is not undone, and a
+    person said to leave it so. carried: of a generation before. first_at: ms, when its key was first used.
+    """
 
     intent: Requested
     answer: msgspec.Raw | None = None
     at: int = 0
+    first_at: int = 0
+    refused: bool = False
+    again: bool = False
+    left: bool = False
+    carried: bool = False
+    error: ErrorRecord | None = None
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether it may have happened, and nobody knows."""
+        return self.answer is None and not self.refused
 
 
 class Delivery(msgspec.Struct, gc=False):
-    """How far the delivery of one staged effect is."""
+    """How far the delivery of one staged effect is.
+
+    begun: a try is under way, or was when its process died. unknown: a try that failed may have happened all the same.
+    again: a person said to send it once more. known_at: ms, when it was last known that it had not happened.
+    """
 
     tries: int = 0
     delivered: bool = False
     begun: bool = False
+    unknown: bool = False
+    again: bool = False
     given_up: bool = False
     next_at: int | None = None
     first_at: int | None = None
+    known_at: int = 0
     error: ErrorRecord | None = None
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether it may have happened, and nobody knows."""
+        return (self.begun or self.unknown) and not self.delivered
 
 
 class StepRecord(msgspec.Struct, gc=False):
@@ -95,13 +123,18 @@ class StepRecord(msgspec.Struct, gc=False):
     generation: int = 0
     child: ChildStarted | None = None
     undone: bool = False
+    undone_at: int = 0  # the number of the entry that says so
+    partly: bool = False
     undo_error: ErrorRecord | None = None
+    left: bool = False  # a person said that it stays as it is
     loaded: tuple[Any] | None = None
 
     @property
     def is_blank(self) -> bool:
         """Whether the journal says nothing of it, or not any more, or only that attempts were lost."""
-        return self.state == OPEN and not self.failures and not self.requests and self.child is None
+        if self.state != OPEN or self.failures or self.child is not None:
+            return False
+        return not self.requests or all(known.carried for known in self.requests.values())
 
     @property
     def is_unheard_of(self) -> bool:
@@ -213,23 +246,24 @@ class History:
         self.step(entry.step).attempt = entry.attempt
 
     def _requested(self, entry: Entry, data: Requested) -> None:
-        self.step(entry.step).requests[data.request] = Request(data, at=entry.seq)
+        requests = self.step(entry.step).requests
+        before = requests.get(data.request)
+        first_at = before.first_at if before is not None and before.intent.key == data.key else entry.at
+        requests[data.request] = Request(data, at=entry.seq, first_at=first_at)
 
     def _answered(self, entry: Entry, data: Answered) -> None:
         self.step(entry.step).requests[data.request].answer = data.answer
 
     def _request_failed(self, entry: Entry, data: RequestFailed) -> None:
-        if not data.unknown:
-            self.step(entry.step).requests.pop(data.request, None)
+        known = self.step(entry.step).requests[data.request]
+        known.refused, known.error, known.again = not data.unknown, data.error, False
 
     def _request_undone(self, entry: Entry, data: Answered) -> None:
-        record = self.step(entry.step)
-        # An undone request is never replayed, whatever else the step asked for; the next one gets a new key.
-        del record.requests[data.request]
-        record.epoch += 1
+        _forget_request(self.step(entry.step), data.request)
 
     def _delivering(self, entry: Entry, data: Delivering) -> None:
-        self.step(entry.step).deliveries[data.effect].begun = True
+        delivery = self.step(entry.step).deliveries[data.effect]
+        delivery.begun, delivery.again = True, False
 
     def _delivered(self, entry: Entry, data: Delivered) -> None:
         delivery = self.step(entry.step).deliveries[data.effect]
@@ -238,6 +272,9 @@ class History:
     def _delivery_failed(self, entry: Entry, data: DeliveryFailed) -> None:
         delivery = self.step(entry.step).deliveries[data.effect]
         delivery.tries, delivery.next_at, delivery.begun = data.tries, data.next_at, False
+        delivery.unknown, delivery.again = data.unknown, False
+        if not data.unknown:
+            delivery.known_at = entry.at
         delivery.given_up = data.next_at is None
         if delivery.first_at is None:
             delivery.first_at = entry.at
@@ -245,7 +282,8 @@ class History:
 
     def _effects_dropped(self, entry: Entry, data: EffectsDropped) -> None:
         for index in data.effects:
-            self.step(entry.step).deliveries[index].given_up = True
+            delivery = self.step(entry.step).deliveries[index]
+            delivery.given_up, delivery.begun, delivery.unknown = True, False, index in data.unknown
 
     def _failed(self, entry: Entry, data: StepFailed) -> None:
         record = self.step(entry.step)
@@ -273,17 +311,24 @@ class History:
         self.step(entry.step).child = data
 
     def _stopping(self, entry: Entry, data: Stopping) -> None:
-        self.stopping, self.stopping_seq = data, entry.seq
+        self.stopping, self.stopping_seq, self.blocked = data, entry.seq, None
 
     def _undo_planned(self, entry: Entry, data: UndoPlanned) -> None:
         self.plan = data.steps
 
     def _undone(self, entry: Entry, data: Undone) -> None:
         record = self.step(data.step)
-        record.undone, record.undo_error = data.error is None, data.error
+        record.undone, record.undo_error, record.partly = data.error is None, data.error, data.partly
+        record.undone_at = entry.seq
 
     def _blocked(self, entry: Entry, data: Blocked) -> None:
         self.blocked = data
+
+    def _resolved(self, entry: Entry, data: Resolved) -> None:
+        assert self.blocked is not None, "only a blocked run asks"
+        left = [question for question in self.blocked.questions if question.key != data.key]
+        self.blocked = msgspec.structs.replace(self.blocked, questions=left)
+        resolve(self, entry, data)
 
     def _ended(self, entry: Entry, data: Ended) -> None:
         self.ended, self.blocked = data, None
@@ -296,19 +341,84 @@ class History:
             self.published = 0  # what was undone is done again, and told again
         self.handovers = [item for item in self.handovers if item.kind != "step" or item.name not in gone]
         for id in gone & self.steps.keys():
-            # The epoch goes on, so that what is done again is done under new keys.
-            epoch = self.steps[id].epoch + 1
-            self.steps[id] = StepRecord(id, epoch=epoch, generation=self.generation, requests={}, deliveries=[])
-            if id.startswith("undo:"):
-                self.steps[id.removeprefix("undo:")].undo_error = None
+            self.do_again(id)
         if data.operation == "retry":
             self.stopping = self.ended = None
             if gone:
                 # What is done again may come out otherwise, and then later steps are others, too.
                 self.redone = self.generation
-        for record in self.steps.values():
-            for delivery in record.deliveries:
-                delivery.begun = False  # a person said to go on: send again
+        if data.operation != "resolve":
+            for record in self.steps.values():
+                _try_again(record)  # a person said to go on, whatever was asked
+
+    def do_again(self, id: str) -> None:
+        """Forgets a step. The epoch goes on, so that what is done again is done under new keys; but not what nobody
+        knows of: that keeps its key until it is known."""
+        old = self.steps[id]
+        doubts = {name: known for name, known in old.requests.items() if known.in_doubt}
+        for known in doubts.values():
+            known.carried = True
+        self.steps[id] = StepRecord(id, epoch=old.epoch + 1, generation=self.generation, requests=doubts, deliveries=[])
+
+
+def resolve(history: History, entry: Entry, data: Resolved) -> None:
+    """A person has answered a question."""
+    if data.about == "undo":
+        _resolve_undo(history, entry, data)
+        return
+    record = history.step(entry.step)
+    if data.about == "delivery":
+        assert record.completion is not None, "it was committed"
+        (index,) = [n for n, effect in enumerate(record.completion.effects) if effect.key == data.key]
+        delivery = record.deliveries[index]
+        delivery.delivered = data.outcome == "happened"
+        delivery.begun = False
+        delivery.unknown = delivery.again = data.outcome == "try_again"
+        delivery.given_up = delivery.given_up and data.outcome == "did_not_happen"
+        delivery.known_at = entry.at
+        return
+    key = data.key.removesuffix(".undo") if data.about == "request_undo" else data.key
+    (id,) = [id for id, known in record.requests.items() if known.intent.key == key]
+    known = record.requests[id]
+    if data.about == "request_undo":
+        if data.outcome == "happened":
+            _forget_request(record, id)
+        known.left = data.outcome == "did_not_happen"
+        return
+    if data.outcome == "happened":
+        known.answer = data.answer
+    else:
+        known.refused, known.again = data.outcome == "did_not_happen", data.outcome == "try_again"
+    if data.outcome != "did_not_happen":
+        # The step may go on, also if its retries were used up.
+        record.failures, record.first_at, record.next_at = 0, None, None
+
+
+def _resolve_undo(history: History, entry: Entry, data: Resolved) -> None:
+    record = history.step(entry.step)
+    if data.outcome == "happened":  # by hand
+        record.undone, record.undone_at, record.undo_error = True, entry.seq, None
+    elif data.outcome == "did_not_happen":
+        record.left = True
+    else:
+        record.undo_error = None
+        if f"undo:{entry.step}" in history.steps:
+            history.do_again(f"undo:{entry.step}")
+
+
+def _forget_request(record: StepRecord, id: str) -> None:
+    """An undone request is never replayed, whatever else the step asked for; the next one gets a new key."""
+    del record.requests[id]
+    record.epoch += 1
+
+
+def _try_again(record: StepRecord) -> None:
+    record.undo_error = None
+    for delivery in record.deliveries:
+        if delivery.in_doubt:
+            delivery.again, delivery.given_up = True, False
+    for known in record.requests.values():
+        known.again = known.in_doubt
 
 
 # By an entry's kind: the method of the same name behind an underscore.

@@ -9,9 +9,10 @@ import msgspec
 
 from dotdo.engine.children import take_child_message
 from dotdo.engine.history import CANCELLED, COMPLETED, FAILED, OPEN, History
+from dotdo.engine.resolving import Answer
 from dotdo.engine.service_code import OWN_STEPS
 from dotdo.engine.settling import leaves_unsettled
-from dotdo.journal import CancelRequested, EventReceived, Reopened, Stopping
+from dotdo.journal import CancelRequested, EventReceived, Reopened, Resolved, Stopping
 from dotdo.records import ErrorRecord
 from dotdo.store.protocol import Message
 
@@ -39,6 +40,8 @@ def apply_message(run: "LiveRun", message: Message) -> None:
         _cancel(run, message)
     elif message.kind in ("retry", "undo"):
         _reopen(run, message)
+    elif message.kind == "resolve":
+        _resolve(run, message)
 
 
 def _cancel(run: "LiveRun", message: Message) -> None:
@@ -59,6 +62,23 @@ def _reopen(run: "LiveRun", message: Message) -> None:
     run.journal.update("running", owner=run.engine.node, unsettled=leaves_unsettled(run))
 
 
+def _resolve(run: "LiveRun", message: Message) -> None:
+    """A person has answered a question; with the last answer the run goes on, in a new generation."""
+    history = run.history
+    open_questions = history.blocked.questions if history.blocked is not None else []
+    question = next((one for one in open_questions if one.key == message.name), None)
+    if question is None:
+        return  # another answer, a retry or a cancellation came first
+    answer = Answer.read(message.value)
+    data = Resolved(question.key, question.about, answer.outcome, answer.answer, message.actor)
+    run.append("resolved", data, question.step)
+    if len(open_questions) > 1:
+        return
+    run.journal.generation += 1
+    run.append("reopened", Reopened("resolve", message.actor, _dropped(history, "resolve")))
+    run.journal.update("running", owner=run.engine.node, unsettled=leaves_unsettled(run))
+
+
 def _operation(history: History, asked: str) -> str:
     """What an operator's word means here: a run that was blocked while it undid goes on undoing, never forward."""
     if asked == "retry" and history.blocked is not None and (history.stopping is not None or history.ended is not None):
@@ -69,6 +89,8 @@ def _operation(history: History, asked: str) -> str:
 def _dropped(history: History, operation: str) -> list[str]:
     """The steps that a new generation does again: what failed the run, what came after, and what was undone."""
     told = [id for id in history.steps if id.startswith("on_failure:")]  # a new generation tells again
+    if operation == "resolve":
+        return told
     if operation != "retry":
         return told + [id for id, record in history.steps.items() if id.startswith("undo:") and record.state == FAILED]
     if history.stopping is None:
@@ -78,7 +100,7 @@ def _dropped(history: History, operation: str) -> list[str]:
         id
         for id, record in history.steps.items()
         if id in causes
-        or record.undone
+        or (record.undone and record.undone_at > history.stopping_seq)  # else the service itself has undone it
         or record.state in (CANCELLED, OPEN)
         or (record.state == FAILED and record.seq > history.stopping_seq)
         or id.startswith(OWN_STEPS)

@@ -5,8 +5,9 @@ entry of the run is durable. The code of a service is only ever driven from plai
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,16 +15,17 @@ import msgspec
 from dotdo.action import Action, Overrides
 from dotdo.engine import finishing, parking, undoing
 from dotdo.engine.attempting import Attempt
-from dotdo.engine.children import cancel_child, start_child
+from dotdo.engine.children import start_child
 from dotdo.engine.failing import Block
+from dotdo.engine.giving_up import give_up, take_up_left
 from dotdo.engine.guarding import broke, guarded
-from dotdo.engine.history import COMMITTED, OPEN, History, StepRecord
+from dotdo.engine.history import OPEN, History, StepRecord
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.messages import apply_message
 from dotdo.engine.publishing import tell_progress
 from dotdo.engine.secrets import SecretKeeping
 from dotdo.engine.service_code import Call, ServiceCode
-from dotdo.engine.settling import Unsettled, is_left, is_unsettled, leaves_unsettled, open_calls, steps_in_flight
+from dotdo.engine.settling import Unsettled, is_left, is_unsettled, leaves_unsettled, steps_in_flight
 from dotdo.engine.stepping import StepRun, step_context
 from dotdo.engine.timing import Times
 from dotdo.engine.waiting import Waiting
@@ -38,16 +40,23 @@ if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
 
 
+_NO_CALLS: Mapping[tuple[str, str], asyncio.Task[Any]] = MappingProxyType({})
+
+
 class LiveRun(SecretKeeping):
-    """A run that this engine has claimed."""
+    """A run that this engine has claimed.
+
+    calls: requests under way, by step and request. asked: what a person must be asked once all that is in flight has
+    ended. Both are replaced, never changed: most runs need neither.
+    """
 
     # More attributes than instances may share the names of: without this each run had a dictionary of 1.5 KB.
     # fmt: off
     __slots__ = (
-        "_fresh", "_given_up", "_handed", "_launching", "_own_step_began", "_parking", "_pumping", "_times",
-        "_unmatched", "_unsettled", "_waiting", "accepted", "attempts", "began", "busy", "code", "conductor",
-        "crashed", "definition", "engine", "history", "id", "is_stopping", "journal", "on_failure", "over",
-        "status", "steps", "taken", "tasks", "undoes"
+        "_fresh", "_handed", "_launching", "_parking", "_pumping", "_times", "_unmatched",
+        "_waiting", "accepted", "asked", "attempts", "began", "busy", "calls", "code", "conductor", "crashed",
+        "definition", "engine", "given_up", "history", "id", "is_stopping", "journal", "on_failure", "over",
+        "status", "steps", "taken", "tasks", "undoes", "unsettled"
     )
     # fmt: on
 
@@ -68,6 +77,8 @@ class LiveRun(SecretKeeping):
         self.steps: dict[str, StepRun] = {}
         self.attempts: set[Attempt] = set()  # under way, those of undos too
         self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.calls: Mapping[tuple[str, str], asyncio.Task[Any]] = _NO_CALLS
+        self.asked: tuple[Block, ...] = ()
         self._waiting: Waiting | None = None
         self.taken = 0  # the newest message that was taken
         self.handed = 0
@@ -75,7 +86,7 @@ class LiveRun(SecretKeeping):
         self.busy = 0
         self._unmatched: list[StepRecord] = []
         self.unsettled: Unsettled | None = None  # what earlier owners may have left
-        self._given_up: set[str] = set()  # steps that only come to their end: nobody waits for them any more
+        self.given_up: set[str] = set()  # steps that only come to their end: nobody waits for them any more
         self._launching = False
         self.conductor: asyncio.Task[None] | None = None
         self._times = Times()
@@ -94,6 +105,9 @@ class LiveRun(SecretKeeping):
                 if message not in late:
                     apply_message(self, message)
             if self.over or self.is_stopping:
+                return
+            if self.history.blocked is not None:
+                finishing.stay_blocked(self)
                 return
             self._fresh = fresh
             self._times.arm_deadline(self)
@@ -186,7 +200,7 @@ class LiveRun(SecretKeeping):
         if code.published:
             tell_progress(self, code)
         if replaying:
-            self._take_up_left(code)
+            take_up_left(self, code)
         if code.main.done():
             if not self._launching:
                 finishing.finish(self, code, fresh=self._fresh)
@@ -210,27 +224,6 @@ class LiveRun(SecretKeeping):
         if self.busy == 0:
             self._idle()
 
-    def _take_up_left(self, code: ServiceCode) -> None:
-        """After a replay: steps under way whose owner stopped, also those that the service has cancelled or left."""
-        code.cancelled = []  # nothing of them runs here
-        if self.unsettled is not None:
-            self.unsettled.replayed(open_calls(self, code))
-        for call in code.calls.values():
-            record = self.history.steps.get(call.id)
-            begun = self.crashed if record is None else record.state in (OPEN, COMMITTED)
-            if not (call.step.begun and begun):
-                continue
-            if code.main.done() or call.step.done():
-                self.busy += 1
-                self._given_up.add(call.id)
-                self._launch_task(call.id, self._give_up(call))
-
-    async def _give_up(self, call: Call) -> None:
-        if not isinstance(call.definition, Service):
-            await StepRun(self, call.id, call.definition, call.input, call.overrides).give_up()
-        elif self.history.step(call.id).child is not None:
-            await cancel_child(self, self.history.step(call.id))
-
     def _launch_when_durable(self, calls: list[Call]) -> None:
         """No attempt starts before every earlier entry of its run is durable."""
         self.busy += len(calls)
@@ -252,8 +245,8 @@ class LiveRun(SecretKeeping):
             elif not (call.step.done() or code.main.done()):
                 self._launch(call)
             elif call.id not in self.tasks and is_left(self, call.id):
-                self._given_up.add(call.id)
-                self._launch_task(call.id, self._give_up(call))
+                self.given_up.add(call.id)
+                self.launch_task(call.id, give_up(self, call))
             else:
                 self.leave()
         if self._launching:
@@ -262,15 +255,16 @@ class LiveRun(SecretKeeping):
 
     def _launch(self, call: Call) -> None:
         if isinstance(call.definition, Service):
-            self._launch_task(call.id, start_child(self, call))
+            self.launch_task(call.id, start_child(self, call))
         else:
             self._launch_action(call.id, call.definition, call.input, call.overrides)
 
     def _launch_action(self, id: str, definition: Action[..., Any], input: bytes, overrides: Overrides) -> None:
         step = self.steps[id] = StepRun(self, id, definition, input, overrides, launched=True)
-        self._launch_task(id, step.execute())
+        self.launch_task(id, step.execute())
 
-    def _launch_task(self, id: str, work: Coroutine[Any, Any, None]) -> None:
+    def launch_task(self, id: str, work: Coroutine[Any, Any, None]) -> None:
+        """Runs what a step does; the run counts as busy until it has ended."""
         # Not by the loop: an application's task factory might start it here and now.
         task = self.tasks[id] = asyncio.Task(work, loop=self.engine.loop, name=id, context=step_context())
         task.add_done_callback(partial(self._step_done, id))
@@ -291,16 +285,15 @@ class LiveRun(SecretKeeping):
         elif task.cancelled() and self._ended_without_outcome(self.history.step(id)):
             if step is not None and is_unsettled(self, id):  # it was cancelled before it could begin
                 self.busy += 1
-                self._given_up.add(id)
-                self._launch_task(id, step.give_up())
+                self.given_up.add(id)
+                self.launch_task(id, step.give_up())
             else:
                 self.append("step_cancelled", Empty(), id)
         self.pump()
 
     def _ended_without_outcome(self, record: StepRecord) -> bool:
-        if record.child is not None and self.status == "blocked":
-            return False  # the child goes on, and the run will wait for it again
-        return record.state == OPEN
+        # Steps of a blocked run go on later, with what they have asked for, and so do their children.
+        return record.state == OPEN and self.status != "blocked"
 
     def _cancel_steps(self, code: ServiceCode) -> None:
         cancelled, code.cancelled = code.cancelled, []
@@ -308,7 +301,13 @@ class LiveRun(SecretKeeping):
             task = self.tasks.get(id)
             # What has committed goes on to its delivery: after the commit, everything will happen.
             if task is not None and self.history.step(id).completion is None:
-                task.cancel()
+                self._interrupt(id, task)
+
+    def _interrupt(self, id: str, task: "asyncio.Task[None]") -> None:
+        step = self.steps.get(id)
+        if step is not None and step.attempt is not None:
+            step.attempt.spares_calls = True
+        task.cancel()
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
@@ -365,6 +364,8 @@ class LiveRun(SecretKeeping):
     @guarded
     def _conducted(self, task: "asyncio.Task[None]") -> None:
         self.busy -= 1
+        if self.conductor is task:
+            self.conductor = None
         self.engine.quiet.set()
         if self.over:
             self.engine.swallow(task)
@@ -387,8 +388,8 @@ class LiveRun(SecretKeeping):
         """Ends every attempt in flight: cancels what has not committed, waits for what is being sent."""
         for id, task in list(self.tasks.items()):
             # One that is on its way out already may be taking back what it asked for: it is not cancelled twice.
-            if self.history.step(id).completion is None and not task.cancelling() and id not in self._given_up:
-                task.cancel()
+            if self.history.step(id).completion is None and not task.cancelling() and id not in self.given_up:
+                self._interrupt(id, task)
         while self.tasks:
             self.leave()
             try:
@@ -408,18 +409,26 @@ class LiveRun(SecretKeeping):
 
     def block(self, block: Block) -> None:
         """The run waits for a person: what is in flight ends, then it leaves memory."""
-        if self.over or self.status == "blocked":
+        if self.over:
             return
+        self.asked = (*self.asked, block)
+        if self.conductor is not None or self.status == "blocked":
+            return  # who conducts its end asks when all of it has ended
         self.status = "blocked"
         self.is_stopping = True
         if self.code is not None:
             self.engine.keep(self.code.end())
         self.waiting.stop_deliveries()
-        self.conduct(finishing.settle_and_block(self, block))
+        self.conduct(finishing.settle_and_block(self))
 
-    def acting(self) -> list[asyncio.Task[None]]:
+    def take_asked(self) -> list[Block]:
+        """What a person must be asked by now."""
+        asked, self.asked = list(self.asked), ()
+        return asked
+
+    def acting(self) -> list[asyncio.Task[Any]]:
         """The tasks of the run on the engine's loop."""
-        return [*self.tasks.values(), *([self.conductor] if self.conductor else [])]
+        return [*self.tasks.values(), *self.calls.values(), *([self.conductor] if self.conductor else [])]
 
     def give_back(self) -> bool:
         """The engine stops in order: the run leaves memory, and the next engine knows that no attempt ended unseen.

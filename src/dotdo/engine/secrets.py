@@ -11,8 +11,8 @@ import msgspec
 from dotdo import codec
 from dotdo.engine.failing import Block
 from dotdo.errors import SecretExposed, SecretUnreadable
-from dotdo.journal import Data, EventReceived, StagedEffect
-from dotdo.records import ErrorRecord, Options
+from dotdo.journal import Blocked, Data, EventReceived, StagedEffect
+from dotdo.records import ErrorRecord, Options, Question
 from dotdo.redacting import Hidden, Redactor
 from dotdo.schema import Schema
 from dotdo.sealing import Keyring, Sealer, masked
@@ -121,10 +121,18 @@ class RunSecrets:
         error = getattr(data, "error", None)
         if isinstance(error, ErrorRecord):
             data = msgspec.structs.replace(data, error=self.clean_error(error))
+        if isinstance(data, Blocked):
+            asked = [self._clean_question(question) for question in data.questions]
+            data = cast("D", msgspec.structs.replace(data, questions=asked))
         if isinstance(data, EventReceived):
             value = _mapped(codec.decode(bytes(data.value)), self._hidden)
             data = cast("D", msgspec.structs.replace(data, value=msgspec.Raw(codec.encode_result(value, "event"))))
         return data
+
+    def _clean_question(self, question: Question) -> Question:
+        error = None if question.error is None else self.clean_error(question.error)
+        text, input = self._hidden.clean(question.text), _mapped(question.input, self._hidden)
+        return msgspec.structs.replace(question, text=text, input=input, error=error)
 
     def clean_error(self, error: ErrorRecord) -> ErrorRecord:
         """The error without secrets."""

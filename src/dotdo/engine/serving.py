@@ -7,6 +7,7 @@ import msgspec
 
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
+from dotdo.engine import resolving
 from dotdo.engine.answering import Answers
 from dotdo.engine.parking import waiting_for
 from dotdo.engine.previewing import Previewer
@@ -15,7 +16,7 @@ from dotdo.engine.running import LiveRun
 from dotdo.errors import UnknownName
 from dotdo.journal import Entry
 from dotdo.preview import Preview
-from dotdo.records import Definition, Options, Progress, Run, RunFilter, RunKind
+from dotdo.records import Definition, Options, Outcome, Progress, Run, RunFilter, RunKind
 from dotdo.store.protocol import Message, Store
 
 T = TypeVar("T")
@@ -59,12 +60,20 @@ class Serving:
                 record = await self.read(lambda: self.store.get_run(id))
                 if record is None and id not in self.live:
                     self.answers.fail(id, UnknownName(f"There is no run {id!r}."))
-                elif record is not None and (record.ended or record.status == "blocked"):
+                elif record is not None and record.ended:
                     self.answers.give(id, record)
+                elif record is not None and record.status == "blocked":
+                    await self.tell_blocked(id)
             return await future
         except BaseException:
             self.answers.forget(id, future)
             raise
+
+    async def tell_blocked(self, id: str) -> None:
+        """Tells callers that a run is blocked, unless a person has said meanwhile how it goes on."""
+        record = await self.read(lambda: resolving.still_blocked(self.store, id))
+        if record is not None:
+            self.answers.give(id, record)
 
     async def get(self, id: str) -> Run:
         """A run as it stands. Raises UnknownName."""
@@ -78,6 +87,8 @@ class Serving:
         run = self.live.get(record.id)
         if run is None or run.over or record.ended:
             return record
+        if record.status == "blocked":
+            return record  # a person's answer is being taken
         return msgspec.structs.replace(record, waiting_for=waiting_for(run))
 
     async def list_runs(self, filter: RunFilter) -> list[Run]:
@@ -104,6 +115,10 @@ class Serving:
     async def undo(self, id: str, actor: str | None) -> None:
         """Takes back what an ended run did."""
         await self._ask(id, "undo", actor)
+
+    async def resolve(self, id: str, key: str, outcome: Outcome, answer: bytes | None, actor: str | None) -> None:
+        """Answers a question of a blocked run. Raises UnknownName, InvalidOperation, InvalidInput, InvalidValue."""
+        await resolving.resolve(self, id, key, outcome, answer, actor)
 
     async def _ask(self, id: str, kind: str, actor: str | None) -> None:
         await self.post(Message(id, kind, "", "null", None, actor, self.clock.now()))

@@ -53,6 +53,7 @@ class StepRun:
     async def execute(self) -> None:
         """Brings the step to its outcome. Raises Block when a person must decide."""
         record = self.record
+        resumed = record.state == COMMITTED
         try:
             if record.state == OPEN and is_unsettled(self.run, self.id):
                 await self._settle()
@@ -60,21 +61,31 @@ class StepRun:
                 await self._attempts()
         except asyncio.CancelledError:
             if not self.run.over and record.completion is None:
-                await requesting.undo_requests(self.run, record)
+                await self._interrupted()
             raise
-        if record.state == COMMITTED and not await deliver(self.run, record):
+        if self.run.calls:
+            await requesting.calls_end(self.run, record)  # those that the handler has left behind
+        if record.state == COMMITTED and not await deliver(self.run, record, resumed=resumed):
             await self._undeliverable()
 
     async def give_up(self) -> None:
         """Brings a step to its end that nobody waits for: what has committed is delivered, nothing new is tried."""
         record = self.record
+        resumed = record.state == COMMITTED
         if record.state == OPEN and is_unsettled(self.run, self.id):
             await self._settle()
         if record.state == OPEN:
-            await requesting.undo_requests(self.run, record)
+            await requesting.take_back(self.run, record)
             self.run.append("step_cancelled", Empty(), self.id)
-        elif record.state == COMMITTED and not await deliver(self.run, record):
+        elif record.state == COMMITTED and not await deliver(self.run, record, resumed=resumed):
             await self._undeliverable()
+
+    async def _interrupted(self) -> None:
+        """The step was cancelled, or its run stops, or it waits for a person because of another step."""
+        if self.run.status == "blocked":
+            await requesting.calls_end(self.run, self.record)  # the step goes on later, with what it has asked for
+        else:
+            await requesting.take_back(self.run, self.record)
 
     # -- attempts -----------------------------------------------------------------------------------------------------
 
@@ -92,7 +103,8 @@ class StepRun:
                 await self._attempt(action, retry)
                 if record.state != OPEN or record.next_at is not None:
                     continue
-            await requesting.undo_requests(run, record)
+            has_fallback = action is self.definition and action.fallback is not None
+            await requesting.take_back(run, record, goes_on=True, fallback=has_fallback)
             if action is self.definition and action.fallback is not None:
                 action = action.fallback
                 record.fallback, record.failures, record.first_at = True, 0, None
@@ -326,7 +338,8 @@ class StepRun:
         message = f"{effect} could not be delivered: {refused.message}"
         error = msgspec.structs.replace(refused, message=message, action=self.definition.name)
         await run.undo_step(record)
-        await requesting.undo_requests(run, record)
+        if not completion.undo:  # else its undo has taken back what it had asked for
+            await requesting.take_back(run, record, goes_on=True)
         self._fail(error, [staged.effect for staged, delivery in pairs if delivery.delivered])
 
     # -- after a crash ------------------------------------------------------------------------------------------------

@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dotdo.action import NO_OVERRIDES, Action, undo_input
-from dotdo.engine import requesting
+from dotdo.engine import asking, requesting
 from dotdo.engine.children import cancel_child, undo_child
-from dotdo.engine.failing import Block, message_of
-from dotdo.engine.history import COMMITTED, COMPLETED, FAILED, OPEN, StepRecord
+from dotdo.engine.delivering import drop
+from dotdo.engine.failing import Block, message_of, together
+from dotdo.engine.history import CANCELLED, COMMITTED, COMPLETED, FAILED, OPEN, StepRecord
 from dotdo.engine.service_code import OWN_STEPS
 from dotdo.engine.settling import leaves_unsettled, settle_in_flight
 from dotdo.engine.stepping import StepRun
-from dotdo.journal import EffectsDropped, Ended, Stopping, Undone, UndoPlanned
+from dotdo.journal import Ended, Stopping, Undone, UndoPlanned
 from dotdo.records import ErrorRecord, Failure
 
 if TYPE_CHECKING:
     from dotdo.engine.running import LiveRun
+
+PERHAPS = " (perhaps)"  # nobody knows whether it happened
 
 
 async def stop(run: "LiveRun", stopping: Stopping) -> None:
@@ -32,16 +35,12 @@ async def stop(run: "LiveRun", stopping: Stopping) -> None:
         run.journal.update("stopping", owner=run.engine.node, unsettled=leaves_unsettled(run))
     await run.settle_in_flight()
     await _settle_unseen(run)
+    if any(block.reason != asking.UNDO_FAILED for block in run.asked):
+        raise together(run.take_asked())  # nothing is undone before all that was in flight is settled
     if history.plan is None:
         run.append("undo_planned", UndoPlanned(_plan(run) if run.undoes else []))
         run.journal.update("undoing", owner=run.engine.node, unsettled=leaves_unsettled(run))
-    failed = await undo_planned(run)
-    if failed:
-        raise Block(
-            "undo failed",
-            "Could not be undone: " + "; ".join(failed) + ". Everything else of the plan was undone. Take it back by "
-            "hand, or mend the undo action and retry the undo.",
-        )
+    await _undo_planned(run)
     if stopping.status == "failed":
         await tell_of_failure(run, stopping.error)
     undo = how_much_undone(run)
@@ -54,50 +53,53 @@ async def undo_ended(run: "LiveRun", ended: Ended) -> None:
     if run.history.plan is None:
         run.append("undo_planned", UndoPlanned(_plan(run)))
         run.journal.update("undoing", owner=run.engine.node, unsettled=leaves_unsettled(run))
-    failed = await undo_planned(run)
-    if failed:
-        raise Block("undo failed", "Could not be undone: " + "; ".join(failed) + ".")
+    await _undo_planned(run)
     run.end(msgspec.structs.replace(ended, undo=how_much_undone(run), not_undone=_not_undone(run)))
 
 
-async def undo_planned(run: "LiveRun") -> list[str]:
-    """Undoes the steps of the plan that are not undone yet, in order; returns those that could not be, in words."""
-    failed: list[str] = []
+async def _undo_planned(run: "LiveRun") -> None:
+    """Undoes the steps of the plan that are not undone yet, in order, whatever fails. Raises Block for what did."""
+    failed = run.take_asked()
+    later: list[StepRecord] = []
     for id in run.history.plan or []:
         record = run.history.steps[id]
-        if not record.undone and record.undo_error is None:
+        if record.undone or record.left:
+            continue
+        if record.undo_error is None:
             try:
-                await undo_step(run, record)
+                await undo_step(run, record, later)
             except Block as block:
                 run.append("undone", Undone(id, ErrorRecord(block.reason, block.message, step=id)))
-        if record.undo_error is not None:
-            failed.append(f"{id} ({record.undo_error.message})")
-    return failed
+                failed.append(block)
+        else:
+            failed.append(asking.about_undo(run, record, record.undo_error.message, record.undo_error))
+    for record in later:
+        await undo_child(run, record)
+    if failed:
+        raise together(failed)
 
 
-async def undo_step(run: "LiveRun", record: StepRecord) -> None:
-    """Takes one committed step back. Raises Block when its undo fails for good."""
+async def undo_step(run: "LiveRun", record: StepRecord, later: list[StepRecord] | None = None) -> None:
+    """Takes one committed step back. Raises Block when its undo fails for good. later: takes children that wait for a
+    person, so that the rest can be undone first."""
     completion = record.completion
     if completion is None or record.undone:
         return
     if record.child is not None:
-        await undo_child(run, record)
-    elif completion.undo:
-        action: Action[..., Any] | None = run.engine.catalogue.find("action", completion.action, completion.version)
-        if action is None or action.undo_action is None:
-            raise Block(
-                "no undo",
-                f"The undo of {completion.action}@{completion.version} is not defined in this process.",
-                step=record.id,
-            )
-        input = undo_input(action.undo_action, bytes(completion.result), bytes(completion.input))
-        undo = StepRun(run, f"undo:{record.id}", action.undo_action, input, NO_OVERRIDES)
-        await undo.execute()
-        if undo.record.state == FAILED:
-            error = undo.record.error
-            raise Block("undo failed", error.message if error else "it failed", step=record.id)
-    else:
+        await undo_child(run, record, later)
         return
+    if not completion.undo:
+        return
+    action: Action[..., Any] | None = run.engine.catalogue.find("action", completion.action, completion.version)
+    if action is None or action.undo_action is None:
+        missing = f"the undo of {completion.action}@{completion.version} is not defined in this process"
+        raise asking.about_undo(run, record, missing)
+    input = undo_input(action.undo_action, bytes(completion.result), bytes(completion.input))
+    undo = StepRun(run, f"undo:{record.id}", action.undo_action, input, NO_OVERRIDES)
+    await undo.execute()
+    if undo.record.state == FAILED:
+        error = undo.record.error or ErrorRecord("Error", "it failed")
+        raise asking.about_undo(run, record, f"{error.type}: {error.message}", error)
     run.append("undone", Undone(record.id))
 
 
@@ -114,7 +116,7 @@ def _plan(run: "LiveRun") -> list[str]:
         assert completion is not None
         if _is_pivot(run, completion.action, completion.version):
             break
-        if (completion.undo or record.child is not None) and not record.undone:
+        if (completion.undo or record.child is not None) and not record.undone and not record.left:
             plan.append(record.id)
     return plan
 
@@ -127,41 +129,55 @@ def _is_pivot(run: "LiveRun", action: str, version: int) -> bool:
 def how_much_undone(run: "LiveRun") -> str:
     """`all` when every committed step that declares an undo is undone, `none` when no step is."""
     declared = [
-        record.undone
+        record
         for record in run.history.steps.values()
         if record.completion is not None and (record.completion.undo or record.child is not None)
     ]
-    if not any(declared):
+    if not any(record.undone for record in declared):
         return "none"
-    return "all" if all(declared) else "partial"
+    return "all" if all(record.undone and not record.partly for record in declared) else "partial"
 
 
 def _not_undone(run: "LiveRun") -> list[str]:
-    """Effects that had left: a step's undo takes back what it wrote, not what was sent."""
+    """Effects that have left and stay: what was sent is not taken back by a step's undo; a request is, by its own or by
+    that of its step."""
     found: list[str] = []
     for id, record in run.history.steps.items():
-        if record.completion is None or id.startswith(OWN_STEPS):
+        if id.startswith(OWN_STEPS):
             continue
-        effects = zip(record.completion.effects, record.deliveries, strict=False)
-        found += [f"{id}: {effect.effect}" for effect, delivery in effects if delivery.delivered]
+        completion = record.completion
+        if completion is not None:
+            for effect, delivery in zip(completion.effects, record.deliveries, strict=False):
+                if delivery.delivered or delivery.unknown:
+                    found.append(f"{id}: {effect.effect}{'' if delivery.delivered else PERHAPS}")
+        if not record.undone:
+            requests = [known for known in record.requests.values() if not known.refused]
+            found += [f"{id}: {known.intent.effect}{PERHAPS if known.in_doubt else ''}" for known in requests]
+        found += [f"{id}: {effect}" for effect in record.not_undone if record.child is not None]
     return found
 
 
 async def _settle_unseen(run: "LiveRun") -> None:
-    """After a crash: attempts that were in flight may have committed their SQL unseen; effects not sent are dropped."""
+    """After a crash: attempts that were in flight may have committed their SQL unseen; effects not sent are dropped.
+
+    What a person must be asked is kept in `run.asked`.
+    """
     stopping = run.history.stopping
     assert stopping is not None
     await settle_in_flight(run, stopping.in_flight)
+    asked = {block.step for block in run.asked}
     for record in list(run.history.steps.values()):
-        if record.state == OPEN and record.child is not None:
-            await cancel_child(run, record)
+        if record.child is not None:
+            if record.state == OPEN:
+                await cancel_child(run, record)
         elif record.state == COMMITTED and not record.id.startswith(OWN_STEPS):
-            left = [n for n, d in enumerate(record.deliveries) if not d.delivered and not d.given_up]
-            if left:
-                run.append("effects_dropped", EffectsDropped(left), record.id, record.attempt)
-        elif record.state == OPEN and record.requests:
+            await drop(run, record)
+        elif record.state in (OPEN, CANCELLED) and record.requests and record.id not in asked:
             # A step that is given up takes back what it had asked for.
-            await requesting.undo_requests(run, record)
+            try:
+                await requesting.take_back(run, record)
+            except Block as block:
+                run.asked = (*run.asked, block)
 
 
 async def tell_of_failure(run: "LiveRun", error: ErrorRecord) -> None:

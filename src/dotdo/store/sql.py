@@ -141,13 +141,29 @@ class SqlStore:
             if message.kind == "event" and status in ENDED and self._was_taken(message):
                 return owner  # sent again, after the run that took it has ended: it is the same one event
             _check_allowed(message, status, undo)
-            self._db.write(self._sql["post_messages"], {"rows": rows([message])})
             reopens = message.kind in ("retry", "undo") or (message.kind == "cancel" and status == "blocked")
-            if reopens:
+            if message.kind == "resolve":
+                reopens = self._is_last_answer(message)
+            self._db.write(self._sql["post_messages"], {"rows": rows([message])})
+            if message.kind == "resolve" and not reopens:
+                self._db.write(self._sql["wake_blocked"], {"run": message.run, "now": message.at})
+            elif reopens:
                 self._db.write(self._sql["reopen_run"], {"run": message.run, "now": message.at})
             elif message.kind != "event" or status != "pending":  # an event does not start a delayed run early
                 self._db.write(self._sql["wake_run"], {"run": message.run, "now": message.at})
             return owner
+
+    def _is_last_answer(self, message: Message) -> bool:
+        """Whether every other question of a blocked run is answered. Raises InvalidOperation when this one is not
+        open."""
+        (*_, kind, head, _, _) = self._db.write(self._sql["get_run"], {"run": message.run})[0]
+        asked = {question.key for question in _blocked.decode(head).questions} if kind == "blocked" else set[str]()
+        inbox = self._db.write(self._sql["read_inbox"], {"runs": rows([(message.run,)])})
+        answered = {row[3] for row in inbox if row[2] == "resolve"}
+        if message.name not in asked - answered:
+            which = "was answered already" if message.name in asked else "is not open"
+            raise InvalidOperation(f"The question {message.name!r} of the run {message.run} {which}.")
+        return asked - answered == {message.name}
 
     def _was_taken(self, message: Message) -> bool:
         taken = self._db.write(self._sql["taken_events"], {"run": message.run})
@@ -269,6 +285,9 @@ def _check_allowed(message: Message, status: str, undo: str) -> None:
     if kind in ("event", "cancel", "deadline", "child"):
         if status in ENDED:
             raise InvalidOperation(f"The run {run} has ended ({status}); it takes no {kind} any more.")
+    elif kind == "resolve":
+        if status != "blocked":
+            raise InvalidOperation(f"The run {run} is {status}; only a blocked run has questions to resolve.")
     elif kind == "retry":
         if status not in ("failed", "cancelled", "blocked"):
             raise InvalidOperation(
@@ -287,13 +306,16 @@ def _run(row: tuple[Any, ...]) -> Run:
     (id, root, parent, _, kind, name, version, key, _, trail, actor, labels, status, undo, generation) = row[:15]
     waiting_for, _, _, _, _, _, _, _, created_at, ended_at, head_kind, head, progress, continues = row[15:]
     result, error, not_undone, continued_as = None, None, list[str](), None
+    waits = _waiting.decode(waiting_for) if waiting_for else None
     if head_kind == "ended":
         ended = _ended.decode(head)
         if status in ENDED:
             result, error, not_undone = msgspec.json.decode(ended.result), ended.error, ended.not_undone
             continued_as = ended.continued_as
     elif head_kind == "blocked" and status == "blocked":
-        error = _blocked.decode(head).error
+        blocked = _blocked.decode(head)
+        error = blocked.error
+        waits = WaitingFor("person", waits.text if waits else error.message, None, error.step, blocked.questions)
     return Run(
         id=id,
         kind=kind,
@@ -305,7 +327,7 @@ def _run(row: tuple[Any, ...]) -> Run:
         result=result,
         error=error,
         not_undone=not_undone,
-        waiting_for=_waiting.decode(waiting_for) if waiting_for else None,
+        waiting_for=waits,
         progress=_progress(progress) if progress else None,
         key=key,
         trail=trail,

@@ -205,7 +205,7 @@ def test_action_that_cannot_be_undone_tells_when_it_blocks(workshop: Workshop):
         await create()
         await refuse()
 
-    with pytest.raises(RunBlocked, match=r"Could not be undone: create:\w+ \(it is gone\)"):
+    with pytest.raises(RunBlocked, match=r"The step create:\w+ could not be undone: Fail: it is gone"):
         workshop.open().run(fails)
     (failure,) = told
     assert "it is gone" in failure.error.message

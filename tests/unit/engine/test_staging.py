@@ -12,6 +12,7 @@ from dotdo import (
     DefinitionError,
     Fail,
     InvalidInput,
+    RetryLater,
     RunCancelled,
     action,
     service,
@@ -170,7 +171,7 @@ def test_undeliverable_effect_is_given_up_after_its_last_try(workshop: Workshop)
     def notify(ctx: Context) -> None:
         ctx.stage(workshop.send, text="hello")
 
-    workshop.receiver.fail("send", *[ConnectionError(f"busy {n}") for n in range(3)])
+    workshop.receiver.fail("send", *[RetryLater(f"busy {n}", after=10) for n in range(3)])
     handle = workshop.open().start(notify)
     workshop.clock.advance_to_next()
     workshop.clock.advance_to_next()

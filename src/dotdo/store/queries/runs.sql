@@ -22,7 +22,7 @@ update runs set
     waiting_for = new.value ->> 5,
     due_at = case
         when new.value ->> 11 is null and exists (
-            select 1 from inbox where inbox.run = runs.id and (new.value ->> 2 <> 'blocked' or inbox.kind = 'cancel')
+            select 1 from inbox where inbox.run = runs.id and (new.value ->> 2 <> 'blocked' or inbox.kind in ('cancel', 'resolve'))
         )
         then cast(new.value ->> 12 as bigint)
         else cast(new.value ->> 6 as bigint)
@@ -105,6 +105,10 @@ select status, undo, kind, owner, generation from runs where id = :run;
 -- name: wake_run
 -- Makes a run due at once because a message came. A blocked run waits for a person, whatever comes.
 update runs set due_at = :now where id = :run and status <> 'blocked' and (due_at is null or due_at > :now);
+
+-- name: wake_blocked
+-- Has a blocked run take a person's answer; other questions of it are still open, so it stays blocked.
+update runs set due_at = :now where id = :run and status = 'blocked';
 
 -- name: reopen_run
 -- An ended or blocked run is to be opened again; its owner journals the new generation.

@@ -1,0 +1,63 @@
+"""One call of an effect's function, its lookup or its undo, within the effect's timeout. Journals nothing."""
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from dotdo.effect import Effect, EffectCall
+from dotdo.engine.secrets import arguments_of, plain_input
+from dotdo.errors import AttemptTimedOut
+
+if TYPE_CHECKING:
+    from dotdo.engine.running import LiveRun
+
+
+async def run_effect(run: "LiveRun", effect: Effect[..., Any], call: EffectCall, input: bytes) -> Any:
+    """One try of an effect, within its timeout. Raises what its function raises, AttemptTimedOut in time."""
+    arguments = arguments_of(run, effect.schema, input)
+    first = (call,) if effect.takes_call else ()
+    limit = asyncio.timeout(effect.timeout)
+    try:
+        async with limit:
+            if effect.is_async:
+                return await effect.function(*first, **arguments)
+            return await run.engine.threads.run(lambda: effect.function(*first, **arguments))
+    except TimeoutError:
+        if limit.expired():
+            raise AttemptTimedOut(f"{effect.name} did not answer within {effect.timeout} s.") from None
+        raise
+
+
+async def run_function(
+    run: "LiveRun", function: Any, call: EffectCall, effect: Effect[..., Any], input: bytes, **more: Any
+) -> Any:
+    """Runs an effect's lookup or undo: the call record first, then those of answer and input that it takes."""
+    offered = {**more, "input": plain_input(run, effect.schema, input)}
+    names = list(inspect.signature(function).parameters)
+    arguments = {name: offered[name] for name in names[1:] if name in offered}
+    async with asyncio.timeout(effect.timeout):
+        if inspect.iscoroutinefunction(function):
+            return await function(call, **arguments)
+        return await run.engine.threads.run(lambda: function(call, **arguments))
+
+
+def answer_of(run: "LiveRun", effect: Effect[..., Any], answer: Any) -> tuple[bytes, Any]:
+    """An answer as it is journaled, and as a handler gets it. Raises InvalidValue, SecretExposed."""
+    data, loaded = effect.schema.dump(answer)
+    if run.secrets is not None:
+        run.secrets.refuse(data, f"The answer of {effect.subject}")
+    return data, loaded
+
+
+def make_call(run: "LiveRun", effect: Effect[..., Any], key: str, step: str, attempt: int) -> EffectCall:
+    """The call record that the function is given."""
+    return EffectCall(
+        key,
+        run.id,
+        step,
+        attempt,
+        actor=run.accepted.options.actor,
+        trail=run.accepted.options.trail,
+        resources=run.engine.resources,
+        secrets=run.look_up_secret,
+    )

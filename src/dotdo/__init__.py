@@ -1,7 +1,8 @@
 """dotdo: atomic actions and durable services."""
 
 from dotdo.action import Action, action
-from dotdo.async_client import AsyncDo, AsyncHandle
+from dotdo.async_client import AsyncDo
+from dotdo.async_runs import AsyncHandle
 from dotdo.catalogue import Catalogue
 from dotdo.client import Do, Handle
 from dotdo.context import (

@@ -6,32 +6,27 @@ this process, on the event loop of its caller.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar, cast, overload
+from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 
 import msgspec
 
 from dotdo import codec
 from dotdo.action import Action
+from dotdo.async_runs import AsyncHandle, AsyncRuns, Load, checked, within
 from dotdo.catalogue import Catalogue, default_catalogue, split_version
 from dotdo.clock import Clock
 from dotdo.errors import (
     MAX_SECONDS,
-    ActionFailed,
     ClientClosed,
     DefinitionError,
-    RunBlocked,
-    RunCancelled,
-    StillRunning,
 )
-from dotdo.journal import Entry
 from dotdo.platform import Platform
 from dotdo.policy import check_text
 from dotdo.preview import Preview
-from dotdo.questions import the_question
-from dotdo.records import Definition, Options, Outcome, Progress, Run, RunFilter, RunKind
+from dotdo.records import Definition, Options, Run, RunKind
 from dotdo.secret_provider import Given
 from dotdo.service import Service
 from dotdo.terminating import Restore, drain_first
@@ -41,142 +36,6 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _trail: ContextVar[str | None] = ContextVar("dotdo_trail", default=None)
-Load = Callable[[Any], Any]
-Entries = list[Entry]  # in classes with a method `list` the name means that
-
-
-class AsyncHandle(Generic[R]):
-    """A started run: its id, and what can be asked of it."""
-
-    def __init__(self, client: "AsyncDo", id: str, load: Load) -> None:
-        self._client, self.id, self._load = client, id, load
-
-    async def result(self, *, timeout: float | None = None) -> R:
-        """Waits for the end and returns the output.
-
-        timeout: seconds. Raises ActionFailed, RunCancelled, RunBlocked, or StillRunning when the timeout passes.
-        """
-        return self._load(await self._client.runs.wait(self.id, timeout=timeout))
-
-    async def get(self) -> Run:
-        """The run as it stands; if its service has continued as new, the run that goes on for it."""
-        platform = await self._client.platform()
-        run = await platform.get(self.id)
-        return run if run.continued_as is None else await platform.get(await platform.newest(self.id))
-
-    async def cancel(self, *, actor: str | None = None) -> None:
-        """Asks for the run to be cancelled; what it did is undone."""
-        await self._client.runs.cancel(self.id, actor=actor)
-
-    async def send_event(self, name: str, value: Any = None, *, key: str | None = None) -> None:
-        """Sends an event to the run. key: the sender's own; the same one twice is one event."""
-        await self._client.runs.send_event(self.id, name, value, key=key)
-
-    def progress(self) -> AsyncIterator[Any]:
-        """Every value that the run's service has published and will publish, until the run has ended or is blocked."""
-        return self._client.runs.progress(self.id)
-
-    async def journal(self) -> list[Entry]:
-        """Every entry of the run so far."""
-        return await self._client.runs.journal(self.id)
-
-
-class AsyncRuns:
-    """`client.runs`: look at runs, and steer them."""
-
-    def __init__(self, client: "AsyncDo") -> None:
-        self._client = client
-
-    async def get(self, id: str) -> Run:
-        """A run as it stands. Raises UnknownName."""
-        return await (await self._client.platform()).get(id)
-
-    async def list(
-        self,
-        *,
-        status: str | None = None,
-        undo: str | None = None,
-        name: str | None = None,
-        trail: str | None = None,
-        parent: str | None = None,
-        since: int | None = None,
-        before: Run | None = None,
-        limit: int = 50,
-    ) -> list[Run]:
-        """Runs, newest first. since: ms since 1970. before: the last run of the page before."""
-        filter = RunFilter(
-            status=status,
-            undo=undo,
-            name=name,
-            trail=trail,
-            parent=parent,
-            since=since,
-            before=(before.created_at, before.id) if before else None,
-            limit=limit,
-        )
-        return await (await self._client.platform()).list_runs(filter)
-
-    async def wait(self, id: str, *, timeout: float | None = None) -> Run:
-        """Waits for the end and returns the run. Raises like `AsyncHandle.result`."""
-        platform = await self._client.platform()
-        return _check(await _within(timeout, platform.result(id), id))
-
-    async def journal(self, id: str, *, after: int = 0) -> Entries:
-        """The entries of a run after a number."""
-        return await (await self._client.platform()).journal(id, after)
-
-    async def progress(self, id: str) -> AsyncIterator[Any]:
-        """Every value that a run's service has published and will publish, until the run has ended or is blocked."""
-        news = Progress([], 0, ended=False)
-        while not news.ended or news.continued_as is not None:
-            if news.ended and news.continued_as is not None:
-                id, news = news.continued_as, Progress([], 0, ended=False)
-            news = await (await self._client.platform()).progress(id, news.after)
-            for value in news.values:
-                yield value
-
-    async def cancel(self, id: str, *, actor: str | None = None) -> None:
-        """Asks for a run to be cancelled. Raises InvalidOperation when it has ended."""
-        await (await self._client.platform()).cancel(id, actor or self._client.actor)
-
-    async def retry(self, id: str, *, actor: str | None = None) -> None:
-        """Opens a failed, cancelled or blocked run again; committed steps that stand keep their results."""
-        await (await self._client.platform()).retry(id, actor or self._client.actor)
-
-    async def undo(self, id: str, *, actor: str | None = None) -> None:
-        """Takes back what an ended run did."""
-        await (await self._client.platform()).undo(id, actor or self._client.actor)
-
-    async def resolve(
-        self,
-        id: str,
-        outcome: Outcome,
-        *,
-        answer: Any = None,
-        step: str | None = None,
-        key: str | None = None,
-        actor: str | None = None,
-    ) -> None:
-        """Answers a question of a blocked run (`run.questions`): it `happened`, `did_not_happen`, or `try_again`.
-
-        answer: what the effect that happened had answered. step, key: which question, when several are open: the
-        step's id or its action's name, the question's key. With the last answer the run goes on, in a new generation.
-
-        Raises InvalidOperation when no such question is open, InvalidValue when the answer does not fit the effect.
-        """
-        platform = await self._client.platform()
-        question = the_question(await platform.get(id), step, key)
-        given = None if answer is None else codec.encode_result(answer, "The answer")
-        await platform.resolve(id, question.key, outcome, given, actor or self._client.actor)
-
-    async def send_event(
-        self, id: str, name: str, value: Any = None, *, key: str | None = None, actor: str | None = None
-    ) -> None:
-        """Sends an event to a run. Raises InvalidOperation when it has ended."""
-        check_text(name, "the name of an event")
-        check_text(key, "key")
-        data = codec.encode(value, f"The value of the event {name!r}")
-        await (await self._client.platform()).send_event(id, name, data, key, actor or self._client.actor)
 
 
 class AsyncByName:
@@ -383,9 +242,9 @@ class AsyncDo:
         """Accepts a run and waits for its end."""
         platform = await self.platform()
         if wait is None:
-            return _check(await platform.execute(kind, name, params, options))
+            return checked(await platform.execute(kind, name, params, options))
         id = await platform.accept(kind, name, params, options)
-        return _check(await _within(wait, platform.result(id), id))
+        return checked(await within(wait, platform.result(id), id))
 
     async def accept(
         self, kind: RunKind, name: str, params: Mapping[str, Any] | bytes, options: Options, load: Load
@@ -470,41 +329,6 @@ def _loader(definition: Any) -> Load:
     if schema.is_plain:
         return _plain
     return lambda run: schema.load(codec.encode_result(run.result, "result"))
-
-
-def _check(run: Run) -> Run:
-    """The run, if it completed. Raises what its outcome means otherwise."""
-    if run.status == "completed":
-        return run
-    error = run.error
-    message = error.message if error else ""
-    if run.status == "failed" and error is not None:
-        raise ActionFailed(
-            error.action or run.name,
-            error.type,
-            message,
-            attempts=error.attempts,
-            step=error.step,
-            run_id=run.id,
-            undo=run.undo,
-        )
-    outcome = RunBlocked if run.status == "blocked" else RunCancelled
-    failure = outcome(f"The run {run.id} of {run.name} is {run.status}: {message}")
-    failure.run_id = run.id
-    raise failure
-
-
-async def _within(timeout: float | None, work: Any, id: str) -> Run:
-    limit = asyncio.timeout(timeout)
-    try:
-        async with limit:
-            return await work
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        error = StillRunning(f"The run {id} had not ended after {timeout} s. It goes on; ask again by its id.")
-        error.run_id = id
-        raise error from None
 
 
 def _check_options(options: Options) -> None:

@@ -33,7 +33,8 @@ from dotdo import (
     service,
     wait_for_event,
 )
-from dotdo.async_client import AsyncByName, AsyncNames, AsyncRuns
+from dotdo.async_client import AsyncByName, AsyncNames
+from dotdo.async_runs import AsyncRuns
 from dotdo.client import ByName, Names, Runs
 from dotdo.errors import ClientClosed
 from dotdo.testing import ManualClock

@@ -70,6 +70,11 @@ class SecretInput:
 
         return self._changed(data, open), found
 
+    def check_sealed(self, subject: str, data: bytes) -> None:
+        """Raises SecretExposed for an input that is about to be stored as a caller gave it: a bug of the engine."""
+        if any(fingerprint_of(text) is None for text in self.fields.texts(codec.decode(data))):
+            raise SecretExposed(f"The input of {subject} was to be stored with a secret in the clear.")
+
     def wrapped(self, value: Any) -> Any:
         """Plain JSON values with Secret objects in the places of secrets."""
         return self.fields.change(value, Secret)

@@ -81,6 +81,9 @@ def new_run(
 
     identity: what tells its input from another one, if not the input itself.
     """
+    secrets = definition.schema.secrets
+    if secrets is not None:
+        secrets.check_sealed(definition.subject, input)
     now = engine.clock.now()
     data = Accepted(
         kind=kind,

@@ -28,6 +28,8 @@ from dotdo import (
     sleep,
     wait_for_event,
 )
+from dotdo.engine.accepting import new_run
+from dotdo.records import Options
 from dotdo.secret_keys import key_file, rotate
 from tests.workshop import PATIENCE, PLAIN, Receiver, Workshop, data, kinds
 
@@ -490,7 +492,57 @@ def test_calls_of_unit_tests_have_secrets_too(monkeypatch: pytest.MonkeyPatch):
     assert EffectCall("k", "r", "s", 1, secrets={"API_KEY": CANARY}).secret("API_KEY").reveal() == CANARY
 
 
+# -- previews --------------------------------------------------------------------------------------------------------
+
+
+def test_a_preview_works_on_secrets_and_shows_none(workshop: Workshop, pushing: Effect[..., Any]):
+    seen: list[str] = []
+
+    @action("sign-in", retry=1, catalogue=workshop.catalogue)
+    def sign_in(ctx: Context, password: Secret[str], fail: bool = False) -> str:
+        seen.append(password.reveal() + ctx.secret("API_KEY").reveal())
+        ctx.stage(pushing, token=password, text="staged")
+        if fail:
+            raise ValueError(f"{password.reveal()} {ctx.secret('API_KEY').reveal()}")
+        return "in"
+
+    @sign_in.undo
+    def sign_out(done: str, input: dict[str, Any]) -> None:
+        seen.append(input["password"].reveal())
+
+    @service("visit", catalogue=workshop.catalogue)
+    async def visit(password: Secret[str], leak: bool = False) -> str:
+        await sign_in(password=password)
+        if leak:
+            return password.reveal()
+        raise Fail(f"no {password.reveal()}")
+
+    client = workshop.open(secrets={"API_KEY": OTHER})
+    for found in (
+        client.preview(sign_in, password=Secret(CANARY)),
+        client.preview(sign_in, password=Secret(CANARY), fail=True),
+        client.preview(visit, password=Secret(CANARY)),
+        client.preview(visit, password=Secret(CANARY), leak=True),
+    ):
+        shown = f"{found}\n{found!r}"
+        assert "***" in shown
+        assert not any(text in shown for text in (CANARY, OTHER, "dotdo-secret:"))
+    assert seen == [CANARY + OTHER] * 3 + [CANARY, CANARY + OTHER]
+    assert not key_file(str(workshop.store)).exists()
+    assert workshop.receiver.heard == []
+
+
 # -- keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_input_that_was_not_sealed_is_never_accepted(workshop: Workshop):
+    @action("sign-in", catalogue=workshop.catalogue)
+    def sign_in(password: Secret[str]) -> None: ...
+
+    client = workshop.open()
+    engine = client._portal.call(client._inner.platform)
+    with pytest.raises(SecretExposed, match="to be stored with a secret in the clear"):
+        new_run(engine, "run_1", sign_in, "action", sign_in.schema.accept({"password": CANARY}), Options())  # type: ignore[arg-type]
 
 
 def test_a_lost_key_blocks_the_run_until_it_is_back(workshop: Workshop):

@@ -81,17 +81,20 @@ class AsyncRuns:
         name: str | None = None,
         trail: str | None = None,
         parent: str | None = None,
+        labels: dict[str, str] | None = None,
         since: int | None = None,
         before: Run | None = None,
         limit: int = 50,
     ) -> list[Run]:
-        """Runs, newest first. since: ms since 1970. before: the last run of the page before."""
+        """Runs, newest first. labels: those that have all of these. since: ms since 1970. before: the last run of the
+        page before."""
         filter = RunFilter(
             status=status,
             undo=undo,
             name=name,
             trail=trail,
             parent=parent,
+            labels=labels or {},
             since=since,
             before=(before.created_at, before.id) if before else None,
             limit=limit,

@@ -54,6 +54,7 @@ class ListFilter(TypedDict, total=False):
     name: str | None
     trail: str | None
     parent: str | None
+    labels: dict[str, str] | None
     since: int | None
     before: Run | None
     limit: int

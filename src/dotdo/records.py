@@ -139,13 +139,15 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which runs to list; None does not restrict. before: continue after this run (its created_at and id)."""
+    """Which runs to list; None does not restrict. labels: those that have all of these. before: continue after this run
+    (its created_at and id)."""
 
     status: str | None = None
     undo: str | None = None
     name: str | None = None
     trail: str | None = None
     parent: str | None = None
+    labels: dict[str, str] = {}
     since: int | None = None
     before: tuple[int, str] | None = None
     limit: int = 50

@@ -1,5 +1,6 @@
 """Reading: lists with filters and pages, journals, chains of one moment, and snapshots of versions."""
 
+import msgspec
 import pytest
 
 from dotdo.journal import chain
@@ -34,6 +35,19 @@ def test_list_is_newest_first_and_filtered(store: Store, five: list[str]):
     assert ids(store.list_runs(RunFilter(since=1))) == [five[4], five[3], five[2]]
     assert ids(store.list_runs(RunFilter(trail="odd", status="running"))) == [five[3]]
     assert store.list_runs(RunFilter(name="nobody")) == []
+
+
+def test_labels_are_found_by_all_that_are_asked_for(store: Store, runs: Runs):
+    for number in range(6):
+        labels = {"team": "rail" if number % 2 else "road", "tier": "gold" if number < 3 else 'it\'s "silver"'}
+        runs.accept(f"run_{number}", at=number, labels=msgspec.json.encode(labels).decode())
+    runs.accept("run_plain", at=9)
+    assert ids(store.list_runs(RunFilter(labels={"team": "rail"}))) == ["run_5", "run_3", "run_1"]
+    assert ids(store.list_runs(RunFilter(labels={"team": "rail", "tier": "gold"}))) == ["run_1"]
+    assert ids(store.list_runs(RunFilter(labels={"tier": 'it\'s "silver"'}, limit=2))) == ["run_5", "run_4"]
+    assert ids(store.list_runs(RunFilter(labels={"team": "rail"}, before=(3, "run_3")))) == ["run_1"]
+    assert store.list_runs(RunFilter(labels={"team": "sea"})) == []
+    assert store.list_runs(RunFilter(labels={"team": "rail"}, name="pay")) == []
 
 
 def test_pages_have_each_run_once_also_among_equal_times(store: Store, five: list[str]):

@@ -89,3 +89,12 @@ def _text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         raise click.UsageError(f"{path} cannot be read: {error}") from None
+
+
+def labels_of(given: tuple[str, ...]) -> dict[str, str]:
+    """Labels by name, out of `name=value`. Raises UsageError."""
+    pairs = [label.partition("=") for label in given]
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise click.UsageError(f"--label {name}: write it as name=value.")
+    return {name: value for name, _, value in pairs}

@@ -10,7 +10,7 @@ from dotdo.catalogue import Catalogue, split_version
 from dotdo.cli.attending import report, user, wait_for_end, with_engine
 from dotdo.cli.loading import load_application
 from dotdo.cli.output import json_option
-from dotdo.cli.parameters import read_parameters
+from dotdo.cli.parameters import labels_of, read_parameters
 from dotdo.cli.previewing import show_preview
 from dotdo.cli.settings import app_option, sql_option, store_option
 from dotdo.errors import UnknownName
@@ -26,6 +26,7 @@ from dotdo.records import Options, RunKind
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key and input again is the same run.")
 @click.option("--version", type=click.IntRange(min=1), metavar="N", help="Version; also NAME@N.  [default: the newest]")
 @click.option("--trail", metavar="TEXT", help="Ties this run to others.")
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="A label of the run; repeatable.")
 @click.option(
     "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop waiting after so long (exit code 3)."
 )
@@ -40,6 +41,7 @@ def run(
     key: str | None,
     version: int | None,
     trail: str | None,
+    labels: tuple[str, ...],
     wait: float | None,
     preview: bool,
     as_json: bool,
@@ -61,7 +63,7 @@ def run(
     kind: RunKind = "action" if application.catalogue.kind_of(bare) == "action" else "service"
     params = read_parameters(parameters, definition.schema)
     definition.schema.accept(params)  # refused before the store is opened or made
-    options = Options(key=key, version=definition.version, trail=trail, actor=user())
+    options = Options(key=key, version=definition.version, trail=trail, actor=user(), labels=labels_of(labels))
     if preview:
         return show_preview(application, sql, kind, bare, params, options, wait, as_json=as_json)
 

@@ -6,7 +6,7 @@ that no other process holds.
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 import msgspec
@@ -26,6 +26,7 @@ from dotdo.cli.output import (
     say,
     status_span,
 )
+from dotdo.cli.parameters import labels_of
 from dotdo.cli.settings import app_option, sql_option, store_option
 from dotdo.cli.showing import View
 from dotdo.embedding import engine_on, open_reader
@@ -68,17 +69,18 @@ def runs() -> None:
 @click.option("--status", type=click.Choice(list(Status.__args__)), help="Only runs in this state.")
 @click.option("--name", metavar="TEXT", help="Only runs of this action or service.")
 @click.option("--trail", metavar="TEXT", help="Only runs with this trail.")
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Only runs with this label; repeatable.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many.")
 @json_option
-def ls(store: str, status: str | None, name: str | None, trail: str | None, limit: int, as_json: bool) -> None:
+def ls(store: str, limit: int, as_json: bool, labels: tuple[str, ...], **filter: str | None) -> None:
     """List runs, newest first."""
     opened = open_reader(store)
-    found = opened.list_runs(RunFilter(status=status, name=name, trail=trail, limit=limit))
+    found = opened.list_runs(RunFilter(**cast("dict[str, Any]", filter), labels=labels_of(labels), limit=limit))
     if as_json:
         print_json(found)
         return
     if not found:
-        restricted = any((status, name, trail))
+        restricted = any((labels, *filter.values()))
         say("No run is like that." if restricted else f"The store {opened.where} has no runs yet.")
         return
     headings = ["RUN", "NAME", "STATUS", "STARTED", "TOOK", "WHY"]

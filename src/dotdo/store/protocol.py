@@ -184,6 +184,18 @@ class Store(Protocol):
         """Unfinished runs of a node that are children of a run, or go on for it."""
         ...
 
+    def unfinished_runs(self, limit: int) -> list[tuple[str, int]]:
+        """Runs that have not ended and are not blocked, with their claims."""
+        ...
+
+    def mark_crashed(self, runs: list[str]) -> None:
+        """Whoever claims these runs next settles what may have been in flight."""
+        ...
+
+    def latest_time(self) -> int:
+        """When a run was last accepted, or ended (ms); 0 when there are none."""
+        ...
+
     def newest_of_chain(self, run: str) -> str | None:
         """The last of the runs that go on for this one, or for the same one as it; None when it never continued."""
         ...

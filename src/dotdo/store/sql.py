@@ -70,8 +70,11 @@ class SqlStore:
         messages = [message for write in writes for message in write.messages]
         ended = [(update.id,) for update in updates if update.ended_at is not None]
         continued = [write.succession for write in writes if write.succession is not None]
+        labelled = [(run.id, run.labels) for run in accepted if run.labels != "{}"]
         with self._db.transaction():
             self._expect("accept_runs", accepted, "was accepted already")
+            if labelled:
+                self._db.write(self._sql["label_runs"], {"rows": rows(labelled)})
             self._expect("append_entries", entries, "belongs to a newer claim")
             if taken:
                 self._db.write(self._sql["take_messages"], {"rows": rows(taken)})
@@ -198,6 +201,19 @@ class SqlStore:
         """Unfinished runs of a node that are children of a run, or go on for it."""
         return [row[0] for row in self._db.read(self._sql["stray_runs"], {"node": node, "run": run})]
 
+    def unfinished_runs(self, limit: int) -> list[tuple[str, int]]:
+        """Runs that have not ended and are not blocked, with their claims."""
+        return [(row[0], row[1]) for row in self._db.read(self._sql["unfinished_runs"], {"limit": limit})]
+
+    def mark_crashed(self, runs: list[str]) -> None:
+        """Whoever claims these runs next settles what may have been in flight."""
+        with self._db.transaction():
+            self._db.write(self._sql["mark_crashed"], {"rows": rows([(run,) for run in runs])})
+
+    def latest_time(self) -> int:
+        """When a run was last accepted, or ended."""
+        return self._db.read(self._sql["latest_time"])[0][0] or 0
+
     def newest_of_chain(self, run: str) -> str | None:
         """The last of the runs that go on for this one."""
         return self._newest_of_chain(self._db.read, run)
@@ -213,9 +229,11 @@ class SqlStore:
     def list_runs(self, filter: RunFilter) -> list[Run]:
         """Runs, newest first."""
         before_at, before_id = filter.before or (None, None)
+        labels = rows(list(filter.labels.items()))
         found = self._db.read(
-            self._sql["list_runs"],
+            self._sql["list_labelled_runs" if filter.labels else "list_runs"],
             {
+                **({"labels": labels} if filter.labels else {}),
                 "status": filter.status,
                 "undo": filter.undo,
                 "name": filter.name,

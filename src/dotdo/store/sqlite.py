@@ -121,6 +121,17 @@ class SQLiteDatabase:
             self.writer.execute(script)
             self.writer.execute(f"pragma user_version = {number}; pragma application_id = {APPLICATION_ID}")
 
+    def integrity(self) -> list[str]:
+        """What SQLite finds wrong in the file, in words; nothing when it is sound. Reads all of it."""
+        with self._errors("check"):
+            found = [f"{row[0]}" for row in self.reader.execute("pragma integrity_check").fetchall()]
+        return [] if found == ["ok"] else found
+
+    def copy_into(self, path: str) -> None:
+        """Writes a whole and compact copy of one moment to a new file, also while others write."""
+        with self._errors("copy"):
+            self.reader.execute("vacuum into ?", (path,))
+
     def close(self) -> None:
         """Checkpoints, closes and gives the lock back."""
         self._stop.set()

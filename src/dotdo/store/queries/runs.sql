@@ -60,6 +60,18 @@ select id from runs
 where owner = :node and ended_at is null
     and (parent = :run or id in (select run from links where links.previous = :run));
 
+-- name: unfinished_runs
+-- Runs that would go on by themselves.
+select id, claim from runs where ended_at is null and status <> 'blocked' limit :limit;
+
+-- name: mark_crashed
+-- What was in flight in these runs is not known.
+update runs set crashed = 1 where id in (select value ->> 0 from each(:rows));
+
+-- name: latest_time
+-- How far the store has come.
+select max(max(created_at), coalesce(max(ended_at), 0)) from runs;
+
 -- name: rescue
 -- Frees a bounded batch of runs whose owner is no live node. Swept for ever, never only at the start.
 update runs set owner = null, crashed = 1, due_at = :now
@@ -88,6 +100,33 @@ select runs.*, journal.kind, journal.data, (
     select data from journal as told where told.run = runs.id and told.kind = 'published' order by told.seq desc limit 1
 ), (select previous from links where links.run = runs.id)
 from runs left join journal on journal.run = runs.id and journal.seq = runs.seq
+where (:status is null or runs.status = :status)
+    and (:undo is null or runs.undo = :undo)
+    and (:name is null or runs.name = :name)
+    and (:trail is null or runs.trail = :trail)
+    and (:parent is null or runs.parent = :parent)
+    and (:since is null or runs.created_at >= :since)
+    and (:before_at is null or (runs.created_at, runs.id) < (:before_at, :before_id))
+order by runs.created_at desc, runs.id desc
+limit :limit;
+
+-- name: label_runs
+-- The labels of new runs.
+insert into labels (name, value, run)
+select label.key, label.value, given.value ->> 0 from each(:rows) as given, json_each(given.value ->> 1) as label
+where true
+on conflict do nothing;
+
+-- name: list_labelled_runs
+-- Like list_runs, of runs that have all of some labels; begins with these, because a label's runs are few.
+select runs.*, journal.kind, journal.data, (
+    select data from journal as told where told.run = runs.id and told.kind = 'published' order by told.seq desc limit 1
+), (select previous from links where links.run = runs.id)
+from (
+    select labels.run from labels join each(:labels) as wanted
+        on labels.name = wanted.value ->> 0 and labels.value = wanted.value ->> 1
+    group by labels.run having count(*) = json_array_length(:labels)
+) as found join runs on runs.id = found.run left join journal on journal.run = runs.id and journal.seq = runs.seq
 where (:status is null or runs.status = :status)
     and (:undo is null or runs.undo = :undo)
     and (:name is null or runs.name = :name)

@@ -1,0 +1,106 @@
+"""`dotdo db`: look after the store as a whole. None of it needs the application."""
+
+import click
+
+from dotdo import maintaining
+from dotdo.cli import Group
+from dotdo.cli.output import Span, clock_time, json_option, mark, print_json, print_lines, say
+from dotdo.cli.settings import store_option
+
+file_argument = click.argument("file", type=click.Path(dir_okay=False))
+
+
+@click.group(cls=Group)
+def db() -> None:
+    """Look after the store: check, migrate, back up, restore."""
+
+
+@db.command("check")
+@store_option
+@json_option
+def check(store: str, as_json: bool) -> int:
+    """Check that the file is sound and has this dotdo's schema. Exit code 1 when not.
+
+    Whether somebody has tampered with the journals is told by `dotdo audit verify`.
+    """
+    found = maintaining.check(store)
+    if as_json:
+        print_json(found)
+        return 1 if found.problems else 0
+    runs = ", ".join(f"{count:,} {status}" for status, count in sorted(found.runs.items())) or "none"
+    facts = {
+        "store": found.where,
+        "schema": f"{found.schema} of {found.newest}",
+        "size": f"{size(found.bytes)}, and {size(found.log_bytes)} of log",
+        "engine": found.engine or "no process runs one now",
+        "runs": runs,
+    }
+    lines: list[list[Span]] = [[(f"{name:<8}", "dim"), (value, "")] for name, value in facts.items()]
+    print_lines(lines)
+    for problem in found.problems:
+        say(f"{mark('✗', 'x')} {problem}")
+    if not found.problems:
+        say(f"{mark('✓', '+')} The file is sound.")
+    return 1 if found.problems else 0
+
+
+@db.command("migrate")
+@store_option
+@json_option
+def migrate(store: str, as_json: bool) -> int:
+    """Bring the store to this dotdo's schema. An engine does the same when it opens the store."""
+    before, after = maintaining.migrate(store)
+    if as_json:
+        print_json({"before": before, "after": after})
+    elif before == after:
+        say(f"The schema is {after} already.")
+    else:
+        say(f"{mark('✓', '+')} The schema was {before}, and is {after} now.")
+    return 0
+
+
+@db.command("backup")
+@file_argument
+@store_option
+@json_option
+def backup(file: str, store: str, as_json: bool) -> int:
+    """Copy the store to a new FILE, also beside a live engine, and verify the copy."""
+    made = maintaining.back_up(store, file)
+    if as_json:
+        print_json(made)
+    say(f"{mark('✓', '+')} {made.file}: {size(made.bytes)}, {made.runs:,} runs, verified.")
+    say("The audit key (DOTDO_AUDIT_KEY, or the store's .audit-key file) is not in it: keep a copy of that elsewhere.")
+    return 0
+
+
+@db.command("restore")
+@file_argument
+@store_option
+@click.option("--go-on", is_flag=True, help="Nothing has run since: let unfinished runs go on by themselves.")
+@json_option
+def restore(file: str, store: str, go_on: bool, as_json: bool) -> int:
+    """Put the backup FILE in the store's place. No engine may run; the store that was there is kept.
+
+    Unfinished runs are blocked, because what they did after the backup is not known; look, then `dotdo runs retry` or
+    `cancel` each. With --go-on they go on where the backup has them.
+    """
+    done = maintaining.restore(store, file, go_on=go_on)
+    if as_json:
+        print_json(done)
+    say(f"{mark('✓', '+')} {done.store} is as it was at {clock_time(done.until)}: {done.runs:,} runs.")
+    if done.before is not None:
+        say(f"The store that was there is {done.before} now.")
+    if done.blocked:
+        say(
+            f"{done.blocked:,} unfinished runs are blocked, because what they did after that is not known: "
+            "dotdo runs ls --status blocked"
+        )
+    return 0
+
+
+def size(count: int) -> str:
+    """A number of bytes in words."""
+    for unit, limit in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= limit:
+            return f"{count / limit:.1f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,52 @@
+"""`dotdo db`, and labels, as their user meets them."""
+
+from tests.cli.commands import Shell
+
+
+def test_labels_are_given_and_asked_for(shop: Shell):
+    shop.ok("run", "greet@1", "name=Ada", "--label", "team=rail", "--label", "tier=gold")
+    shop.ok("run", "greet@1", "name=Ben", "--label", "team=rail")
+    found = shop.json("runs", "ls", "--label", "team=rail", "--label", "tier=gold")
+    assert [run["labels"] for run in found] == [{"team": "rail", "tier": "gold"}]
+    assert len(shop.json("runs", "ls", "--label", "team=rail")) == 2
+    wrong = shop.run("runs", "ls", "--label", "rail")
+    assert wrong.returncode == 2
+    assert "--label rail: write it as name=value." in wrong.stderr
+
+
+def test_check_says_what_is_there(shop: Shell):
+    missing = shop.run("db", "check")
+    assert missing.returncode == 1
+    assert "There is no store" in missing.stderr
+    shop.ok("run", "greet@1", "name=Ada")
+    assert "runs    1 completed" in shop.ok("db", "check")
+    found = shop.json("db", "check")
+    assert (found["schema"], found["problems"]) == (found["newest"], [])
+    same = shop.run("db", "migrate")
+    assert "already" in same.stderr
+    with open(shop.folder / ".dotdo/dotdo.db", "r+b") as file:
+        file.seek(3 * 4096)
+        file.write(b"\xff" * 4096)
+    damaged = shop.run("db", "check")
+    assert damaged.returncode == 1
+
+
+def test_backup_beside_a_live_engine_and_restore(shop: Shell):
+    shop.start("run", "approval", "what=leave")
+    id = shop.wait_for_run("waiting")
+    made = shop.run("db", "backup", "copy.db")
+    assert made.returncode == 0, made.stderr
+    assert "1 runs, verified" in made.stderr
+    assert "keep a copy" in made.stderr
+    again = shop.run("db", "backup", "copy.db")
+    assert (again.returncode, "exists already" in again.stderr) == (1, True)
+    refused = shop.run("db", "restore", "copy.db")
+    assert (refused.returncode, "An engine runs on the store" in refused.stderr) == (1, True)
+    shop.close()
+    done = shop.run("db", "restore", "copy.db")
+    assert done.returncode == 0, done.stderr
+    assert "1 unfinished runs are blocked" in done.stderr
+    [run] = shop.json("runs", "ls", "--status", "blocked")
+    assert run["id"] == id
+    assert "restored from a backup" in shop.ok("runs", "show", id)
+    assert shop.json("audit", "verify")["sound"]

@@ -243,6 +243,74 @@ def test_undo_takes_a_completed_run_back(history: Shell):
     assert history.run("audit", "verify").returncode == 0
 
 
+REGISTERS = """
+@effect("post.registered", retry=1)
+def registered(call: EffectCall, to: str) -> str:
+    raise ConnectionError("the line went dead")
+
+
+@action("register", retry=1)
+def register(ctx: Context, to: str) -> str:
+    return ctx.request(registered, to=to)
+
+
+@service("registers")
+async def registers(names: list[str]) -> list[str]:
+    return list(await asyncio.gather(*(register(to=name) for name in names)))
+"""
+
+
+@pytest.fixture
+def post_office(shop: Shell) -> Shell:
+    """The application with a service whose letters are lost."""
+    with (shop.folder / "app.py").open("a") as source:
+        source.write(REGISTERS)
+    return shop
+
+
+def test_question_is_shown_and_resolved(post_office: Shell):
+    shop = post_office
+    assert shop.run("run", "registers", 'names:=["Ada"]').returncode == 1
+    shown = shop.ok("runs", "show", "latest")
+    assert re.search(r"^question +request post.registered$", shown, re.MULTILINE)
+    assert "Nobody knows whether post.registered happened" in shown
+    assert "The last try ended with ConnectionError: the line went dead." in " ".join(shown.split())
+    assert re.search(r'^input +\{"to": "Ada"\}$', shown, re.MULTILINE)
+    [run] = shop.json("runs", "ls")
+    [question] = run["waiting_for"]["questions"]
+    assert (question["about"], question["answers"][0]) == ("request", "happened")
+    for option in ("--happened --answer JSON", "--did-not-happen", "--try-again"):
+        assert f"dotdo runs resolve {run['id'][:20]} {option}" in shown
+
+    assert "Say --happened" in shop.run("runs", "resolve", "latest").stderr
+    assert "is no JSON" in shop.run("runs", "resolve", "latest", "--happened", "--answer", "{").stderr
+    wrong = shop.run("runs", "resolve", "latest", "--happened", "--answer", "17")
+    assert (wrong.returncode, "does not fit its return hint str" in wrong.stderr) == (2, True), wrong.stderr
+    done = shop.run("runs", "resolve", "latest", "--happened", "--answer", '"R1"')
+    assert (done.returncode, json.loads(done.stdout)) == (0, ["R1"]), done.stderr
+    shown = shop.ok("runs", "show", "latest")
+    assert re.search(r"· resolved by \w+: post.registered of register: it happened$", shown, re.MULTILINE)
+    assert "reopened    once" in shown
+
+
+def test_several_questions_are_resolved_one_by_one(post_office: Shell):
+    shop = post_office
+    shop.run("run", "registers", 'names:=["Ada", "Ben"]')
+    [run] = shop.json("runs", "ls")
+    first, second = run["waiting_for"]["questions"]
+    assert {first["input"]["to"], second["input"]["to"]} == {"Ada", "Ben"}
+    several = shop.run("runs", "resolve", "latest", "--happened", "--answer", '"R1"')
+    assert several.returncode == 2
+    assert first["key"] in several.stderr
+    done = shop.run("runs", "resolve", "latest", "--key", first["key"], "--happened", "--answer", '"R1"')
+    assert done.returncode == 1
+    [left] = shop.json("runs", "show", "latest")["run"]["waiting_for"]["questions"]
+    assert left == second
+    done = shop.run("runs", "resolve", "latest", "--happened", "--answer", '"R2"')
+    assert done.returncode == 0, done.stderr
+    assert sorted(json.loads(done.stdout)) == ["R1", "R2"]
+
+
 def test_signal_during_retry_drains(history: Shell):
     process = history.start("run", "slow", "seconds=60")
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""`dotdo runs`: look at runs, follow one, and cancel, retry or undo one.
+"""`dotdo runs`: look at runs, follow one, and cancel, retry, undo or resolve one.
 
 Looking reads the store beside a live engine. Steering runs an engine here, and so needs the application, and a store
 that no other process holds.
@@ -32,7 +32,7 @@ from dotdo.cli.showing import View
 from dotdo.embedding import engine_on, open_reader
 from dotdo.errors import StillRunning, UnknownName
 from dotdo.journal import Entry
-from dotdo.records import Run, RunFilter, Status
+from dotdo.records import Outcome, Run, RunFilter, Status
 from dotdo.sealing import masked
 from dotdo.store.protocol import Store
 from dotdo.timeline import Builder, Moment, duration, timeline
@@ -58,7 +58,7 @@ def steering(command: F) -> F:
 
 @click.group(cls=Group)
 def runs() -> None:
-    """Look at runs, and cancel, retry or undo them.
+    """Look at runs, and cancel, retry, undo or resolve them.
 
     ID is a run's id or the beginning of one, with or without `run_`; `latest` is the newest run.
     """
@@ -229,6 +229,38 @@ def undo(as_json: bool, **target: Any) -> int:
         return 0
 
     return steer(target, lambda client, id: client.runs.undo(id), tell, as_json=as_json)
+
+
+@runs.command("resolve", short_help="Answer a question of a blocked run.")
+@steering
+@click.option("--happened", "outcome", flag_value="happened", help="It happened; an undo: you did it by hand.")
+@click.option("--did-not-happen", "outcome", flag_value="did_not_happen", help="It did not; an undo: leave it so.")
+@click.option("--try-again", "outcome", flag_value="try_again", help="Do it once more, under the same key.")
+@click.option("--answer", metavar="JSON", help="With --happened: what the effect answered.")
+@click.option("--step", metavar="NAME", help="Which question, if there are several: of this step.")
+@click.option("--key", metavar="TEXT", help="Which question, if there are several: with this key.")
+def resolve(
+    as_json: bool, outcome: Outcome | None, answer: str | None, step: str | None, key: str | None, **target: Any
+) -> int:
+    """Say what only a person can find out, and wait for what comes of it. `dotdo runs show` has the questions."""
+    if outcome is None:
+        raise click.UsageError("Say --happened, --did-not-happen or --try-again.")
+    value: Any = None
+    if answer is not None:
+        try:
+            value = msgspec.json.decode(answer)
+        except msgspec.DecodeError as error:
+            raise click.UsageError(
+                f"--answer {answer!r} is no JSON: {error}. A text goes in quotes: '\"text\"'."
+            ) from None
+
+    def tell(run: Run) -> int:
+        return report(run, as_json=as_json)
+
+    def ask(client: AsyncDo, id: str) -> Awaitable[None]:
+        return client.runs.resolve(id, outcome, answer=value, step=step, key=key)
+
+    return steer(target, ask, tell, as_json=as_json)
 
 
 def steer(

@@ -1,9 +1,10 @@
 """How `dotdo runs show` and `watch` print a run: a header, its timeline, and where to look next."""
 
+import textwrap
 from collections.abc import Sequence
 
 from dotdo.cli.output import STATUS_STYLES, Span, clock_time, is_terminal, mark, one_line, status_span, until, width
-from dotdo.records import ErrorRecord, Run
+from dotdo.records import ErrorRecord, Question, Run
 from dotdo.timeline import EffectItem, Moment, StepItem, Timeline, Try, duration, step_name
 
 Line = Sequence[Span]
@@ -25,6 +26,20 @@ EFFECT_WORDS = {
     "dropped": ("dropped, never sent", "yellow"),
     "undone": ("undone", "yellow"),
     "unknown": ("nobody knows whether it happened", "yellow"),
+}
+
+
+RESOLVE = {
+    "call": (
+        ("--happened --answer JSON", "go on with what the effect answered"),
+        ("--did-not-happen", "go on knowing that it did not"),
+        ("--try-again", "send it once more, under the same key"),
+    ),
+    "undo": (
+        ("--happened", "you have undone it by hand"),
+        ("--did-not-happen", "leave it as it is"),
+        ("--try-again", "run the undo again"),
+    ),
 }
 
 
@@ -81,6 +96,9 @@ class View:
             lines += [[], _fact("continued", f"as {run.continued_as}")]
         elif run.status == "completed":
             lines += [[], _fact("result", one_line(run.result, self._limit))]
+        elif run.questions:
+            for number, question in enumerate(run.questions, 1):
+                lines += self._question(question, number if len(run.questions) > 1 else None)
         elif run.error is not None:
             where = f"{run.error.action}: " if run.error.action else ""
             lines += [[], _fact("error", where + _error(run.error), BAD)]
@@ -95,6 +113,16 @@ class View:
             lines.append(_fact("not undone", f"{step_name(step)}: {name}" if step else name, "yellow"))
         return lines
 
+    def _question(self, question: Question, number: int | None) -> list[Line]:
+        about = {"undo": "undo of ", "request_undo": "undo of the request "}.get(question.about, f"{question.about} ")
+        lines: list[Line] = [[], _fact(f"question {number or ''}".strip(), f"{about}{question.effect}", BAD)]
+        lines += [_fact("", line) for line in textwrap.wrap(question.text, max(width() - 14, 40))]
+        facts = {"step": question.step, "key": question.key}
+        if question.input is not None:
+            facts["result" if question.about == "undo" else "input"] = one_line(question.input, self._limit)
+        lines += [_fact(label, value) for label, value in facts.items()]
+        return [*lines, *(self._traceback(question.error) if question.error else [])]
+
     def _next(self) -> list[Line]:
         """What can be done about the run now."""
         run = self.run
@@ -103,7 +131,11 @@ class View:
         if run.status in ("failed", "cancelled"):
             hints.append((f"dotdo runs retry {short}", "open it again; completed steps keep their results"))
         elif run.status == "blocked":
-            hints.append((f"dotdo runs retry {short}", "go on, once what blocks it is mended"))
+            which = " --step NAME" if len(run.questions) > 1 else ""
+            for option, what in RESOLVE[_kind_of(run.questions[0])] if run.questions else ():
+                hints.append((f"dotdo runs resolve {short}{which} {option}", what))
+            what = "the same as --try-again for all" if run.questions else "go on, once what blocks it is mended"
+            hints.append((f"dotdo runs retry {short}", what))
             hints.append((f"dotdo runs cancel {short}", "give it up and undo what it did"))
         elif not run.ended:
             resume = " --resume" if self.engine is None else ""
@@ -226,6 +258,10 @@ class View:
 
     def _offset(self, ms: int) -> str:
         return f"+{duration(max(ms - self.run.created_at, 0))}"
+
+
+def _kind_of(question: Question) -> str:
+    return "undo" if question.about in ("undo", "request_undo") else "call"
 
 
 def _fact(label: str, value: str, style: str = "") -> Line:

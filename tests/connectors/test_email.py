@@ -57,6 +57,37 @@ def test_message_arrives_with_its_headers_and_text():
     assert mail.message.get_content() == "Hello Ada\n"
 
 
+def test_preview_shows_the_message_and_sends_nothing():
+    @action("greet-in-a-preview")
+    async def greet(ctx: AsyncContext, now: bool) -> str:
+        if now:
+            return (await ctx.request(email.send_message, to=["a@x.org"], subject="Now", html="<b>Hi</b>")).subject
+        sent = email.send(to=["Ada <ada@x.org>", "b@x.org"], subject="Grüße", text="Hello\n.\n", reply_to="r@x.org")
+        return sent.id
+
+    async def main() -> None:
+        async with AsyncDo("sqlite://", resources=[mailer(server)]) as client:
+            staged, requested = await client.preview(greet, now=False), await client.preview(greet, now=True)
+        [effect] = staged.effects
+        assert effect.text is not None
+        assert effect.text.splitlines() == [
+            "From: Shop <shop@example.com>",
+            "To: Ada <ada@x.org>, b@x.org",
+            "Reply-To: r@x.org",
+            "Subject: Grüße",
+            "",
+            "Hello",
+            ".",
+        ]
+        assert effect.answer["id"] == staged.result
+        assert requested.result == "Now"
+        assert (requested.effects[0].text or "").endswith("Subject: Now\n\n(HTML, 9 characters)")
+
+    with mail_server() as server:
+        asyncio.run(main())
+        assert (server.connections, server.mails) == (0, [])
+
+
 def test_text_that_looks_like_the_end_of_a_message_arrives_whole():
     text = "before\n.\n..\nafter ö\n" + "x" * 5000 + "\n"
     with mail_server() as server:

@@ -48,6 +48,37 @@ def test_call_sends_method_path_key_and_json():
     assert request.headers["x-test"] == "1"
 
 
+def test_preview_shows_the_call_and_makes_none():
+    @action("call-in-a-preview")
+    async def order(ctx: AsyncContext, now: bool) -> int:
+        if now:
+            return (await ctx.request(http.call, method="get", url=f"{server.url}/orders")).status
+        http.post(f"{server.url}/orders?dry=1", json={"name": "Ada"}, headers={"X-Test": "1"})
+        return 0
+
+    async def main() -> None:
+        client = HttpClient(headers={server.url: {"Authorization": "Bearer hush"}})
+        async with AsyncDo("sqlite://", resources=[client]) as do:
+            staged, requested = await do.preview(order, now=False), await do.preview(order, now=True)
+        assert (staged.effects[0].text or "").splitlines() == [
+            f"POST {server.url}/orders?dry=1",
+            "content-type: application/json",
+            "authorization: ***",
+            "x-test: 1",
+            "",
+            '{"name":"Ada"}',
+        ]
+        assert (requested.status, requested.effects[0].text) == (
+            "incomplete",
+            f"GET {server.url}/orders\nauthorization: ***",
+        )
+        assert "hush" not in str(staged) + str(requested)
+
+    with http_server() as server:
+        asyncio.run(main())
+        assert server.connections == 0
+
+
 def test_form_is_sent_url_encoded():
     with http_server() as server:
         call("POST", server.url, form={"email": "ada@example.com", "n": 2, "vip": True, "tag": ["a b", "c"]})

@@ -11,6 +11,7 @@ USER_MODULES = [
     "effect",
     "errors",
     "policy",
+    "preview",
     "records",
     "schema",
     "service",

@@ -31,6 +31,7 @@ from dotdo import (
     EffectCall,
     Failure,
     Handle,
+    Preview,
     Retry,
     Run,
     Service,
@@ -187,6 +188,9 @@ def with_do(client: Do) -> None:
     assert_type(client.run(sync_with_context, "Ada", email="ada@example.com"), User)
     assert_type(client.run(async_with_context, name="Ada", number=5), User)
     assert_type(client.run(signup, name="Ada"), User)
+    assert_type(client.preview(sync_with_context, "Ada", email="ada@example.com"), Preview[User])
+    assert_type(client.preview(signup, name="Ada").result, User | None)
+    assert_type(client.action("x").preview(a=1), Preview[Any])
     assert_type(client.run(signup.with_(key="signup:42", deadline=60, labels={"a": "b"}), "Ada"), User)
     handle = client.start(signup, "Ada", email="")
     assert_type(handle, Handle[User])

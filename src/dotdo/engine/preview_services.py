@@ -15,13 +15,14 @@ import msgspec
 
 from dotdo import codec
 from dotdo.action import Action, undo_input
+from dotdo.engine.continuing import continuation
 from dotdo.engine.failing import Block, error_record, failure_record, is_failure
 from dotdo.engine.history import COMPLETED, FAILED, Handover, History, StepRecord
 from dotdo.engine.parking import deadlock
 from dotdo.engine.preview_steps import Outcome, preview_step
 from dotdo.engine.rehearsing import Rehearsal
 from dotdo.engine.service_code import Call, ServiceCode
-from dotdo.errors import DotdoError, ReplayError
+from dotdo.errors import ReplayError
 from dotdo.journal import Accepted, Completion
 from dotdo.preview import PreviewStatus
 from dotdo.records import ErrorRecord, Failure
@@ -103,7 +104,9 @@ class ServicePreview:
                 await undo(self.rehearsal, self.done)
                 raise
             return await self._failed(passed.error)
-        except DotdoError as error:
+        except (Block, asyncio.CancelledError):
+            raise
+        except BaseException as error:  # a result or exception of the user's may raise anything when it is looked at
             return await self._blocked(error)
         finally:
             self.rehearsal.previewer.keep(await self._outside(self.code.end))
@@ -244,6 +247,11 @@ class ServicePreview:
 
     async def _finish(self) -> Ending:
         result, error = self.code.outcome()
+        if continuation(error) is not None:
+            raise Block(
+                "continues",
+                f"The service {self.service.name} continues as new here: a preview shows one run of a chain.",
+            )
         if error is None:
             data, _ = self.service.schema.dump(result)
             if self.rehearsal.keeper.secrets is not None:

@@ -23,6 +23,7 @@ from dotdo import (
     UnknownName,
     action,
     call,
+    continue_as_new,
     effect,
     map,
     now,
@@ -564,6 +565,17 @@ def test_deadline_passes_in_the_runs_own_time(workshop: Workshop):
     assert steps_of(preview) == ["work completed", "undo completed"]
     assert preview.steps[-1].at == 60_000
     assert client.service("slow", deadline=7200).preview().status == "completed"
+
+
+def test_service_that_continues_as_new_ends_the_preview(workshop: Workshop):
+    @service("rounds", catalogue=workshop.catalogue)
+    async def rounds(number: int) -> None:
+        await sleep(60)
+        continue_as_new(number=number + 1)
+
+    preview = workshop.open().preview(rounds, number=1)
+    assert (preview.status, len(preview.steps)) == ("incomplete", 1)
+    assert "continues as new" in notes_of(preview)
 
 
 def test_many_items_are_previewed_one_at_a_time(workshop: Workshop):

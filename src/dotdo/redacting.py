@@ -14,6 +14,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from urllib.parse import quote, quote_plus
 
 from dotdo.secret import HIDDEN
@@ -24,7 +25,8 @@ LONG, PIECE, ENDS = 24, 12, 2_000
 
 LOGGERS = ("dotdo.action", "dotdo.engine", "dotdo.service", "dotdo.store", "asyncio")
 
-_active: "weakref.WeakValueDictionary[str, Redactor]" = weakref.WeakValueDictionary()
+# Those that somebody holds. A dict and no WeakSet: that could not be gone through while other threads add to it.
+_active: "dict[int, weakref.ref[Redactor]]" = {}
 
 
 class Hidden:
@@ -72,14 +74,24 @@ class Redactor(Hidden):
 
     def __init__(self, run: str) -> None:
         super().__init__()
+        self.run, key = run, id(self)
         if not _active:
             _watch_loggers()
-        _active[run] = self
+        _active[key] = weakref.ref(self, lambda _: _active.pop(key, None))
 
 
 def clean_all(text: str) -> str:
     """The text without the secrets of every run that is in memory; for where it is not known whose it is."""
-    for redactor in list(_active.values()):
+    return _clean(text, _redactors())
+
+
+def _redactors() -> "list[Redactor]":
+    found = [reference() for reference in list(_active.values())]
+    return [redactor for redactor in found if redactor is not None]
+
+
+def _clean(text: str, redactors: "list[Redactor]") -> str:
+    for redactor in redactors:
         text = redactor.clean(text)
     return text
 
@@ -126,8 +138,9 @@ class _Hide(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Lets every record pass, cleaned."""
         if _active:
-            whose = _active.get(getattr(record, "run", ""))
-            _clean_record(record, clean_all if whose is None else whose.clean)
+            found, run = _redactors(), getattr(record, "run", None)
+            own = [redactor for redactor in found if redactor.run == run]
+            _clean_record(record, partial(_clean, redactors=own or found))
         return True
 
 

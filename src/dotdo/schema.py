@@ -18,6 +18,7 @@ import msgspec
 from dotdo import codec
 from dotdo.errors import DefinitionError, InvalidInput, InvalidValue, Problem
 from dotdo.secret import JSON_SCHEMA, is_secret
+from dotdo.secret_fields import check_default
 from dotdo.secret_input import SecretInput, lend
 
 Hint = Any
@@ -52,6 +53,8 @@ class Schema:
         ]
         try:
             # None for an input that has none, and then nothing is slower for them.
+            for parameter in parameters:
+                check_default(parameter.name, parameter.default)
             self.secrets = SecretInput.of(subject, {p.name: p.hint for p in parameters}, output)
             # Keyword-only, so that a parameter with a default may stand before one without.
             self._input = msgspec.defstruct("Input", fields, forbid_unknown_fields=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgspec
 
 from dotdo import codec
-from dotdo.secret import is_secret
+from dotdo.secret import Secret, is_secret
 
 Hint = Any
 Change = Callable[[str], Any]
@@ -172,10 +172,11 @@ class _Search:
             self._add_struct(kind, fields)
         elif dataclasses.is_dataclass(kind) or typing.is_typeddict(kind) or hasattr(kind, "__attrs_attrs__"):
             for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-                self._add(fields, name, hint)
+                self._add(fields, name, hint, getattr(kind, name, None))
         return fields
 
-    def _add(self, fields: Fields, name: str, hint: Hint) -> None:
+    def _add(self, fields: Fields, name: str, hint: Hint, default: object = None) -> None:
+        check_default(name, default)
         inside = self.of(hint)
         if inside is not None:
             fields.fields[name] = inside
@@ -187,18 +188,25 @@ class _Search:
             tag = [] if kind.__struct_config__.tag is None else [None]
             fields.places = [*tag, *(self.of(field.type) for field in found)]
         for field in found:
-            self._add(fields, field.encode_name, field.type)
+            self._add(fields, field.encode_name, field.type, field.default)
 
     def _add_model(self, kind: Any, fields: Fields) -> None:
         for name, field in kind.model_fields.items():
             inside = self.of(field.annotation)
             if inside is None:
                 continue
+            check_default(name, field.default)
             fields.fields[name] = inside
             aliases = _aliases(field)
             fields.fields.update(dict.fromkeys((alias for alias in aliases if isinstance(alias, str)), inside))
             if not all(isinstance(alias, str) for alias in aliases):
                 self._unfollowed.append((f"{kind.__name__}.{name}, whose alias is a path,", inside))
+
+
+def check_default(name: str, default: object) -> None:
+    """Raises TypeError for a default that is a Secret."""
+    if isinstance(default, Secret):
+        raise TypeError(f"{name} has a Secret as its default, and so in the code; look it up by name instead")
 
 
 def _checked_secret(hint: Hint) -> Fields:

@@ -29,11 +29,14 @@ from dotdo import (
     Do,
     Effect,
     EffectCall,
+    EnvironmentSecrets,
     Failure,
+    FileSecrets,
     Handle,
     Preview,
     Retry,
     Run,
+    Secret,
     Service,
     Staged,
     Step,
@@ -182,6 +185,32 @@ def tell_admin(failure: Failure) -> None:
 
 
 # -- clients ----------------------------------------------------------------------------------------------------------
+
+
+# -- secrets ----------------------------------------------------------------------------------------------------------
+
+
+@action("sign-in")
+def sign_in(ctx: Context, password: Secret[str]) -> bool:
+    assert_type(password.reveal(), str)
+    assert_type(ctx.secret("API_KEY"), Secret[str])
+    return password == ctx.secret("API_KEY")
+
+
+@effect("register")
+async def register(call: EffectCall, password: Secret[str]) -> str:
+    return call.secret("API_KEY").reveal()
+
+
+class Vault:
+    def get(self, name: str) -> str | None:
+        return None
+
+
+def with_secrets() -> None:
+    for given in (Vault(), {"API_KEY": "x"}, [EnvironmentSecrets("SHOP_"), FileSecrets(), Vault()]):
+        with Do(secrets=given) as client:
+            assert_type(client.run(sign_in, password=Secret("x")), bool)
 
 
 def with_do(client: Do) -> None:

@@ -4,6 +4,7 @@ A run that meets a secret keeps it in mind (`RunSecrets`) until it leaves memory
 a result, an answer or a plain input that contains it is refused. A run that meets none has no such object.
 """
 
+import threading
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import msgspec
@@ -162,6 +163,10 @@ class KeepsSecrets(Protocol):
         ...
 
 
+# Handlers on several threads may meet a run's first secret at once.
+_first_secret = threading.Lock()
+
+
 class SecretKeeping:
     """The part of a run in memory that keeps its secrets in mind."""
 
@@ -172,7 +177,9 @@ class SecretKeeping:
     def keep_secrets(self) -> RunSecrets:
         """The secrets of the run, from now on."""
         if self.secrets is None:
-            self.secrets = RunSecrets(self.engine.vault, self.id)
+            with _first_secret:
+                if self.secrets is None:
+                    self.secrets = RunSecrets(self.engine.vault, self.id)
         return self.secrets
 
     def look_up_secret(self, name: str) -> Secret[str]:
@@ -194,7 +201,9 @@ class Unkept:
     def keep_secrets(self) -> RunSecrets:
         """The secrets of the run."""
         if self.secrets is None:
-            self.secrets = RunSecrets(self._vault, self._run)
+            with _first_secret:
+                if self.secrets is None:
+                    self.secrets = RunSecrets(self._vault, self._run)
         return self.secrets
 
 

@@ -1,7 +1,9 @@
 """Secrets in runs: handlers get them, the store never sees them, and what would show them is hidden or refused."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import apsw
 import pytest
@@ -29,8 +31,11 @@ from dotdo import (
     wait_for_event,
 )
 from dotdo.engine.accepting import new_run
-from dotdo.records import Options
+from dotdo.engine.secrets import RunSecrets, temporary_vault
+from dotdo.journal import KINDS, Blocked
+from dotdo.records import ErrorRecord, Options, Question, WaitingFor
 from dotdo.secret_keys import key_file, rotate
+from dotdo.secret_provider import SecretSources
 from tests.workshop import PATIENCE, PLAIN, Receiver, Workshop, data, kinds
 
 CANARY = "correct-horse-battery"
@@ -442,6 +447,46 @@ def test_an_answer_that_shows_it_is_refused(workshop: Workshop):
         client.run(requested, password=Secret(CANARY))
     assert len(workshop.receiver.heard) == 2
     assert seen_in_store(workshop) == []
+
+
+def test_every_entry_that_holds_an_error_is_cleaned_of_it():
+    """A new kind of entry that carries errors elsewhere must be cleaned there, too."""
+    carriers = {
+        (kind.__name__, name)
+        for kind in KINDS.values()
+        for name, hint in get_type_hints(kind).items()
+        if any(record.__name__ in str(hint) for record in (ErrorRecord, Question, WaitingFor))
+    }
+    assert {name for _, name in carriers} == {"error", "questions"}, "RunSecrets.clean knows no other fields"
+    assert {kind for kind, name in carriers if name == "questions"} == {"Blocked"}
+
+    secrets = RunSecrets(temporary_vault(SecretSources({})), "run_1")
+    secrets.hide(CANARY)
+    error = ErrorRecord(f"Odd{CANARY}", f"message {CANARY}", f"traceback {CANARY}")
+    question = Question(key="k", about="request", step="s", effect="e", text=CANARY, at=0, input=[CANARY], error=error)
+    cleaned = secrets.clean(Blocked("bug", error, [question]))
+    assert CANARY not in repr(cleaned)
+    assert repr(cleaned).count("***") == 8
+
+
+def test_threads_that_meet_the_first_secret_at_once_share_what_is_hidden(workshop: Workshop):
+    names = [f"KEY_{number}" for number in range(8)]
+    texts = {name: f"secret number {name}" for name in names}
+    together = threading.Barrier(len(names))
+
+    @action("meet", retry=1, catalogue=workshop.catalogue)
+    def meet(ctx: Context) -> None:
+        def look_up(name: str) -> None:
+            together.wait(PATIENCE)
+            ctx.secret(name)
+
+        with ThreadPoolExecutor(len(names)) as pool:
+            list(pool.map(look_up, names))
+        raise ValueError(" ".join(texts.values()))
+
+    with pytest.raises(ActionFailed) as caught:
+        workshop.open(secrets=texts).run(meet)
+    assert caught.value.error_message == " ".join(["***"] * len(names))
 
 
 # -- secrets by name -------------------------------------------------------------------------------------------------

@@ -71,6 +71,11 @@ async def open_engine(
     return engine
 
 
+def vault_of(store: str | None) -> Vault:
+    """Opens the sealed inputs of a store's runs, with the keys of this process's environment, when there are any."""
+    return Vault(SecretSources(None), Sealer(lambda: load_keyring(store_path(store))))
+
+
 def is_on(variable: str) -> bool:
     """Whether an environment variable says yes. Raises DefinitionError when it says neither yes nor no."""
     value = os.environ.get(variable, "").strip().lower()

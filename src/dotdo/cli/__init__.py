@@ -19,6 +19,7 @@ COMMANDS = {
     "runs": ("runs", "Look at runs, and cancel, retry or undo them."),
     "actions": ("definitions", "The actions of the application."),
     "services": ("definitions", "The services of the application."),
+    "check": ("check", "Which runs in flight would block with this code."),
     "db": ("db", "Look after the store: check, migrate, back up, restore."),
     "audit": ("audit", "Check that no journal was tampered with."),
     "secrets": ("secrets", "The keys that secret inputs are encrypted under."),

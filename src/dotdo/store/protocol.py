@@ -184,6 +184,10 @@ class Store(Protocol):
         """Unfinished runs of a node that are children of a run, or go on for it."""
         ...
 
+    def open_runs(self, after: str, limit: int) -> list[str]:
+        """Ids of runs that have not ended, blocked ones too, in order, after an id."""
+        ...
+
     def unfinished_runs(self, limit: int) -> list[tuple[str, int]]:
         """Runs that have not ended and are not blocked, with their claims."""
         ...

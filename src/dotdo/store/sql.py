@@ -201,6 +201,10 @@ class SqlStore:
         """Unfinished runs of a node that are children of a run, or go on for it."""
         return [row[0] for row in self._db.read(self._sql["stray_runs"], {"node": node, "run": run})]
 
+    def open_runs(self, after: str, limit: int) -> list[str]:
+        """Ids of runs that have not ended, in order, after an id."""
+        return [row[0] for row in self._db.read(self._sql["open_runs"], {"after": after, "limit": limit})]
+
     def unfinished_runs(self, limit: int) -> list[tuple[str, int]]:
         """Runs that have not ended and are not blocked, with their claims."""
         return [(row[0], row[1]) for row in self._db.read(self._sql["unfinished_runs"], {"limit": limit})]

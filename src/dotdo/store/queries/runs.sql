@@ -60,6 +60,10 @@ select id from runs
 where owner = :node and ended_at is null
     and (parent = :run or id in (select run from links where links.previous = :run));
 
+-- name: open_runs
+-- Runs that have not ended, blocked ones too; in pages.
+select id from runs where ended_at is null and id > :after order by id limit :limit;
+
 -- name: unfinished_runs
 -- Runs that would go on by themselves.
 select id, claim from runs where ended_at is null and status <> 'blocked' limit :limit;

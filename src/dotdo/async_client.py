@@ -172,7 +172,7 @@ class AsyncDo:
     async def run(self, definition: Service[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
     async def run(self, definition: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Runs an action or service and returns its output, typed. Raises ActionFailed when it failed for good."""
-        definition, kind, options, input = self._typed(definition, args, kwargs)
+        definition, kind, options, input = await self._packed(definition, args, kwargs)
         run = await self.execute(kind, definition.name, input, options, None)
         return _loader(definition)(run)
 
@@ -182,7 +182,7 @@ class AsyncDo:
     async def start(self, definition: Service[P, R], /, *args: P.args, **kwargs: P.kwargs) -> AsyncHandle[R]: ...
     async def start(self, definition: Any, /, *args: Any, **kwargs: Any) -> AsyncHandle[Any]:
         """Starts an action or service; the handle's id is durable when this returns."""
-        definition, kind, options, input = self._typed(definition, args, kwargs)
+        definition, kind, options, input = await self._packed(definition, args, kwargs)
         return await self.accept(kind, definition.name, input, options, _loader(definition))
 
     @overload
@@ -212,6 +212,11 @@ class AsyncDo:
             _trail.reset(token)
 
     # -- what the methods above share ---------------------------------------------------------------------------------
+
+    async def _packed(self, definition: Any, args: Any, kwargs: Any) -> tuple[Any, RunKind, Options, bytes]:
+        if codec.is_heavy(args) or codec.is_heavy(kwargs):
+            return await asyncio.to_thread(self._typed, definition, args, kwargs)
+        return self._typed(definition, args, kwargs)
 
     def _typed(self, definition: Any, args: Any, kwargs: Any) -> tuple[Any, RunKind, Options, bytes]:
         if not isinstance(definition, Action | Service):

@@ -1,7 +1,7 @@
 """Values to JSON and back: the one format that the journal, both SDKs and HTTP share.
 
 `encode` refuses what JSON or a store cannot carry (NaN, infinities, NUL characters, lone surrogates, nesting beyond 64,
-more than 16 MiB) before anything is written, and says where in the value it is. Nothing read back can import or run
+more than 64 MiB) before anything is written, and says where in the value it is. Nothing read back can import or run
 code.
 """
 
@@ -19,7 +19,9 @@ from dotdo.errors import InvalidValue, SecretExposed
 from dotdo.secret import Secret, is_secret, plaintext
 
 MAX_DEPTH = 64
-MAX_BYTES = 16 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
+HEAVY = 16 * 1024  # items or characters: such values may be long in JSON
+_CHUNK = 256 * 1024  # what is searched at once, so that other threads have their turns beside a large value
 
 _REFUSED = "a Secret is never written in the clear; only parameters declared Secret[str] carry one"
 # Stands before the text of a Secret until its place in an input is known. Nobody outside this process can know it.
@@ -116,7 +118,7 @@ def encode(value: Any, what: str = "value") -> bytes:
         data = _encode_sorted(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         _explain(value, what, error)
-    if b"null" in data or b"u0000" in data or len(data) > 2 * MAX_DEPTH:
+    if len(data) > 2 * MAX_DEPTH or b"null" in data or b"u0000" in data:
         _check(value, data, what)
     return data
 
@@ -141,7 +143,7 @@ def encode_result(value: Any, what: str) -> bytes:
         data = _encode_plain(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         _explain(value, what, error)
-    if b"null" in data or b"u0000" in data or len(data) > 2 * MAX_DEPTH:
+    if len(data) > 2 * MAX_DEPTH or b"null" in data or b"u0000" in data:
         _check(value, data, what)
     return data
 
@@ -166,6 +168,19 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
+def is_heavy(value: Any) -> bool:
+    """Whether turning a value into JSON is worth a thread: a guess by its sizes, one level deep."""
+    if _is_long(value):
+        return True
+    if isinstance(value, dict):
+        return any(map(_is_long, cast("dict[Any, Any]", value).values()))
+    return isinstance(value, list | tuple) and any(map(_is_long, cast("list[Any]", value)))
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, str | bytes | list | tuple | dict) and len(cast("str", value)) > HEAVY
+
+
 def _check(value: Any, data: bytes, what: str) -> None:
     if len(data) > MAX_BYTES:
         raise InvalidValue(
@@ -173,10 +188,19 @@ def _check(value: Any, data: bytes, what: str) -> None:
             "Put it into a file or object store and pass its address."
         )
     # Cheap tests first: only a `null` can have been a NaN, and only many brackets can be deep.
-    if b"null" in data or b"u0000" in data or data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+    if _has(data, b"null") or _has(data, b"u0000") or _count(data, b"[") + _count(data, b"{") > MAX_DEPTH:
         problem = _find(_builtins_lenient(value), "$", 0)
         if problem:
             raise InvalidValue(f"{what} cannot be carried as JSON: {problem}")
+
+
+def _has(data: bytes, part: bytes) -> bool:
+    starts = range(0, len(data), _CHUNK)
+    return any(data.find(part, start, start + _CHUNK + len(part) - 1) >= 0 for start in starts)
+
+
+def _count(data: bytes, byte: bytes) -> int:
+    return sum(data.count(byte, start, start + _CHUNK) for start in range(0, len(data), _CHUNK))
 
 
 def _builtins_lenient(value: Any) -> Any:

@@ -7,6 +7,7 @@ run is anchored under an HMAC key that lives outside the store, which shows a tr
 
 import functools
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -14,6 +15,9 @@ import msgspec
 from dotdo.records import ErrorRecord, Options, Outcome, Question, RunKind
 
 GENESIS = "0" * 64
+# Data of more bytes is not written into its row; the row has its place instead.
+LARGE = 256 * 1024
+PLACE = "@"  # no JSON begins so
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -40,6 +44,16 @@ def link(
     covered = f"{previous}|{run}|{seq}|{kind}|{step}|{generation}|{attempt}|{at}|{data_digest}"
     digest = hashlib.sha256(covered.encode()).hexdigest()
     return Entry(run, seq, kind, step, generation, attempt, at, data.decode(), data_digest, digest)
+
+
+def place_of(digest: str, run: str | None = None) -> str:
+    """What stands in a row for large data with that digest. run: whose it is; a message may be handed on."""
+    return PLACE + (digest if run is None else f"{run}/{digest}")
+
+
+def input_digest(input: bytes | msgspec.Raw) -> str:
+    """What tells whether the same key came with the same input."""
+    return hashlib.sha256(input).hexdigest()[:32]
 
 
 def chain(previous: str, header: str, data_digest: str) -> str:
@@ -307,6 +321,29 @@ class Ended(Data, frozen=True):
 class Empty(Data, frozen=True):
     """No data: the kind says it all."""
 
+
+def weight(data: Data) -> int:
+    """About how many bytes the data is as JSON, as far as it can be large."""
+    weigh = _WEIGH.get(type(data))
+    return 0 if weigh is None else weigh(data)
+
+
+def _of_completion(data: Any) -> int:
+    size = len(data.input) + len(data.result)
+    return size + sum(len(effect.input) for effect in data.effects) if data.effects else size
+
+
+_WEIGH: dict[type[Data], Callable[[Any], int]] = {
+    Completion: _of_completion,
+    Ended: lambda data: len(data.result),
+    AttemptFailed: lambda data: len(data.input),
+    Requested: lambda data: len(data.input),
+    Answered: lambda data: len(data.answer),
+    Delivered: lambda data: len(data.answer),
+    EventReceived: lambda data: len(data.value),
+    ChildStarted: lambda data: len(data.input),
+    Accepted: lambda data: len(data.input),
+}
 
 KINDS: dict[str, type[Data]] = {
     "accepted": Accepted,

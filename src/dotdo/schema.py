@@ -22,6 +22,7 @@ from dotdo.secret_fields import check_default
 from dotdo.secret_input import SecretInput, lend
 
 Hint = Any
+_SCALARS = frozenset({str, int, bool, type(None)})
 _PLAIN_TYPES = (Any, None, type(None), str, int, float, bool, list, dict)
 
 
@@ -118,6 +119,8 @@ class Schema:
         """A handler's result as JSON, and as what a service receives. Raises InvalidValue if it does not fit."""
         what = f"The result of {self.subject}"
         data = codec.encode_result(result, what)
+        if type(result) in _SCALARS and (self.output is Any or self.output is type(result)):
+            return data, result  # it cannot come back otherwise, and a text may have 64 MiB
         if self.wire == "camel":
             hint = cast("Hint", type(result)) if self.output is Any else self.output
             data = codec.encode_result(_camel_fields(codec.decode(data), hint), what)

@@ -146,7 +146,7 @@ def test_missing_and_wrong_parameters_of_a_service_are_refused(client: Do):
         ("a\0b", "$.name contains a NUL character"),
         ("\ud800", "lone surrogate"),
         (object(), "is not JSON"),
-        ("x" * (16 * 1024 * 1024 + 1), "at most 16 MiB are carried"),
+        ("x" * (64 * 1024 * 1024 + 1), "at most 64 MiB are carried"),
     ],
     ids=["nan", "nul", "surrogate", "object", "large"],
 )

@@ -345,7 +345,7 @@ def test_cycles_are_refused(kind: str):
 
 def test_values_over_the_limit_are_refused_with_their_size():
     encode("x" * (MAX_BYTES - 2))
-    with pytest.raises(InvalidValue, match=r"16\.0 MiB as JSON; at most 16 MiB .* file or object store"):
+    with pytest.raises(InvalidValue, match=r"64\.0 MiB as JSON; at most 64 MiB .* file or object store"):
         encode("x" * (MAX_BYTES - 1))
 
 

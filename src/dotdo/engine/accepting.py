@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dotdo.journal import GENESIS, Accepted, Chain, Entry, anchor, encode_data, link
+from dotdo.journal import GENESIS, LARGE, Accepted, Chain, Entry, anchor, encode_data, input_digest, link
 from dotdo.records import Options, RunKind, WaitingFor
 from dotdo.store.protocol import NewRun
 
@@ -15,14 +15,21 @@ if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
 
 
-class AcceptedRun(msgspec.Struct, frozen=True):
-    """A run that is about to be written."""
+class AcceptedRun(msgspec.Struct):
+    """A run that is about to be written. The digests of a large one are not known yet: see spilling.py."""
 
     id: str
     definition: Any
     data: Accepted
     entry: Entry
     row: NewRun
+
+    @property
+    def whole_entry(self) -> Entry:
+        """The first entry with its data in it, also when that is stored elsewhere."""
+        if len(self.data.input) <= LARGE:
+            return self.entry
+        return msgspec.structs.replace(self.entry, data=encode_data(self.data).decode())
 
 
 class _Entropy:
@@ -56,11 +63,6 @@ def run_id(name: str, key: str | None) -> str:
     random = int.from_bytes(_entropy.take(10), "big")
     stamp = int(time.time() * 1000) & 0xFFFFFFFFFFFF
     return f"run_{stamp:012x}7{random >> 68 & 0xFFF:03x}{0x8 | random >> 66 & 0x3:x}{random & 0xFFFFFFFFFFFFFFF:015x}"
-
-
-def input_digest(input: bytes) -> str:
-    """What tells whether the same key came with the same input."""
-    return hashlib.sha256(input).hexdigest()[:32]
 
 
 def new_run(
@@ -98,9 +100,9 @@ def new_run(
         pins=pins,
         chain=chain,
     )
-    entry = link(GENESIS, id, 1, "accepted", "", 0, 0, now, encode_data(data))
-    due = None if not options.delay else now + round(options.delay * 1000)
-    waiting = None if due is None else msgspec.json.encode(WaitingFor("start", "its delayed start", due)).decode()
+    is_large = len(input) > LARGE
+    entry = _unchained(id, now) if is_large else link(GENESIS, id, 1, "accepted", "", 0, 0, now, encode_data(data))
+    due, waiting = _start_of(options, now)
     row = NewRun(
         id=id,
         root=id.partition(".")[0],
@@ -110,7 +112,7 @@ def new_run(
         name=definition.name,
         version=definition.version,
         key=options.key,
-        input_digest=input_digest(input if identity is None else identity),
+        input_digest="" if is_large and identity in (None, input) else input_digest(identity or input),
         trail=options.trail,
         actor=options.actor,
         labels=msgspec.json.encode(options.labels).decode() if options.labels else "{}",
@@ -119,7 +121,19 @@ def new_run(
         due_at=due,
         owner=engine.node if due is None else None,
         digest=entry.digest,
-        anchor=anchor(engine.anchor_key, id, 1, entry.digest),
+        anchor="" if is_large else anchor(engine.anchor_key, id, 1, entry.digest),
         created_at=now,
     )
     return AcceptedRun(id, definition, data, entry, row)
+
+
+def _start_of(options: Options, now: int) -> tuple[int | None, str | None]:
+    """When a run is to start, if not at once, and what it waits for until then."""
+    if not options.delay:
+        return None, None
+    due = now + round(options.delay * 1000)
+    return due, msgspec.json.encode(WaitingFor("start", "its delayed start", due)).decode()
+
+
+def _unchained(id: str, now: int) -> Entry:
+    return Entry(id, 1, "accepted", "", 0, 0, now, "", "", "")

@@ -76,7 +76,7 @@ def _accept_child(run: "LiveRun", call: "Call", record: StepRecord) -> StepRecor
         pins=run.accepted.pins,
     )
     run.append("child_started", ChildStarted(id, definition.name, definition.version, msgspec.Raw(call.input)), call.id)
-    run.journal.accept(accepted.row, accepted.entry)
+    run.journal.accept(accepted)
     run.journal.when_durable(lambda error: None if error else run.engine.start_child(accepted))
     return record
 

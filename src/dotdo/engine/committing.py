@@ -9,10 +9,15 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, cast
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from dotdo.errors import ClientClosed, FenceLost, StoreError
 from dotdo.store.protocol import Store, Write
+
+if TYPE_CHECKING:
+    from dotdo.engine.spilling import Late
 
 T = TypeVar("T")
 log = logging.getLogger("dotdo.engine")
@@ -28,7 +33,10 @@ Done = Callable[[BaseException | None], None]
 
 
 class Writer(Protocol):
-    """Something with writes to collect (a run's journal)."""
+    """Something with writes to collect (a run's journal, under one claim)."""
+
+    run: str
+    claim: int
 
     def take_write(self) -> tuple[Write, Done]:
         """Everything that was appended since the last time."""
@@ -39,11 +47,13 @@ class GroupCommit:
     """The writer thread of a store, and the queue before it. Its methods are called on the engine's loop."""
 
     def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
-        self._store, self._loop = store, loop
+        self.store, self._loop = store, loop
         self._dirty: list[Writer] = []
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._guilty: set[tuple[str, int]] = set()
         self._closed = False
+        self._apart: ThreadPoolExecutor | None = None
+        self._bringing: set[asyncio.Task[None]] = set()
         self.commits = 0
         self._thread = threading.Thread(target=self._work, name="dotdo-writer", daemon=True)
         self._thread.start()
@@ -59,6 +69,34 @@ class GroupCommit:
             # The newest stays for the flush above: it may be in the middle of what must be written together.
             self._flush(keep=1)
 
+    def unmark(self, writer: Writer) -> None:
+        """Has nothing of the writer written for now: it marks itself again."""
+        self._dirty.remove(writer)
+
+    def condemn(self, writer: Writer) -> None:
+        """Writes nothing of the writer any more: something that was to come before could not be written."""
+        self.call(lambda: self._guilty.add((writer.run, writer.claim)))
+
+    def bring(self, late: "Late", done: Done) -> None:
+        """Brings what is large into the store, in parts between others' batches; then calls back."""
+        task = self._loop.create_task(late.bring(self))
+        self._bringing.add(task)
+        task.add_done_callback(partial(self._brought, done))
+
+    def _brought(self, done: Done, task: "asyncio.Task[None]") -> None:
+        self._bringing.discard(task)
+        if not task.cancelled():
+            error = task.exception()
+            done(
+                error if error is None or isinstance(error, StoreError) else StoreError(f"The store failed: {error!r}")
+            )
+
+    def apart(self, function: Callable[[], T]) -> "asyncio.Future[T]":
+        """Runs what is long, because something is large, on a thread for such things."""
+        if self._apart is None:
+            self._apart = ThreadPoolExecutor(1, thread_name_prefix="dotdo-large")
+        return self._loop.run_in_executor(self._apart, function)
+
     def call(self, function: Callable[[], T]) -> "asyncio.Future[T]":
         """Runs a function on the writer thread, between batches."""
         future: asyncio.Future[T] = self._loop.create_future()
@@ -70,11 +108,16 @@ class GroupCommit:
 
     async def close(self) -> None:
         """Writes what waits, then ends the thread."""
+        while self._bringing:
+            await asyncio.wait(self._bringing)
+            await asyncio.sleep(0)  # what was brought is marked in a callback
         self._flush()
         await self.call(lambda: None)
         self._closed = True
         self._queue.put(_STOP)
         self._thread.join()
+        if self._apart is not None:
+            self._apart.shutdown()
 
     def _flush(self, keep: int = 0) -> None:
         dirty = self._dirty
@@ -117,12 +160,12 @@ class GroupCommit:
         for part in parts:
             outcomes = self._write(part)
             self._loop.call_soon_threadsafe(_tell, part, outcomes)
-        self._store.settle()
+        self.store.settle()
 
     def _write(self, part: list[tuple[Write, Done]]) -> list[BaseException | None]:
         if not self._guilty:
             try:
-                self._store.write([write for write, _ in part])
+                self.store.write([write for write, _ in part])
             except Exception:  # found out run by run
                 return [self._write_alone(write) for write, _ in part]
             self.commits += 1
@@ -133,7 +176,7 @@ class GroupCommit:
         if (write.run, write.claim) in self._guilty:
             return FenceLost(f"An earlier write of {write.run} failed, so this one was dropped.")
         try:
-            self._store.write([write])
+            self.store.write([write])
         except Exception as error:  # told to the run
             self._guilty.add((write.run, write.claim))
             return error if isinstance(error, StoreError) else StoreError(f"The store failed: {error!r}")

@@ -80,7 +80,7 @@ def _succeed(run: "LiveRun", again: ContinueAsNew, pins: str) -> None:
     )
     now = run.engine.clock.now()
     journal = run.journal
-    journal.accept(successor.row, successor.entry)
+    journal.accept(successor)
     for event in left:
         journal.send(Message(id, "event", event.name, bytes(event.value).decode(), event.sender, event.actor, now))
     journal.succeed(Succession(id, chain.first, run.id, chain.number))

@@ -18,7 +18,8 @@ import msgspec
 
 from dotdo.catalogue import Catalogue, Snapshot
 from dotdo.clock import Clock
-from dotdo.engine.accepting import AcceptedRun, input_digest, new_run, run_id
+from dotdo.codec import is_heavy
+from dotdo.engine.accepting import AcceptedRun, new_run, run_id
 from dotdo.engine.answering import Answers, run_record
 from dotdo.engine.children import blocked_message, child_message
 from dotdo.engine.claiming import Claimer
@@ -35,13 +36,15 @@ from dotdo.engine.running import LiveRun
 from dotdo.engine.secrets import Vault, temporary_vault
 from dotdo.engine.serving import Serving
 from dotdo.engine.settling import Settler
+from dotdo.engine.spilling import spilled
 from dotdo.engine.threads import Threads
 from dotdo.engine.tuning import tune_interpreter
 from dotdo.engine.waking import Alarm
 from dotdo.engine.watching import SPIN_SECONDS, Watch, Watchdog
 from dotdo.errors import ClientClosed, KeyConflict, StoreError
-from dotdo.journal import Blocked, Ended, Entry
+from dotdo.journal import LARGE, Blocked, Ended, Entry, input_digest
 from dotdo.records import Options, Run, RunKind
+from dotdo.schema import Schema
 from dotdo.secret_provider import SecretSources
 from dotdo.store.protocol import Claim, Message, Store
 
@@ -200,11 +203,14 @@ class Engine(Serving):
             raise ClientClosed("The client is closed; open a new one.")
         definition = self.catalogue.get(kind, name, options.version)
         id = run_id(name, options.key)
-        input, identity = self.vault.at_rest(definition.schema, definition.schema.accept(params), id, options)
+        at_rest = partial(self._at_rest, definition.schema, params, id, options)
+        input, identity = await self.committer.apart(at_rest) if is_heavy(params) else at_rest()
         if self.catalogue.changes != self._changes:
             await self._take_snapshot()
         if options.key is not None:
-            known = await self._known(id, identity, options.key, name)
+            of_input = partial(input_digest, identity)
+            digest = of_input() if len(identity) <= LARGE else await self.committer.apart(of_input)
+            known = await self._known(id, digest, options.key, name)
             if known:
                 return id, known if isinstance(known, RunJournal) else None
         if self._closed:  # meanwhile: nothing would write it any more
@@ -213,11 +219,11 @@ class Engine(Serving):
         if options.delay:
             return id, await self._accept_delayed(accepted)
         run = self._live_run(accepted)
-        run.journal.accept(accepted.row, accepted.entry)
+        run.journal.accept(accepted)
         self._start_soon(run)
         return id, run.journal
 
-    async def _known(self, id: str, input: bytes, key: str, name: str) -> "RunJournal | bool":
+    async def _known(self, id: str, given: str, key: str, name: str) -> "RunJournal | bool":
         """Whether a keyed run exists. Raises KeyConflict when it was given another input."""
         run = self.live.get(id)
         if run is not None:
@@ -229,19 +235,22 @@ class Engine(Serving):
                 digest = self._digest_of(run)
         if digest is None:
             return False
-        if digest != input_digest(input):
+        if digest != given:
             raise KeyConflict(
                 f"The key {key!r} was already used for {name} with another input (run {id}). Use a new key for a new "
                 "request; the same key is for repeating the same one."
             )
         return run.journal if run is not None else True
 
+    def _at_rest(self, schema: Schema, params: Any, id: str, options: Options) -> tuple[bytes, bytes]:
+        return self.vault.at_rest(schema, schema.accept(params), id, options)
+
     def _digest_of(self, run: LiveRun) -> str:
         return input_digest(self.vault.identity(run.definition.schema, bytes(run.accepted.input), run.id))
 
     async def _accept_delayed(self, accepted: AcceptedRun) -> None:
         run = self._live_run(accepted)
-        run.journal.accept(accepted.row, accepted.entry)
+        run.journal.accept(accepted)
         run.release()
         await self._durable(run.journal)
         self.live.pop(run.id, None)
@@ -274,7 +283,7 @@ class Engine(Serving):
         """Starts a child run that its parent has had accepted."""
         run = self._live_run(accepted)
         if run.journal.kept is not None:
-            run.journal.kept.append(accepted.entry)  # written through the parent's journal, so not seen by its own
+            run.journal.kept.append(accepted.whole_entry)  # written through the parent's journal, unseen by its own
         self._start_soon(run)
 
     def start_successor(self, accepted: AcceptedRun) -> None:
@@ -387,12 +396,19 @@ class Engine(Serving):
             if error is None:
                 self.live.pop(run.id, None)
                 if self.answers.awaited(run.id):
-                    self.answers.give(run.id, run_record(run, ended.status, ended))
+                    self._answer(run, ended)
                 self.readers.wake(run.id)
                 if message is not None:
                     self.hint(message.run)
 
         run.journal.when_durable(durable)
+
+    def _answer(self, run: LiveRun, ended: Ended) -> None:
+        if len(ended.result) <= LARGE:
+            self.answers.give(run.id, run_record(run, ended.status, ended))
+            return
+        record = self.committer.apart(partial(run_record, run, ended.status, ended))
+        record.add_done_callback(lambda done: self.answers.give(run.id, done.result()))
 
     def blocked(self, run: LiveRun, data: Blocked) -> None:
         """A run has been blocked; callers are told when that is durable."""
@@ -419,7 +435,8 @@ class Engine(Serving):
         """Leaves a message for a run. Raises UnknownName, InvalidOperation."""
         if self._closed:
             raise ClientClosed("The client is closed; open a new one.")
-        await self.committer.call(lambda: self.store.post(message))
+        stored = await spilled(self.committer, message)
+        await self.committer.call(lambda: self.store.post(stored))
         if message.run not in self.live:
             newest = await self.read(lambda: self.store.newest_of_chain(message.run))
             if newest is not None:

@@ -7,14 +7,19 @@ they are durable (an attempt, an answer) awaits `durable()`.
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from dotdo.clock import Clock
 from dotdo.engine.committing import Done, GroupCommit
-from dotdo.journal import Data, Entry, anchor, encode_data, link
+from dotdo.engine.spilling import Late
+from dotdo.journal import LARGE, Data, Entry, anchor, encode_data, link, weight
 from dotdo.records import WaitingFor
 from dotdo.store.protocol import UNSETTLED, Message, NewRun, RunUpdate, Succession, Write
+
+if TYPE_CHECKING:
+    from dotdo.engine.accepting import AcceptedRun
 
 _encode_waiting = msgspec.json.Encoder().encode
 _NO_ACCEPTS: list[tuple[NewRun, Entry]] = []
@@ -31,6 +36,7 @@ class RunJournal:
         "_clock",
         "_committer",
         "_entries",
+        "_late",
         "_marked",
         "_messages",
         "_on_lost",
@@ -70,6 +76,7 @@ class RunJournal:
         self._committer, self._clock, self._anchor_key, self._on_lost = committer, clock, anchor_key, on_lost
         self._waiters: list[tuple[int, Done]] = []
         self._written: list[Done] = []
+        self._late: Late | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -88,6 +95,8 @@ class RunJournal:
         if now > self.at:
             self.at = now
         self.seq += 1
+        if self._late is not None or weight(data) > LARGE:
+            return self._append_late(kind, data, step, attempt)
         entry = link(self.digest, self.run, self.seq, kind, step, self.generation, attempt, self.at, encode_data(data))
         self.digest = entry.digest
         self._entries.append(entry)
@@ -96,13 +105,22 @@ class RunJournal:
         self._mark()
         return entry
 
-    def accept(self, run: NewRun, first: Entry) -> None:
+    def accept(self, accepted: "AcceptedRun") -> None:
         """Has a run (this one, or a child) accepted in the same transaction as what was appended last."""
-        self._accepts = [*self._accepts, (run, first)]
-        if run.id == self.run:
+        is_own = accepted.id == self.run
+        if is_own:
             self.durable_seq = 0
+        if not accepted.entry.digest:
+            self._be_late().accept(accepted)
+        else:
+            self._accept(accepted, is_own)
+
+    def _accept(self, accepted: "AcceptedRun", is_own: bool) -> None:
+        self._accepts = [*self._accepts, (accepted.row, accepted.entry)]
+        if is_own:
+            self.digest = accepted.entry.digest
             if self.kept is not None:
-                self.kept.append(first)
+                self.kept.append(accepted.whole_entry)
         self._mark()
 
     def take(self, message: int) -> None:
@@ -112,6 +130,9 @@ class RunJournal:
 
     def send(self, message: Message) -> None:
         """Leaves a message for another run in the same transaction."""
+        if self._late is not None or len(message.value) > LARGE:
+            self._be_late().send(message)
+            return
         self._messages = [*self._messages, message]
         self._mark()
 
@@ -133,6 +154,18 @@ class RunJournal:
     ) -> None:
         """Has the run's row written together with what was appended. unsettled: whoever claims it next, also without a
         crash, must settle attempts."""
+        if self._late is not None:
+            self._late.update = partial(
+                self.update,
+                status,
+                undo=undo,
+                waiting_for=waiting_for,
+                due_at=due_at,
+                owner=owner,
+                ended=ended,
+                unsettled=unsettled,
+            )
+            return
         now = self._clock.now()
         self._update = RunUpdate(
             self.run,
@@ -151,6 +184,11 @@ class RunJournal:
             UNSETTLED if unsettled else 0,
         )
         self._mark()
+
+    @property
+    def is_late(self) -> bool:
+        """Whether something large is on its way, so that the entries since are not chained yet."""
+        return self._late is not None
 
     @property
     def is_durable(self) -> bool:
@@ -176,9 +214,48 @@ class RunJournal:
         self._mark()
 
     def _mark(self) -> None:
-        if not self._marked:
+        if not self._marked and self._late is None:
             self._marked = True
             self._committer.mark(self)
+
+    # -- large data: see spilling.py ----------------------------------------------------------------------------------
+
+    def _be_late(self) -> Late:
+        """From here on, until what is large has been written, nothing of this run is."""
+        late = self._late
+        if late is None:
+            late = self._late = Late()
+            if self._marked:
+                self._committer.unmark(self)
+                self._marked = False
+            self._committer.bring(late, self._no_more_late)
+        return late
+
+    def _append_late(self, kind: str, data: Data, step: str, attempt: int) -> Entry:
+        entry = Entry(self.run, self.seq, kind, step, self.generation, attempt, self.at, "", "", "")
+        self._be_late().append(entry, data, large=weight(data) > LARGE)
+        return entry
+
+    def _no_more_late(self, error: BaseException | None) -> None:
+        late, self._late = self._late, None
+        assert late is not None, "only this ends it"
+        if error is not None:
+            self._committer.condemn(self)
+            written, self._written = self._written, []
+            self._done(self.seq, written, error)
+            return
+        for accepted in late.accepted(self._anchor_key):
+            self._accept(accepted, accepted.id == self.run)
+        for entry, large in late.entries(self.digest):
+            self.digest = entry.digest
+            self._entries.append(entry)
+            if self.kept is not None:
+                full = entry if large is None else msgspec.structs.replace(entry, data=large.whole())
+                self.kept.append(full)
+        self._messages = [*self._messages, *late.messages()]
+        if late.update is not None:
+            late.update()
+        self._mark()
 
     def take_write(self) -> tuple[Write, Done]:
         """For the group commit: everything appended since the last time."""

@@ -6,11 +6,13 @@ an entry that says how it failed, or (if the node dies) nothing, and then the ne
 
 import asyncio
 from contextvars import Context as VariableContext
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from dotdo.action import Action, Overrides
+from dotdo.codec import is_heavy
 from dotdo.context import AsyncContext, Context, current
 from dotdo.engine import requesting
 from dotdo.engine.attempting import Attempt
@@ -19,7 +21,7 @@ from dotdo.engine.failing import Block, error_record
 from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
 from dotdo.engine.settling import is_unsettled, journal_commit, outlive, settle, settle_step
 from dotdo.errors import AttemptOver, AttemptTimedOut, RetryLater
-from dotdo.journal import AttemptFailed, Completion, Empty, StepFailed
+from dotdo.journal import LARGE, AttemptFailed, Completion, Empty, StepFailed
 from dotdo.policy import Retry
 from dotdo.records import ErrorRecord
 
@@ -190,7 +192,8 @@ class StepRun:
             raise
 
     async def _run_handler(self, action: Action[..., Any], attempt: Attempt, started: int) -> Completion:
-        arguments = self._arguments(action, attempt)
+        load = partial(self._arguments, action, attempt)
+        arguments = load() if len(self.input) <= LARGE else await self.run.engine.committer.apart(load)
         timeout = self.overrides.timeout or action.timeout
         if not action.is_async:
             return await self._run_in_thread(action, attempt, started, arguments, timeout)
@@ -202,7 +205,11 @@ class StepRun:
             else:
                 result = await self._within(timeout, action, context, arguments)
             attempt.begin_commit()
-            completion = self._completion(action, attempt, started, result)
+            if is_heavy(result):
+                work = partial(self._completion, action, attempt, started, result)
+                completion = await _whatever_happens(self.run.engine.committer.apart(work))
+            else:
+                completion = self._completion(action, attempt, started, result)
             if attempt.work is not None:
                 commit = attempt.work.commit_async(self._applied(attempt), completion)
                 await _whatever_happens(asyncio.ensure_future(commit))

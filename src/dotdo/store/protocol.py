@@ -134,6 +134,10 @@ class Store(Protocol):
         """One durable transaction for all. Raises FenceLost when any claim is old or any accepted id exists."""
         ...
 
+    def write_blob(self, run: str, digest: str, part: int, data: bytes) -> None:
+        """One part of something large, durable when this returns; the row that has it is written after all parts."""
+        ...
+
     def join(self, node: str, host: str, pid: int, now: int) -> None:
         """A node comes up; runs of nodes that are gone become free for rescue."""
         ...

@@ -13,6 +13,7 @@ import msgspec
 from dotdo.errors import FenceLost, InvalidOperation, UnknownName
 from dotdo.journal import Blocked, Ended, Entry, EventReceived, Published
 from dotdo.records import ENDED, Run, RunFilter, WaitingFor
+from dotdo.store.blobs import Blobs, is_elsewhere
 from dotdo.store.migrate import Migratable, migrate
 from dotdo.store.protocol import CRASHED, UNSETTLED, Claim, Head, Link, Message, Write
 from dotdo.store.queries import load_queries
@@ -24,6 +25,7 @@ _event = msgspec.json.Decoder(EventReceived)
 _published = msgspec.json.Decoder(Published)
 _waiting = msgspec.json.Decoder(WaitingFor)
 
+_DATA = 7  # where an entry's data is in its row
 NEVER = 1 << 62  # a lease without an end, for the only engine of a file
 
 
@@ -53,9 +55,11 @@ class SqlStore:
         self._sql = load_queries(database.dialect)
         try:
             migrate(database)
+            self._has_blobs = bool(database.read(self._sql["any_blob"])[0][0])
         except BaseException:
             database.close()
             raise
+        self._blobs = Blobs(self._sql["read_blob"], database.read)
 
     # -- writes -------------------------------------------------------------------------------------------------------
 
@@ -88,6 +92,14 @@ class SqlStore:
             self._expect("update_runs", updates, "belongs to a newer claim")
             if ended:
                 self._db.write(self._sql["clear_inbox"], {"rows": rows(ended)})
+                if self._has_blobs:
+                    self._db.write(self._sql["clear_blobs"], {"rows": rows(ended)})
+
+    def write_blob(self, run: str, digest: str, part: int, data: bytes) -> None:
+        """One part of something large, durable before the row that has it."""
+        self._has_blobs = True
+        with self._db.transaction():
+            self._db.write(self._sql["write_blob"], {"run": run, "digest": digest, "part": part, "data": data})
 
     def _expect(self, name: str, items: list[Any], otherwise: str) -> None:
         if not items:
@@ -169,8 +181,11 @@ class SqlStore:
         return asked - answered == {message.name}
 
     def _was_taken(self, message: Message) -> bool:
+        if message.sender is None:
+            return False
         taken = self._db.write(self._sql["taken_events"], {"run": message.run})
-        return message.sender is not None and any(_event.decode(data).sender == message.sender for (data,) in taken)
+        events = (_event.decode(self._blobs.whole(message.run, data)) for (data,) in taken)
+        return any(event.sender == message.sender for event in events)
 
     def save_definitions(self, id: str, newest: dict[str, int], now: int) -> None:
         """Keeps a snapshot of versions."""
@@ -190,7 +205,7 @@ class SqlStore:
     def get_run(self, run: str) -> Run | None:
         """One run."""
         found = self._db.read(self._sql["get_run"], {"run": run})
-        return _run(found[0]) if found else None
+        return _run(found[0], self._blobs) if found else None
 
     def input_digest(self, run: str) -> str | None:
         """The digest of a run's input."""
@@ -254,13 +269,15 @@ class SqlStore:
     def read_journals(self, runs: list[str]) -> dict[str, list[Entry]]:
         """Whole journals by run."""
         found: dict[str, list[Entry]] = {run: [] for run in runs}
-        for row in self._db.read(self._sql["read_journals"], {"runs": rows([(run,) for run in runs])}):
+        journals = self._db.read(self._sql["read_journals"], {"runs": rows([(run,) for run in runs])})
+        for row in self._blobs.whole_rows(journals, _DATA):
             found[row[0]].append(Entry(*row))
         return found
 
     def read_journal(self, run: str, after: int = 0) -> list[Entry]:
         """One journal from an entry on."""
-        return [Entry(*row) for row in self._db.read(self._sql["read_journal"], {"run": run, "after": after})]
+        journal = self._db.read(self._sql["read_journal"], {"run": run, "after": after})
+        return [Entry(*row) for row in self._blobs.whole_rows(journal, _DATA)]
 
     def read_published(self, run: str, after: int) -> list[tuple[int, Any]]:
         """What a run has published after an entry's number."""
@@ -273,7 +290,7 @@ class SqlStore:
         for id, run, kind, name, value, sender, actor, at in self._db.read(
             self._sql["read_inbox"], {"runs": rows([(run,) for run in runs])}
         ):
-            found[run].append(Message(run, kind, name, value, sender, actor, at, id))
+            found[run].append(Message(run, kind, name, self._blobs.whole(run, value), sender, actor, at, id))
         return found
 
     def load_definitions(self, id: str) -> dict[str, int]:
@@ -287,7 +304,8 @@ class SqlStore:
         with self._db.snapshot() as stream:
             wanted = {"first": first, "last": last}
             heads = (Head(*row) for row in stream(self._sql["read_heads"], wanted))
-            yield heads, stream(self._sql["read_chains"], wanted)
+            blobs = Blobs(self._sql["read_blob"], stream)
+            yield heads, cast("Iterator[Link]", blobs.whole_rows(stream(self._sql["read_chains"], wanted), 3))
 
     def find_runs(self, prefix: str, limit: int) -> list[str]:
         """Ids that begin like that, newest first."""
@@ -324,9 +342,12 @@ def _progress(data: str) -> Any:
     return msgspec.json.decode(_published.decode(data).value)
 
 
-def _run(row: tuple[Any, ...]) -> Run:
+def _run(row: tuple[Any, ...], blobs: Blobs | None = None) -> Run:
+    """A run of its row. blobs: for a result that is larger than a row; a list of runs goes without it."""
     (id, root, parent, _, kind, name, version, key, _, trail, actor, labels, status, undo, generation) = row[:15]
     waiting_for, _, _, _, _, _, _, _, created_at, ended_at, head_kind, head, progress, continues = row[15:]
+    if is_elsewhere(head):
+        head_kind, head = (head_kind, blobs.whole(id, head)) if blobs else ("", "")
     result, error, not_undone, continued_as = None, None, list[str](), None
     waits = _waiting.decode(waiting_for) if waiting_for else None
     if head_kind == "ended":

@@ -79,7 +79,7 @@ RETURNED: dict[str, tuple[Callable[[], Any], str]] = {
     "nul": (lambda: "\0", "NUL"),
     "cycle": (cyclic, "cyclic"),
     "object": (object, "builtins.object is not JSON"),
-    "huge": (lambda: "x" * 17_000_000, "at most 16 MiB"),
+    "huge": (lambda: "x" * (64 * 1024 * 1024), "at most 64 MiB"),
     "moody": (Moody, "does not fit its return hint Moody: not again (LookupError)"),
 }
 

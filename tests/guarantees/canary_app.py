@@ -217,7 +217,7 @@ def push(call: EffectCall, path: str, key: Secret[str], text: str = "") -> str:
     heard(path, key.reveal())
     if call.resource(Refusals).first(path):
         raise ConnectionError(f"refused {key.reveal()}")
-    return key.reveal() if path == "answer" else "taken"
+    return key.reveal() if "answer" in path else "taken"
 
 
 def take_back(call: EffectCall, answer: str, input: dict[str, Any]) -> None:
@@ -250,9 +250,9 @@ mailing = Effect("mail", mail, dedup="key", catalogue=catalogue)
 
 @action("send", retry=TWICE, catalogue=catalogue)
 async def send(ctx: AsyncContext, path: str, key: Secret[str]) -> None:
-    if path in ("staged", "answer"):
+    if path in ("staged", "staged answer"):
         ctx.stage(pushing, path=path, key=key)
-    elif path == "requested":
+    elif path in ("requested", "requested answer"):
         await ctx.request(pushing, path=path, key=key)
     elif path == "lookup":
         ctx.stage(finding, path="looked up", key=key)
@@ -394,9 +394,9 @@ def play_failures(client: Do) -> None:
 
 
 def play_effects(client: Do) -> None:
-    for path in ("staged", "requested", "lookup", "secret of an effect"):
+    for path in ("staged", "staged answer", "requested", "lookup", "secret of an effect"):
         client.run(send, path=path, key=secret(path))
-    for path in ("answer", "undo of a request", "plain effect"):
+    for path in ("requested answer", "undo of a request", "plain effect"):
         refused(lambda path=path: client.run(send, path=path, key=secret(path)))  # type: ignore[misc]
     client.run(by_name)
 

@@ -31,7 +31,16 @@ PATHS = [
     *("error in a url", "error in hex", "error as bytes", "error cut", "fail", "retry later", "exit"),
     *("error of sql", "error after the end", "log", "logged error"),
     *("result text", "result key", "result object", "result in a class", "result in base64"),
-    *("staged", "requested", "answer", "lookup", "undo of a request", "plain effect", "secret of an effect"),
+    *(
+        "staged",
+        "requested",
+        "staged answer",
+        "requested answer",
+        "lookup",
+        "undo of a request",
+        "plain effect",
+        "secret of an effect",
+    ),
     *("secret of the environment", "secret of a file", "fallback", "undo", "child", "after the kill", "event"),
     *("service bug", "service key", "service plain", "published", "service result", "applied row"),
 ]

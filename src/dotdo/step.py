@@ -11,6 +11,8 @@ from contextvars import Context
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
+from dotdo.context import runner_for
+
 R = TypeVar("R")
 
 
@@ -45,6 +47,17 @@ class Step(asyncio.Future[R], Coroutine[Any, Any, R]):
         self.begun = False
         self._owner: StepOwner | None = owner
         self._iterator: Generator[Any, Any, R] | None = None
+
+    def undo(self) -> "Step[None]":
+        """Takes the step back by hand, once it has completed: `await step.undo()`.
+
+        It runs the undo of the step's action (or undoes the run of the child service) now, as a step of its own; later
+        undoing skips it. A step that failed has left nothing, so nothing happens; nor does it the second time. An undo
+        that fails for good blocks the run; if a person then leaves it as it is, ActionFailed is raised.
+
+        Raises InvalidOperation for a step that has not ended or declares no undo, CalledOutside outside a service.
+        """
+        return runner_for(f"{self!r}.undo()", "It works inside the service that called the action.").undo(self)
 
     def __hash__(self) -> int:
         return self.run_hash  # not by address: the order of a set of steps is the same on every replay

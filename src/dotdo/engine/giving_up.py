@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from dotdo.engine import undoing
 from dotdo.engine.children import cancel_child
 from dotdo.engine.history import COMMITTED, OPEN
+from dotdo.engine.service_code import TAKING_BACK
 from dotdo.engine.settling import open_calls
 from dotdo.engine.stepping import StepRun
 from dotdo.service import Service
@@ -31,7 +33,9 @@ def take_up_left(run: "LiveRun", code: "ServiceCode") -> None:
 
 async def give_up(run: "LiveRun", call: "Call") -> None:
     """Brings a step, or a child run, to its end."""
-    if not isinstance(call.definition, Service):
+    if call.definition is TAKING_BACK:
+        await undoing.take_back(run, call)
+    elif not isinstance(call.definition, Service):
         await StepRun(run, call.id, call.definition, call.input, call.overrides).give_up()
     elif run.history.step(call.id).child is not None:
         await cancel_child(run, run.history.step(call.id))

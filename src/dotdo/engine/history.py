@@ -147,8 +147,11 @@ class StepRecord(msgspec.Struct, gc=False):
         return self.state in (COMPLETED, FAILED)
 
 
+OF_STEPS = ("step", "undone")
+
+
 class Handover(msgspec.Struct, frozen=True, gc=False):
-    """Something that was handed to the service, in the journal's order: a step's outcome, a timer, an event."""
+    """Something that was handed to the service, in the journal's order: a step's outcome or undo, a timer, an event."""
 
     kind: str
     name: str
@@ -320,6 +323,8 @@ class History:
         record = self.step(data.step)
         record.undone, record.undo_error, record.partly = data.error is None, data.error, data.partly
         record.undone_at = entry.seq
+        if data.error is None:
+            self.handovers.append(Handover("undone", data.step, entry.at))
 
     def _blocked(self, entry: Entry, data: Blocked) -> None:
         self.blocked = data
@@ -339,7 +344,7 @@ class History:
         gone = set(data.dropped)
         if any(self.steps[id].undone for id in gone & self.steps.keys()):
             self.published = 0  # what was undone is done again, and told again
-        self.handovers = [item for item in self.handovers if item.kind != "step" or item.name not in gone]
+        self.handovers = [item for item in self.handovers if item.kind not in OF_STEPS or item.name not in gone]
         for id in gone & self.steps.keys():
             self.do_again(id)
         if data.operation == "retry":
@@ -398,8 +403,10 @@ def _resolve_undo(history: History, entry: Entry, data: Resolved) -> None:
     record = history.step(entry.step)
     if data.outcome == "happened":  # by hand
         record.undone, record.undone_at, record.undo_error = True, entry.seq, None
+        history.handovers.append(Handover("undone", entry.step, entry.at))
     elif data.outcome == "did_not_happen":
         record.left = True
+        history.handovers.append(Handover("undone", entry.step, entry.at))
     else:
         record.undo_error = None
         if f"undo:{entry.step}" in history.steps:

@@ -93,8 +93,8 @@ def _dropped(history: History, operation: str) -> list[str]:
         return told
     if operation != "retry":
         return told + [id for id, record in history.steps.items() if id.startswith("undo:") and record.state == FAILED]
-    if history.stopping is None:
-        return told  # it was blocked while it ran: it goes on where it was
+    if history.stopping is None:  # it was blocked while it ran: it goes on where it was
+        return told + [id for id, record in history.steps.items() if id.startswith("undo:") and record.state == FAILED]
     causes = set(history.stopping.causes)
     return [
         id

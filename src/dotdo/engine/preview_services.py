@@ -21,7 +21,7 @@ from dotdo.engine.history import COMPLETED, FAILED, Handover, History, StepRecor
 from dotdo.engine.parking import deadlock
 from dotdo.engine.preview_steps import Outcome, preview_step
 from dotdo.engine.rehearsing import Rehearsal
-from dotdo.engine.service_code import Call, ServiceCode
+from dotdo.engine.service_code import TAKING_BACK, Call, ServiceCode
 from dotdo.errors import ReplayError
 from dotdo.journal import Accepted, Completion
 from dotdo.preview import PreviewStatus
@@ -183,12 +183,23 @@ class ServicePreview:
     # -- one step -----------------------------------------------------------------------------------------------------
 
     async def _step(self, call: Call) -> None:
+        if call.definition is TAKING_BACK:
+            await self._take_back(call.id.removeprefix("undo:"))
+            return
         if isinstance(call.definition, Service):
             record = await self._child(call)
         else:
             record = await self._action(call)
         self.history.steps[call.id] = record
         await self._hand_over("step", call.id, self.rehearsal.now)
+
+    async def _take_back(self, id: str) -> None:
+        """The service undoes a step by hand."""
+        done = [one for one in self.done if one.step == id]
+        await undo(self.rehearsal, done)
+        self.done = [one for one in self.done if one.step != id]
+        self.history.steps[id].undone = True
+        await self._hand_over("undone", id, self.rehearsal.now)
 
     async def _action(self, call: Call) -> StepRecord:
         overrides = call.overrides
@@ -313,7 +324,14 @@ async def _tell_of_failure(rehearsal: Rehearsal, definition: Any, run: str, erro
 
 
 def _completed(call: Call, definition: Any, result: bytes) -> StepRecord:
-    completion = Completion(definition.name, definition.version, msgspec.Raw(call.input), msgspec.Raw(result), 0)
+    completion = Completion(
+        action=definition.name,
+        version=definition.version,
+        input=msgspec.Raw(call.input),
+        result=msgspec.Raw(result),
+        started=0,
+        undo=isinstance(definition, Service) or definition.undo_action is not None,
+    )
     return StepRecord(call.id, state=COMPLETED, completion=completion)
 
 

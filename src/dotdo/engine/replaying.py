@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dotdo.action import Action
 from dotdo.catalogue import Catalogue, Snapshot
 from dotdo.engine.failing import message_of
 from dotdo.engine.history import History
@@ -70,8 +69,8 @@ def replay_history(
                 break
             code.hand_over(item)
         asked = [call.id for call in code.calls.values() if call.step.begun]
-        actions = [id for id in asked if isinstance(code.calls[id].definition, Action)]
-        new = [call.id for call in code.new if call.id not in history.steps]
+        actions = [id for id in asked if not isinstance(code.calls[id].definition, Service)]
+        new = [call.id for call in code.new if call.id.removeprefix("undo:") not in history.steps]
         if not code.main.done():
             return Replayed(asked, actions, new, None, "it did not end")
         result, error = code.outcome()

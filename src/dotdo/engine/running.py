@@ -24,7 +24,7 @@ from dotdo.engine.journaling import RunJournal
 from dotdo.engine.messages import apply_message
 from dotdo.engine.publishing import tell_progress
 from dotdo.engine.secrets import SecretKeeping
-from dotdo.engine.service_code import Call, ServiceCode
+from dotdo.engine.service_code import TAKING_BACK, Call, ServiceCode
 from dotdo.engine.settling import Unsettled, is_left, is_unsettled, leaves_unsettled, steps_in_flight
 from dotdo.engine.stepping import StepRun, step_context
 from dotdo.engine.timing import Times
@@ -256,6 +256,8 @@ class LiveRun(SecretKeeping):
     def _launch(self, call: Call) -> None:
         if isinstance(call.definition, Service):
             self.launch_task(call.id, start_child(self, call))
+        elif call.definition is TAKING_BACK:
+            self.launch_task(call.id, undoing.take_back(self, call))
         else:
             self._launch_action(call.id, call.definition, call.input, call.overrides)
 

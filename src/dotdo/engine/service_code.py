@@ -21,19 +21,35 @@ from dotdo.action import NO_OVERRIDES, Action, Overrides
 from dotdo.catalogue import Catalogue, Snapshot
 from dotdo.context import current
 from dotdo.engine.failing import ContinueAsNew
-from dotdo.engine.history import COMPLETED, Handover, History, StepRecord
+from dotdo.engine.history import COMPLETED, FAILED, Handover, History, StepRecord
 from dotdo.engine.run_loop import RunLoop
 from dotdo.engine.run_tasks import RunFuture
 from dotdo.engine.secrets import KeepsSecrets, RunSecrets
 from dotdo.engine.watching import Watch
-from dotdo.errors import ActionFailed, CalledOutside, DotdoError, InvalidValue, ReplayError, ReplayMismatch
+from dotdo.errors import (
+    ActionFailed,
+    CalledOutside,
+    DotdoError,
+    InvalidOperation,
+    InvalidValue,
+    ReplayError,
+    ReplayMismatch,
+)
 from dotdo.journal import Accepted, EventReceived, Published
+from dotdo.records import ErrorRecord
 from dotdo.service import Service
 from dotdo.step import Step
 
 # Steps that the engine adds by itself; the service never asks for them.
 OWN_STEPS = ("undo:", "on_failure:")
 MAX_PROGRESS = 16 * 1024  # bytes: readers ask for it often
+
+
+class TakingBack:
+    """Stands for a definition in the call of `step.undo()`: what to run, the step's action says."""
+
+
+TAKING_BACK = TakingBack()
 
 
 class Call:
@@ -100,9 +116,16 @@ class ServiceCode:
         if item.kind == "step":
             call = self.calls.get(item.name)
             if call is None or not call.step.begun:
-                self._held.add(item.name)  # nobody asked for it yet: kept until somebody does
+                if not item.name.startswith(OWN_STEPS):
+                    self._held.add(item.name)  # nobody asked for it yet: kept until somebody does
             elif not call.step.done():
                 self._fulfil(call, self._history.steps[item.name])
+        elif item.kind == "undone":
+            call = self.calls.get(f"undo:{item.name}")
+            if call is None or not call.step.begun:
+                self._held.add(f"undo:{item.name}")
+            elif not call.step.done():
+                self._taken_back(call, self._history.steps[item.name])
         elif item.kind == "timer":
             timer = loop.timer(item.name)
             if timer is not None:
@@ -167,6 +190,15 @@ class ServiceCode:
                 f"The service {self.service.name}@{self.service.version} ended without asking for the recorded step "
                 f"{records[0].id}{_input_of(records[0])}. Its code has changed since: bring that call back, then "
                 "retry the run."
+            )
+        held = [] if fresh else [id.removeprefix("undo:") for id in self._held if id.startswith("undo:")]
+        # One that could not be delivered was undone without being asked for.
+        taken_back = [id for id in held if self._history.steps[id].state != FAILED]
+        if taken_back:
+            return ReplayMismatch(
+                f"The service {self.service.name}@{self.service.version} ended without undoing the step "
+                f"{min(taken_back)}, as its journal has it. Its code has changed since: bring "
+                "that back, then retry the run."
             )
         if self._early_timers:
             return ReplayMismatch(
@@ -257,6 +289,26 @@ class ServiceCode:
             self._secrets.at_rest(service.schema, input)  # refuses a secret in the clear
         raise ContinueAsNew(service, input)
 
+    def undo(self, step: Step[Any]) -> Step[None]:
+        """A step is taken back by the service itself. Part of Runner."""
+        id, call = f"undo:{step.identity}", self.calls.get(step.identity)
+        known = self.calls.get(id)
+        if known is not None:
+            return known.step
+        if call is None or call.step is not step or not step.done() or step.cancelled():
+            raise InvalidOperation(f"{step!r} cannot be undone: it has not completed. Await it before you undo it.")
+        record = self._history.steps[step.identity]
+        undo: Step[None] = Step(id, self, self.loop, self.loop.future_hash())
+        if record.state == FAILED:
+            undo.begun = True
+            undo.set_result(None)
+            undo.settled()
+            return undo
+        if record.completion is None or not record.completion.undo:
+            raise InvalidOperation(f"{step!r} cannot be undone: {call.name} declares no undo.")
+        self.calls[id] = Call(undo, f"undo of {call.name}", TAKING_BACK, b"null", NO_OVERRIDES, typed=True)
+        return undo
+
     def left_events(self, handed: int) -> list[EventReceived]:
         """Events that the code has not awaited, in order for each name. handed: how many things were handed over."""
         left = [event for events in self._events.values() for event in events]
@@ -320,7 +372,10 @@ class ServiceCode:
         if self._held and call.id in self._held:
             self._held.discard(call.id)
             try:
-                self._fulfil(call, self._history.steps[call.id])
+                if call.definition is TAKING_BACK:
+                    self._taken_back(call, self._history.steps[call.id.removeprefix("undo:")])
+                else:
+                    self._fulfil(call, self._history.steps[call.id])
             except DotdoError as error:
                 step.set_exception(error)
         else:
@@ -334,8 +389,20 @@ class ServiceCode:
         """Part of StepOwner: the call is not forgotten, but whoever was to await it was cancelled first."""
         del self.calls[step.identity]
 
+    def _taken_back(self, call: Call, record: StepRecord) -> None:
+        if record.undone:
+            call.step.set_result(None)
+        else:  # a person said so
+            error = record.undo_error or ErrorRecord("NotUndone", "it was left as it is")
+            call.step.set_exception(
+                ActionFailed(call.name, error.type, error.message, step=call.id, run_id=self.run_id)
+            )
+        call.step.settled()
+
     def _fulfil(self, call: Call, record: StepRecord) -> None:
         step = call.step
+        if call.definition is TAKING_BACK:
+            return  # when the step itself is marked as undone
         if record.state == COMPLETED and record.completion is not None:
             loaded, record.loaded = record.loaded, None
             step.set_result(self._load(call, record) if loaded is None or not call.typed else loaded[0])

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dotdo.action import Action
 from dotdo.engine.attempting import Attempt
 from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
 from dotdo.engine.replaying import replay_history
@@ -18,6 +17,7 @@ from dotdo.engine.threads import Threads
 from dotdo.errors import InputError, ReplayError, StoreError, StoreUnavailable
 from dotdo.journal import Completion, Empty
 from dotdo.records import WaitingFor
+from dotdo.service import Service
 
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
@@ -55,9 +55,9 @@ class Unsettled:
 
 
 def open_calls(run: "LiveRun", code: ServiceCode) -> list[str]:
-    """The actions that a service's code has asked for and that have not come to their end."""
+    """The actions (and undos) that a service's code has asked for and that have not come to their end."""
     steps, asked = run.history.steps, [call for call in code.calls.values() if call.step.begun]
-    actions = [call.id for call in asked if isinstance(call.definition, Action)]
+    actions = [call.id for call in asked if not isinstance(call.definition, Service)]
     return [id for id in actions if id not in steps or steps[id].state == OPEN]
 
 

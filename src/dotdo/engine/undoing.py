@@ -23,6 +23,7 @@ from dotdo.records import ErrorRecord, Failure
 
 if TYPE_CHECKING:
     from dotdo.engine.running import LiveRun
+    from dotdo.engine.service_code import Call
 
 PERHAPS = " (perhaps)"  # nobody knows whether it happened
 
@@ -77,6 +78,12 @@ async def _undo_planned(run: "LiveRun") -> None:
         await undo_child(run, record)
     if failed:
         raise together(failed)
+
+
+async def take_back(run: "LiveRun", call: "Call") -> None:
+    """The service has asked for the undo of a step."""
+    await run.may_attempt()
+    await undo_step(run, run.history.step(call.id.removeprefix("undo:")))
 
 
 async def undo_step(run: "LiveRun", record: StepRecord, later: list[StepRecord] | None = None) -> None:

@@ -7,6 +7,7 @@ from dotdo.catalogue import Catalogue
 from dotdo.client import Do, Handle
 from dotdo.context import (
     AsyncContext,
+    CompletionStatement,
     Context,
     call,
     continue_as_new,
@@ -54,6 +55,7 @@ __all__ = [
     "AsyncHandle",
     "AttemptOver",
     "Catalogue",
+    "CompletionStatement",
     "Context",
     "DefinitionError",
     "Do",

@@ -11,7 +11,9 @@ import uuid as uuid_module
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, LiteralString, NoReturn, ParamSpec, Protocol, TypeVar
+
+import msgspec
 
 from dotdo.catalogue import split_version
 from dotdo.effect import Effect, Staged
@@ -50,8 +52,26 @@ class Attempt(Protocol):
     def session(self, database: str | None) -> Any: ...
     def resource(self, kind: type[T], default: Callable[[], T] | None = None) -> T: ...
     def heartbeat(self) -> None: ...
+    def completion_statement(self, result: Any, database: str | None, style: "Style") -> "CompletionStatement": ...
     def secret(self, name: str) -> Secret[str]: ...
     def hide(self, text: str) -> None: ...
+
+
+# How a driver marks parameters in SQL, by its look.
+Style = Literal[":name", "?", "%s", "%(name)s", "$1"]
+
+
+class CompletionStatement(msgspec.Struct, frozen=True):
+    """A statement that a handler executes, as the last one of its own transaction, to commit its attempt.
+
+    sql, parameters: for the driver; parameters are a dict for the styles with names, else a tuple. database: which of
+    the client's databases it is for. dialect: that one's kind, such as `sqlite` or `postgresql`.
+    """
+
+    sql: LiteralString
+    parameters: dict[str, Any] | tuple[Any, ...]
+    database: str
+    dialect: str
 
 
 class Runner(Protocol):
@@ -128,6 +148,20 @@ class _Context:
     def heartbeat(self) -> None:
         """Says that the handler is alive; raises AttemptOver when its attempt has ended meanwhile."""
         self._attempt.heartbeat()
+
+    def completion_statement(
+        self, result: Any = None, *, database: str | None = None, style: Style = ":name"
+    ) -> CompletionStatement:
+        """For a handler with a transaction of its own (Django's ORM, asyncpg, sqlite3) instead of `ctx.sql`: a
+        statement to execute there as the last one before the commit. Then what it does happens exactly once, too.
+
+        result: what the handler is about to return. database: the client's name (`sql=`) for the one that it writes to,
+        by default the first. style: how the driver marks parameters: `:name`, `?`, `%s`, `%(name)s` or `$1`.
+
+        Stage and request before; afterwards that raises DefinitionError. Once the statement is committed the step is,
+        whatever the handler does then. A handler that returns and has not committed it fails.
+        """
+        return self._attempt.completion_statement(result, database, style)
 
     def stage(self, effect: Effect[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Staged:
         """Has the effect sent after the commit; if the handler raises, nothing is sent. Raises InvalidInput at once."""

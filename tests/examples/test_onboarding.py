@@ -48,6 +48,9 @@ class Bench:
     def heartbeat(self) -> None:
         pass
 
+    def completion_statement(self, result: Any, database: str | None, style: Any) -> Any:
+        raise NotImplementedError
+
     def secret(self, name: str) -> Secret[str]:
         return Secret(f"the secret {name}")
 

@@ -24,8 +24,10 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from dotdo.context import CompletionStatement, Style
+from dotdo.engine.completing import completion_statement
 from dotdo.engine.settling import Undecided
-from dotdo.engine.sql import Key, SqlWork, applied, applied_row, guard, metadata
+from dotdo.engine.sql import Key, SqlWork, applied, applied_row, encode_completion, guard, metadata
 from dotdo.errors import DefinitionError, StoreUnavailable, StoreUnusable
 from dotdo.journal import Completion
 
@@ -57,9 +59,7 @@ class Databases:
 
     def begin(self, name: str | None, is_async: bool, check: Callable[[], None]) -> SqlWork:
         """The transaction of an attempt; opened at its first statement."""
-        name = name or self.default
-        if name not in self._urls:
-            raise DefinitionError(f"There is no database {name!r}; known: {', '.join(self._urls)}.")
+        name = self.known(name)
         if is_async:
             engine = self._async_engine(name)
             return SqlWork(name, engine.sync_engine, engine, check)
@@ -73,6 +73,19 @@ class Databases:
         if is_async is None:
             is_async = not was_given and self._urls[name].get_backend_name() in ("sqlite", "postgresql")
         return self._sync[name], self._async_engine(name) if is_async else None
+
+    def statement(self, name: str | None, style: Style, key: Key, completion: Completion) -> CompletionStatement:
+        """What a handler executes that commits the attempt by itself. Raises DefinitionError."""
+        engine = self._sync[self.known(name)]
+        row = applied_row(key, encode_completion(completion).decode())
+        return completion_statement(self.known(name), engine.dialect.name, style, row)
+
+    def known(self, name: str | None) -> str:
+        """The name of a database, the default's for None. Raises DefinitionError."""
+        name = name or self.default
+        if name not in self._urls:
+            raise DefinitionError(f"There is no database {name!r}; known: {', '.join(self._urls)}.")
+        return name
 
     def prepare(self) -> None:
         """Creates the table of applied rows where it is missing. Raises StoreUnusable for a database that fails."""

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from dotdo.context import CompletionStatement, Style
 from dotdo.effect import Effect, Staged, find_resource
 from dotdo.engine.failing import Block
 from dotdo.engine.secrets import KeepsSecrets
 from dotdo.errors import AttemptOver, DefinitionError
-from dotdo.journal import StagedEffect
+from dotdo.journal import Completion, StagedEffect
 from dotdo.secret import Secret
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Attempt:
         loop: asyncio.AbstractEventLoop,
         is_async: bool,
         keeper: KeepsSecrets,
+        complete_with: "Callable[[Attempt, Any], Completion] | None" = None,
     ) -> None:
         self.run_id, self.step, self.number, self.epoch = run_id, step, number, epoch
         self.generation, self.actor, self.trail = generation, actor, trail
@@ -57,10 +59,11 @@ class Attempt:
         self.requests: list[str] = []
         self.work: SqlWork | None = None
         self.spares_calls = False  # its step is cancelled: calls under way go on to their answers
+        self.promised: str | None = None  # the database in which the handler commits by itself
         self.block: Block | None = None  # raised by a request; the handler may swallow it, or wrap it in a group
         self._resources, self._databases = resources, databases
         self._request_with, self._loop, self._is_async = request_with, loop, is_async
-        self._keeper = keeper
+        self._keeper, self._complete_with = keeper, complete_with
         self._counts: dict[str, int] = {}
         self._asking: set[Future[Any]] = set()  # requests that a thread waits for
         self._over: str | None = None
@@ -102,6 +105,16 @@ class Attempt:
         """The attempt has ended, however: tasks that the handler left behind can do nothing with its context."""
         self._over = self._over or "has ended"
 
+    @property
+    def database(self) -> str | None:
+        """The database that it has used, if it has used one."""
+        return self.promised if self.work is None else self.work.database
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether only the database knows how it ended: a COMMIT was not answered, or was the handler's own affair."""
+        return self.promised is not None or (self.work is not None and self.work.in_doubt)
+
     def heartbeat(self) -> None:
         """Raises AttemptOver when the attempt is over."""
         if self._over:
@@ -111,7 +124,7 @@ class Attempt:
 
     def stage(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
         """Keeps the effect for the commit."""
-        self.heartbeat()
+        self._before_completion()
         input, _ = self._input(effect, args, kwargs)
         key = effect_key(self.run_id, self.step, effect.name, self._count(effect.name), self.epoch)
         self.effects.append(StagedEffect(effect.name, effect.version, key, msgspec.Raw(input)))
@@ -119,7 +132,7 @@ class Attempt:
 
     async def request(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Makes the call now, or replays its answer."""
-        self.heartbeat()
+        self._before_completion()
         input, identity = self._input(effect, args, kwargs)
         # A request is known by what is asked and its count among equals, so a retry finds its answer.
         base = f"{effect.name}:{hashlib.sha256(identity).hexdigest()[:16]}"
@@ -147,6 +160,27 @@ class Attempt:
         """An ORM session on the attempt's transaction."""
         return self._sql(database).session()
 
+    def completion_statement(self, result: Any, database: str | None, style: Style) -> CompletionStatement:
+        """The statement with which the handler commits the attempt by itself."""
+        databases = self._open_databases()
+        name = databases.known(database)
+        self._check_database(name)
+        assert self._complete_with is not None, "only previews have none, and they refuse this"
+        completion = msgspec.structs.replace(self._complete_with(self, result), sql=[name])
+        key = (self.run_id, self.step, self.generation, self.number)
+        statement = databases.statement(name, style, key, completion)
+        with self._lock:
+            if self.work is not None:
+                raise DefinitionError(
+                    f"The step {self.step} has used ctx.sql or ctx.session, which commit with the attempt; "
+                    "completion_statement() is for a transaction of the handler's own. Use one or the other."
+                )
+            # Whoever declares the attempt over must know that it can still commit.
+            if self._committing or self._over:
+                raise AttemptOver(f"The attempt {self.number} of {self.step} {self._over or 'is being committed'}.")
+            self.promised = name
+        return statement
+
     def resource(self, kind: type[T], default: Callable[[], T] | None = None) -> T:
         """A resource of the client."""
         return find_resource(self._resources, kind, default)
@@ -163,22 +197,42 @@ class Attempt:
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _sql(self, database: str | None) -> "SqlWork":
+        databases = self._open_databases()
+        wanted = database or databases.default
+        with self._lock:
+            if self.promised is not None:
+                raise DefinitionError(
+                    f"The step {self.step} has asked for its completion_statement(), which commits the transaction of "
+                    "its own; ctx.sql would be another one. Use one or the other."
+                )
+            if self.work is None:
+                self.work = databases.begin(wanted, self._is_async, self.heartbeat)
+        self._check_database(wanted)
+        return self.work
+
+    def _open_databases(self) -> "Databases":
         self.heartbeat()
         if self._databases is None:
             raise DefinitionError(
                 "This handler uses SQL, but the client was given no database. Pass one, such as "
                 'Do(sql="sqlite:///app.db") or Do(sql="postgresql+psycopg://user@host/app").'
             )
-        wanted = database or self._databases.default
-        with self._lock:
-            if self.work is None:
-                self.work = self._databases.begin(wanted, self._is_async, self.heartbeat)
-        if wanted != self.work.database:
+        return self._databases
+
+    def _check_database(self, wanted: str) -> None:
+        if self.database not in (None, wanted):
             raise DefinitionError(
-                f"The step {self.step} already uses the database {self.work.database!r}; one attempt commits in one "
+                f"The step {self.step} already uses the database {self.database!r}; one attempt commits in one "
                 f"database. Do the work on {wanted!r} in an action of its own."
             )
-        return self.work
+
+    def _before_completion(self) -> None:
+        self.heartbeat()
+        if self.promised is not None:
+            raise DefinitionError(
+                f"The step {self.step} has asked for its completion_statement(), which holds all that it stages and "
+                "requests. Do that before you ask for it."
+            )
 
     def _input(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, bytes]:
         """An effect's input as it is journaled, and what it is known by."""

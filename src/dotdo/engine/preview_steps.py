@@ -16,7 +16,7 @@ from msgspec import UNSET
 
 from dotdo import codec
 from dotdo.action import Action
-from dotdo.context import AsyncContext, Context, current
+from dotdo.context import AsyncContext, CompletionStatement, Context, Style, current
 from dotdo.effect import Effect, EffectCall, Staged, StandIn
 from dotdo.engine.attempting import Attempt, effect_key
 from dotdo.engine.failing import Block, error_record, message_of
@@ -77,6 +77,13 @@ class PreviewAttempt(Attempt):
         staged = super().stage(effect, args, kwargs)
         self.staged.append((effect, self.effects[-1]))
         return staged
+
+    def completion_statement(self, result: Any, database: str | None, style: Style) -> CompletionStatement:
+        """Refused: nobody could roll back what the handler's own transaction commits."""
+        self.cannot(
+            "its handler commits in a transaction of its own (completion_statement), which a preview cannot roll back. "
+            "What it writes through ctx.sql can be previewed."
+        )
 
     async def _stand_in_for(self, _attempt: Attempt, effect: Effect[..., Any], input: bytes, request: str) -> Any:
         """What a request is answered."""

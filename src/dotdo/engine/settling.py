@@ -10,11 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dotdo.engine.attempting import Attempt
+from dotdo.engine.failing import message_of
 from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
 from dotdo.engine.replaying import replay_history
 from dotdo.engine.service_code import OWN_STEPS, ServiceCode
 from dotdo.engine.threads import Threads
-from dotdo.errors import InputError, ReplayError, StoreError, StoreUnavailable
+from dotdo.errors import DefinitionError, InputError, ReplayError, StoreError, StoreUnavailable
 from dotdo.journal import Completion, Empty
 from dotdo.records import WaitingFor
 from dotdo.service import Service
@@ -109,6 +110,8 @@ def is_left(run: "LiveRun", id: str) -> bool:
 def leaves_unsettled(run: "LiveRun") -> bool:
     """Whether the run's next owner must settle attempts, should it leave memory now."""
     unsettled, history = run.unsettled, run.history
+    if any(attempt.in_doubt for attempt in run.attempts):
+        return True
     if unsettled is None:
         return False
     own = unsettled.own and (history.stopping is not None or history.ended is not None)
@@ -201,6 +204,35 @@ async def outlive(run: "LiveRun", future: "asyncio.Future[Any]", attempt: Attemp
     run.engine.count_outliving(future)
     if attempt.work is not None:
         await asyncio.wait([future])
+
+
+# -- handlers that commit by themselves --------------------------------------------------------------------------------
+
+
+def not_executed(attempt: Attempt) -> DefinitionError:
+    """What is wrong when a handler has returned and its completion statement is not committed."""
+    return DefinitionError(
+        f"The handler of {attempt.step} has asked for its completion_statement() and returned, but nothing of it is "
+        f"committed in the database {attempt.promised!r}. Execute it as the last statement of your transaction there, "
+        "commit, then return. This attempt can commit no more."
+    )
+
+
+def tell_of_difference(
+    run: "LiveRun", attempt: Attempt, found: Completion, error: BaseException, returned: Completion | None
+) -> None:
+    """An attempt that had committed counts, whatever its handler did then; its developer should know."""
+    if attempt.promised is None:
+        return
+    what = None
+    if returned is None:
+        what = f"it then raised {type(error).__name__}: {message_of(error)[:500]}"
+    elif returned.result != found.result:
+        what = "it then returned another result than it had given to completion_statement()"
+    if what is not None:
+        run.engine.log.warning(
+            "attempt %s of %s in %s had committed, and counts; %s", attempt.number, attempt.step, run.id, what
+        )
 
 
 # -- asking the databases ----------------------------------------------------------------------------------------------

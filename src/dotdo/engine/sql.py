@@ -51,7 +51,7 @@ def applied_row(key: Key, completion: str) -> dict[str, Any]:
 
 
 _COLUMNS = ("run", "step", "generation", "attempt", "completion", "at")
-_encode = msgspec.json.Encoder().encode
+encode_completion = msgspec.json.Encoder().encode
 # Statements that would end the attempt's transaction behind its back.
 _ENDS_TRANSACTION = re.compile(
     r"\s*(begin|start\s+transaction|commit|end|abort|rollback(?!(\s+(work|transaction))?\s+to)|prepare\s+transaction)\b",
@@ -255,7 +255,7 @@ class SqlWork:
             completion.sql.clear()  # a session or connection that was never used
             return
         try:
-            self.opened.execute(insert(applied), applied_row(key, _encode(completion).decode()))
+            self.opened.execute(insert(applied), applied_row(key, encode_completion(completion).decode()))
             self.in_doubt = True
             self._root.commit()
             self.in_doubt = False

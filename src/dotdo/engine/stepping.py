@@ -19,7 +19,15 @@ from dotdo.engine.attempting import Attempt
 from dotdo.engine.delivering import deliver
 from dotdo.engine.failing import Block, error_record
 from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
-from dotdo.engine.settling import is_unsettled, journal_commit, outlive, settle, settle_step
+from dotdo.engine.settling import (
+    is_unsettled,
+    journal_commit,
+    not_executed,
+    outlive,
+    settle,
+    settle_step,
+    tell_of_difference,
+)
 from dotdo.errors import AttemptOver, AttemptTimedOut, RetryLater
 from dotdo.journal import LARGE, AttemptFailed, Completion, Empty, StepFailed
 from dotdo.policy import Retry
@@ -49,6 +57,7 @@ class StepRun:
         if self.record.state == CANCELLED:
             self.record.state = OPEN  # given up by a run that was blocked, and asked for again
         self.attempt: Attempt | None = None
+        self._started = 0
         self._loaded: tuple[Any] | None = None
         self._launched = launched
 
@@ -130,24 +139,17 @@ class StepRun:
             await run.may_attempt()
         self._launched = False
         number = record.attempt + 1
-        started = run.engine.clock.now()
+        started = self._started = run.engine.clock.now()
         attempt = self.attempt = self._new_attempt(action, number)
         run.attempts.add(attempt)
         try:
             completion = await self._run_handler(action, attempt, started)
         except BaseException as error:  # whatever a handler raises is its attempt's failure
-            if attempt.block is not None:
-                raise attempt.block from None
-            found = await self._settle_doubt(attempt)
-            if found is not None:
-                _uncancel()  # too late
-                self._committed(found, number)
-            elif run.over or _is_cancelled():
-                attempt.end("was cancelled")
-                raise asyncio.CancelledError from error  # also if the handler made another error of it
-            else:
-                self._failed(action, retry, number, started, error)
+            await self._without_commit(action, retry, attempt, started, error)
         else:
+            if attempt.promised is not None:
+                await self._without_commit(action, retry, attempt, started, not_executed(attempt), completion)
+                return
             self.record.loaded = self._loaded
             self._committed(completion, number)
         finally:
@@ -155,11 +157,38 @@ class StepRun:
             run.attempts.discard(attempt)
             self.attempt = None
 
+    async def _without_commit(
+        self,
+        action: Action[..., Any],
+        retry: Retry,
+        attempt: Attempt,
+        started: int,
+        error: BaseException,
+        returned: Completion | None = None,
+    ) -> None:
+        """An attempt ended and the engine has seen no commit. returned: what it ended with, if it did so well."""
+        attempt.end("has ended")  # nothing that the handler has left behind can begin to commit
+        run, settled = self.run, attempt.in_doubt
+        found = await self._settle_doubt(attempt)
+        if found is not None:
+            _uncancel()  # too late
+            tell_of_difference(run, attempt, found, error, returned)
+            self._committed(found, attempt.number)
+        elif attempt.block is not None or run.over or _is_cancelled():
+            if settled and not run.over:
+                run.append("lost", Empty(), self.id, attempt.number)  # its number is void, and taken for ever
+            if attempt.block is not None:
+                raise attempt.block from None
+            attempt.end("was cancelled")
+            raise asyncio.CancelledError from error  # also if the handler made another error of it
+        else:
+            self._failed(action, retry, attempt.number, started, error)
+
     async def _settle_doubt(self, attempt: Attempt) -> Completion | None:
-        """If the answer to a COMMIT was lost, only the database knows; nothing else happens to the step before."""
-        while attempt.work is not None and attempt.work.in_doubt:
+        """If only the database knows whether the attempt has committed, nothing else happens to the step before."""
+        while attempt.in_doubt and not self.run.over:
             try:
-                return await settle(self.run, self.id, attempt.generation, attempt.number, attempt.work.database)
+                return await settle(self.run, self.id, attempt.generation, attempt.number, attempt.database)
             except asyncio.CancelledError:
                 if self.run.over:
                     raise
@@ -182,6 +211,7 @@ class StepRun:
             loop=run.engine.loop,
             is_async=action.is_async,
             keeper=run,
+            complete_with=self._complete,
         )
 
     async def _request(self, attempt: Attempt, effect: Any, input: bytes, id: str) -> Any:
@@ -280,6 +310,13 @@ class StepRun:
                 return await _whatever_happens(future)
             await outlive(self.run, future, attempt)
             raise
+
+    def _complete(self, attempt: Attempt, result: Any) -> Completion:
+        """For a handler that commits by itself."""
+        action, fallback = self.definition, self.definition.fallback
+        if self.record.fallback and fallback is not None:
+            action = fallback
+        return self._completion(action, attempt, self._started, result)
 
     def _completion(self, action: Action[..., Any], attempt: Attempt, started: int, result: Any) -> Completion:
         data, loaded = action.schema.dump(result)

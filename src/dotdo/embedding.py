@@ -102,7 +102,7 @@ async def open_previewer(
     *, sql: Any, resources: Sequence[Any], catalogue: Catalogue, secret_sources: Given | None = None
 ) -> AsyncGenerator[Previewer]:
     """What makes previews without a store, also beside a live engine. Raises DefinitionError."""
-    databases = None if sql is None else open_databases(sql)
+    databases = None if sql is None else open_databases(sql, as_they_are=True)
     opened: dict[type, Any] = {}
     loop, watch = asyncio.get_running_loop(), Watch()
     async with contextlib.AsyncExitStack() as stack:
@@ -132,13 +132,13 @@ def _check_apart(store: str, files: set[str]) -> None:
         )
 
 
-def open_databases(sql: Any) -> Any:
-    """The application's databases. Raises DefinitionError when SQLAlchemy is not installed."""
+def open_databases(sql: Any, *, as_they_are: bool = False) -> Any:
+    """The application's databases; see `Databases`. Raises DefinitionError when SQLAlchemy is not installed."""
     try:
         from dotdo.engine.applying import Databases
     except ModuleNotFoundError as error:
         raise DefinitionError(f"sql= needs SQLAlchemy ({error}): pip install 'dotdo[sql]'.") from None
-    return Databases(sql)
+    return Databases(sql, as_they_are=as_they_are)
 
 
 def store_path(store: str | None) -> str | None:

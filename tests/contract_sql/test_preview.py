@@ -7,8 +7,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from dotdo import Action, AsyncContext, Context, Do, Fail, Preview, action, service
@@ -383,9 +384,31 @@ def test_second_database_ends_the_preview(tmp_path: Path, postgres_url: str):
     workshop.close()
 
 
-def test_engine_that_was_given_is_used_with_its_settings(tmp_path: Path):
-    from sqlalchemy import create_engine, event
+@pytest.mark.parametrize("kind", KINDS)
+def test_engine_that_commits_each_statement_by_itself_commits_none_in_a_preview(
+    tmp_path: Path, database: Database, kind: Callable[[Workshop], Action[..., Any]]
+):
+    url = database.url.replace("postgresql:", "postgresql+psycopg:")
+    sync = kind in (by_connection, by_session)
+    if sync:
+        given: Any = create_engine(url, isolation_level="AUTOCOMMIT")
+    else:
+        given = create_async_engine(url.replace("sqlite:", "sqlite+aiosqlite:"), isolation_level="AUTOCOMMIT")
+    workshop = Workshop(tmp_path, sql=given)
+    note = kind(workshop)
+    preview = workshop.open().preview(note, note="committed?")
+    if isinstance(database, PostgresDatabase):
+        assert preview.status == "incomplete", str(preview)
+        assert "AUTOCOMMIT" in notes_of(preview)
+    else:
+        assert preview.result == 1  # SQLite's transaction was begun by a statement of its own
+    assert database.notes() == []
+    workshop.close()
+    if sync:
+        given.dispose()
 
+
+def test_engine_that_was_given_is_used_with_its_settings(tmp_path: Path):
     database = SQLiteFile(tmp_path / "app.db")
     engine = create_engine(database.url)
 

@@ -180,15 +180,31 @@ def test_command_line_makes_no_store_and_works_beside_a_live_engine(tmp_path: Pa
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    before = {path.name for path in tmp_path.iterdir()}
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert "insert into notes" in look()
-    assert {path.name for path in tmp_path.iterdir()} == before
-    tables = database.execute("select name from sqlite_master where type = 'table'")
-    assert tables == [("notes",)]  # not even the table of applied rows
+    # Not even the table of applied rows, or another journal mode.
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert b"notes" in before["app.db"]
     with Do(f"sqlite:///{tmp_path / '.dotdo' / 'dotdo.db'}", sql=database.url) as client:
         assert client.runs.list() == []
         assert "insert into notes" in look()
     assert database.notes() == []
+
+
+def test_command_line_makes_no_database(tmp_path: Path):
+    (tmp_path / "application.py").write_text(
+        "from dotdo import Context, action\n"
+        "from sqlalchemy import text\n"
+        "@action('note')\n"
+        "def note(ctx: Context) -> None:\n"
+        "    ctx.sql.execute(text('select 1'))\n"
+    )
+    command = [sys.executable, "-m", "dotdo", "run", "note", "--preview", "--app", "application.py"]
+    command += ["--sql", "sqlite:///missing.db"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=_quiet())
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "There is no file missing.db" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["application.py"]
 
 
 def _quiet() -> dict[str, str]:

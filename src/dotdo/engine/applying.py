@@ -42,12 +42,16 @@ _decode = msgspec.json.Decoder(Completion)
 
 
 class Databases:
-    """The application's databases by name; the first one is the default."""
+    """The application's databases by name; the first one is the default.
 
-    def __init__(self, given: Given | Mapping[str, Given]) -> None:
+    as_they_are: a SQLite file keeps the journal mode that it has.
+    """
+
+    def __init__(self, given: Given | Mapping[str, Given], *, as_they_are: bool = False) -> None:
         by_name = given if isinstance(given, Mapping) else {"main": given}
         if not by_name:
             raise DefinitionError("sql={} names no database.")
+        self._lasting = not as_they_are
         self._sync: dict[str, Engine] = {}
         self._async: dict[str, AsyncEngine] = {}
         self._own: list[str] = []
@@ -166,7 +170,7 @@ class Databases:
         if name in self._own and self._sync[name].dialect.driver in ("psycopg", "psycopg2"):
             self._asking[name] = create_engine(_sync_url(url), poolclass=NullPool, connect_args=ASKING)
         for engine in (self._sync[name], *([self._async[name].sync_engine] if name in self._async else [])):
-            _prepare_engine(engine)
+            _prepare_engine(engine, lasting=self._lasting)
 
     def files(self) -> set[str]:
         """The SQLite files among them, as real paths."""
@@ -189,7 +193,7 @@ class Databases:
         if engine is None:
             url = self._urls[name]
             engine = self._async[name] = create_async_engine(_async_url(url), **_pool(url))
-            _prepare_engine(engine.sync_engine)
+            _prepare_engine(engine.sync_engine, lasting=self._lasting)
         return engine
 
 
@@ -231,10 +235,12 @@ def _async_url(url: URL) -> URL:
     return url.set(drivername=drivers.get(url.drivername, url.drivername))
 
 
-def _prepare_engine(engine: Engine) -> None:
+def _prepare_engine(engine: Engine, *, lasting: bool) -> None:
     event.listen(engine, "before_cursor_execute", guard)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
+        if lasting:
+            event.listen(engine, "connect", _use_wal)
         event.listen(engine, "begin", _begin_sqlite)
         event.listen(engine, "invalidate", _roll_back_first)
         engine.dispose()  # connections from before know nothing of this
@@ -244,9 +250,14 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # The driver would begin transactions late and by itself; SQLAlchemy's documentation has this recipe.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("pragma journal_mode = wal")
     cursor.execute("pragma synchronous = full")
     cursor.execute("pragma busy_timeout = 10000")
+    cursor.close()
+
+
+def _use_wal(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("pragma journal_mode = wal")  # kept in the file
     cursor.close()
 
 

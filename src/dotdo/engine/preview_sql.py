@@ -6,6 +6,7 @@ that belongs to an async driver, a `def` handler's thread hands what has to be a
 
 import asyncio
 import inspect
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -92,6 +93,7 @@ class PreviewTransaction:
 
     def _begin(self) -> AttemptConnection:
         connection, pool = None, self.engine.pool.recreate()
+        self._check_file()
         try:
             # A connection of its own, made like the others: waiting in their queue would have no limit, and a session
             # keeps more than a rollback takes back (advisory locks, settings, prepared statements).
@@ -100,10 +102,11 @@ class PreviewTransaction:
                 _raw(connection, f"pragma busy_timeout = {round(self._lock * 1000)}")
             root = connection.begin_attempt()
             if self.engine.dialect.name == "postgresql":
-                connection.exec_driver_sql(f"set local lock_timeout = {round(self._lock * 1000)}")
-                connection.exec_driver_sql(f"set local statement_timeout = {round(self._statement * 1000)}")
-        except SQLAlchemyError as error:
+                self._limit(connection)
+        except BaseException as error:
             _give_back(connection, pool)
+            if not isinstance(error, SQLAlchemyError):
+                raise
             text = message_of(getattr(error, "orig", None) or error)
             raise Block(
                 "no transaction",
@@ -121,6 +124,24 @@ class PreviewTransaction:
         event.listen(connection, "after_cursor_execute", self._note)
         self._begun()
         return connection
+
+    def _check_file(self) -> None:
+        path = self.engine.url.database or ""
+        if self.is_sqlite and not path.startswith("file:") and not os.path.exists(path):
+            raise Block("no database", f"There is no file {path}, and a preview makes none.")
+
+    def _limit(self, connection: AttemptConnection) -> None:
+        lock, statement = f"{round(self._lock * 1000)}ms", f"{round(self._statement * 1000)}ms"
+        connection.exec_driver_sql(f"set local statement_timeout = '{statement}'")
+        connection.exec_driver_sql("set local lock_timeout = '1234567ms'")
+        # What is set for a transaction is gone where each statement commits by itself.
+        if connection.exec_driver_sql("show lock_timeout").scalar_one() != "1234567ms":
+            raise Block(
+                "no transaction",
+                f"The engine given for {self.database!r} commits each statement by itself (AUTOCOMMIT), so nothing "
+                "can be rolled back. Give an engine without that.",
+            )
+        connection.exec_driver_sql(f"set local lock_timeout = '{lock}'")
 
     # -- what is noted ------------------------------------------------------------------------------------------------
 

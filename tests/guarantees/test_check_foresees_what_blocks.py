@@ -32,9 +32,9 @@ def application(*omitted: str, **changed: Callable[..., Any]) -> Catalogue:
     async def sleeper(days: float) -> None:
         await dotdo.sleep(days * 86400)
 
-    for name, code in {"trip": trip, "buggy": buggy, "sleeper": sleeper}.items():
-        if name not in omitted:
-            service(name, catalogue=catalogue)(changed[name] if name in changed else code)
+    codes: dict[str, Any] = {"trip": trip, "buggy": buggy, "sleeper": sleeper, **changed}
+    for name in codes.keys() - set(omitted):
+        service(name, catalogue=catalogue)(codes[name])
 
     @action("later", catalogue=catalogue)
     async def later(text: str) -> str:

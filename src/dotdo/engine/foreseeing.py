@@ -6,6 +6,7 @@ would do after that.
 
 from collections.abc import Iterator
 from typing import Any
+from typing import Any
 
 import msgspec
 

@@ -6,7 +6,6 @@ would do after that.
 
 from collections.abc import Iterator
 from typing import Any
-from typing import Any
 
 import msgspec
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from dotdo.action import Action
 from dotdo.catalogue import Catalogue, Snapshot, described
 from dotdo.engine.continuing import continuation
 from dotdo.engine.failing import Block, is_failure, message_of
@@ -62,7 +63,7 @@ def _why_blocked(
 ) -> tuple[str, str]:
     """Reason and text; both empty if the run would go on."""
     kind, name, version = accepted.kind, accepted.name, accepted.version
-    definition: Any = catalogue.find(kind, name, version)
+    definition: Action[..., Any] | Service[..., Any] | None = catalogue.find(kind, name, version)
     if definition is None:
         there = ", ".join(str(one.version) for one in catalogue.all(kind) if one.name == name)
         known = f"only version {there} of it is" if there else f"no {kind} of that name is"
@@ -74,7 +75,7 @@ def _why_blocked(
         return "", ""  # none of its own code runs any more
     keeper = Unkept(vault, id)
     try:
-        if not isinstance(definition, Service):
+        if isinstance(definition, Action):
             arguments_of(keeper, definition.schema, bytes(accepted.input))
             return "", ""
         return _replay(ServiceCode(id, definition, history, pins, catalogue, None, keeper), history)

@@ -89,9 +89,13 @@ class Schema:
     def check(self, data: bytes) -> None:
         """Raises InvalidInput, with every problem, unless stored or given input fits."""
         try:
-            self._decode_input(data)
+            decoded = self._decode_input(data)
         except Exception:  # a class of the user's may raise anything when it is made
             self._refuse(data)
+        else:
+            if self.secrets is not None:
+                # Whatever hints may say: what became a Secret is where it will be looked for and sealed.
+                self.secrets.take(self.subject, codec.marked(msgspec.structs.asdict(decoded), "The input"))
 
     def accept(self, params: Mapping[str, Any] | bytes) -> bytes:
         """Input from outside: normalised, validated, as JSON. Bytes are taken as what `pack` made.

@@ -168,6 +168,8 @@ class _Search:
             fields.places = [self.of(hint) for hint in typing.get_type_hints(kind, include_extras=True).values()]
         elif codec.is_model(kind):
             self._add_model(kind, fields)
+            if getattr(kind, "__pydantic_root_model__", False):
+                fields.alternatives = list(fields.fields.values())  # it is written as its root, without a name
         elif issubclass(kind, msgspec.Struct):
             self._add_struct(kind, fields)
         elif dataclasses.is_dataclass(kind) or typing.is_typeddict(kind) or hasattr(kind, "__attrs_attrs__"):

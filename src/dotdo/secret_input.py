@@ -43,8 +43,8 @@ class SecretInput:
         exposed = [path for path, text in _texts(taken, "$") if codec.SECRET_MARK in text]
         if exposed:
             raise SecretExposed(
-                f"The input of {subject} has a Secret at {', '.join(exposed)}, which is not declared Secret[str] and "
-                "so would be stored in the clear."
+                f"The input of {subject} has a Secret at {', '.join(exposed)}, which is not declared Secret[str] (or "
+                "not in a way that can be followed), and so would be stored in the clear."
             )
         return taken
 

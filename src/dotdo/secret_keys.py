@@ -74,6 +74,10 @@ def new_id() -> str:
 
 def _read(file: Path) -> Keyring:
     try:
+        if os.name == "posix" and file.stat().st_mode & 0o077:
+            log.warning(
+                "the key file %s can be read by others than its owner: chmod 600 it, then rotate the keys", file
+            )
         return parse_keyring(file.read_text(encoding="ascii"), str(file))
     except FileNotFoundError:
         raise

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, NotReq
 import msgspec
 import pydantic
 import pytest
+from pydantic.alias_generators import to_camel
 
 from dotdo import Catalogue, DefinitionError, Effect, InvalidInput, Secret, SecretExposed, action
-from dotdo.secret_fields import fields_of
+from dotdo.secret_fields import Fields, fields_of
 
 Token = NewType("Token", Secret[str])
 T = TypeVar("T")
@@ -51,6 +52,15 @@ class Account(pydantic.BaseModel):
     password: Secret[str] = pydantic.Field(alias="pass", validation_alias=pydantic.AliasChoices("pass", "pw"))
 
 
+class Root(pydantic.RootModel[list[Secret[str]]]):
+    pass
+
+
+class CamelModel(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(alias_generator=to_camel, populate_by_name=True)
+    api_key: Secret[str]
+
+
 class PathAlias(pydantic.BaseModel):
     password: Secret[str] = pydantic.Field(validation_alias=pydantic.AliasPath("login", 0))
 
@@ -82,6 +92,8 @@ FOLLOWED = [
     (Tagged, ["Tagged", "plain", "S"]),
     (Renamed, {"apiKey": "S"}),
     (Account, {"name": "plain", "password": "S", "pass": "S", "pw": "S"}),
+    (Root, ["S"]),
+    (CamelModel, {"api_key": "S", "apiKey": "S"}),
     (Tree, {"children": [{"children": [], "token": "S"}], "other": {"token": "S", "children": []}, "token": "S"}),
 ]
 
@@ -266,6 +278,15 @@ def test_an_input_without_secrets_takes_none(value: Any):
 def test_an_invalid_input_is_refused_without_its_secrets(params: dict[str, Any]):
     with pytest.raises((InvalidInput, SecretExposed)) as caught:
         sign_in.schema.accept(params)
+    assert "hunter22" not in str(caught.value)
+
+
+def test_a_secret_that_was_not_followed_is_refused_when_it_comes(monkeypatch: pytest.MonkeyPatch):
+    """The last line: hints may put a Secret where the search did not look."""
+    assert sign_in.schema.secrets is not None
+    monkeypatch.setattr(sign_in.schema.secrets, "fields", Fields())
+    with pytest.raises(SecretExposed, match=r"\$\.login\.password.* not\s+in a way that can be followed") as caught:
+        sign_in.schema.accept({"login": {"user": "ada", "password": "hunter22"}})
     assert "hunter22" not in str(caught.value)
 
 

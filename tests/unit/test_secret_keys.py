@@ -65,6 +65,14 @@ def test_a_damaged_file_is_refused_and_left_as_it_is(store: str, content: bytes)
     assert key_file(store).read_bytes() == content
 
 
+def test_a_file_that_others_can_read_is_warned_of(store: str, caplog: pytest.LogCaptureFixture):
+    load_keyring(store)
+    assert caplog.text == ""
+    key_file(store).chmod(0o640)
+    load_keyring(store)
+    assert "can be read by others than its owner" in caplog.text
+
+
 def test_a_folder_that_takes_no_file_is_told(store: str):
     key_file(store).mkdir()
     with pytest.raises(StoreUnusable, match="cannot be read"):

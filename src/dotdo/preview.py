@@ -173,7 +173,7 @@ def _step(preview: Preview[Any], step: PreviewedStep) -> list[Line]:
         told = (f"  {step.status}: {error_text(step.error)}", "red")
     elif step.status != "completed":
         told = (f"  {step.status}", "yellow")
-    elif preview.kind == "service":
+    elif preview.kind == "service" and step.result is not None:
         told = (f"  -> {one_line(step.result)}", "")
     service = "service " if step.kind == "service" else ""
     lines: list[Line] = [[(f"{at:>8}  ", DIM), (service + _bare(step.id), "bold"), told]]

@@ -18,8 +18,10 @@ from dotdo import AsyncContext, Context, Do, Preview, Retry, action
 from dotdo.connectors.email import Mailer
 from dotdo.connectors.http import HttpClient
 from dotdo.engine import previewing
+from examples.onboarding.app import customer_onboarding
 from tests.connectors.servers import HttpServer, MailServer, http_server, mail_server
 from tests.contract_sql.databases import Database, PostgresDatabase, SQLiteFile
+from tests.guarantees.onboarding import Onboarding, Witness
 from tests.guarantees.previewed import COUNT, INSERT, Application
 from tests.workshop import PATIENCE, Workshop, kinds
 
@@ -91,7 +93,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
 
 
 @pytest.fixture
-def world(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def shop(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr("dotdo.engine.forgetting.DELAY_SECONDS", 3600)  # what a real run left is not tidied meanwhile
     with mail_server() as mail, http_server() as web:
         made = World(tmp_path / "files", database, mail, web)
@@ -125,31 +127,54 @@ CASES: dict[str, Case] = {
 }
 
 
-def test_every_kind_of_preview_leaves_the_same_bytes_and_a_silent_world(world: World):
-    before = world.digests()
+def test_every_kind_of_preview_leaves_the_same_bytes_and_a_silent_world(shop: World):
+    before = shop.digests()
     assert len(before) >= 3, before  # the store, its audit key, and the application's data
     for name, (look, status, told) in CASES.items():
-        preview = look(world.client)
+        preview = look(shop.client)
         assert preview.status == status, f"{name}: {preview}"
         assert told in _told(preview), f"{name}: {preview}"
         if name in ("time-out", "out of time"):
-            world.application.released.set()  # its thread goes on, with a connection that is closed
-            world.application.released.clear()
-    assert world.digests() == before
-    assert world.outside() == world.heard
-    assert [run.name for run in world.client.runs.list()] == ["sign-up"]
+            shop.application.released.set()  # its thread goes on, with a connection that is closed
+            shop.application.released.clear()
+    assert shop.digests() == before
+    assert shop.outside() == shop.heard
+    assert [run.name for run in shop.client.runs.list()] == ["sign-up"]
     # The comparison would have found something.
-    world.client.action("sign-up").invoke(name="Ada")
-    assert world.digests() != before
-    assert world.outside() != world.heard
+    shop.client.action("sign-up").invoke(name="Ada")
+    assert shop.digests() != before
+    assert shop.outside() != shop.heard
 
 
-def test_sequences_are_the_one_thing_that_moves_on(world: World):
-    first = world.client.action("sign-up").preview(name="Ada").result
-    second = world.client.action("sign-up").preview(name="Ada").result
-    third = world.client.action("sign-up").invoke(name="Ada")
+def test_preview_of_the_onboarding_is_heard_by_nobody(onboarding: Onboarding, world: Witness):
+    """The example's service with all its real providers, whose ledger another process keeps."""
+    client = onboarding.open()
+    preview = client.preview(customer_onboarding, user_name="Ada", user_email="ada@example.com")
+    assert preview.status == "completed", str(preview)
+    assert (preview.result or {})["customer_id"] == "cus_preview"
+    assert [effect.name for effect in preview.effects] == [
+        "billing.create-customer",
+        "email.send-message",
+        "slack.post-message",
+    ]
+    assert "To: ada@example.com" in str(preview)
+    assert preview.statements[0].rows == 1
+    assert world.heard() == []
+    assert onboarding.users() == []
+    client.run(customer_onboarding, user_name="Ada", user_email="ada@example.com")
+    assert len(world.heard()) == 3  # they would have been heard
+    twice = client.preview(customer_onboarding, user_name="Ada", user_email="ada@example.com")
+    assert (twice.status, twice.error and twice.error.message) == ("failed", "ada@example.com has signed up before.")
+    assert [effect.name for effect in twice.effects] == ["email.send-message"]  # to the admin
+    assert len(world.heard()) == 3
+
+
+def test_sequences_are_the_one_thing_that_moves_on(shop: World):
+    first = shop.client.action("sign-up").preview(name="Ada").result
+    second = shop.client.action("sign-up").preview(name="Ada").result
+    third = shop.client.action("sign-up").invoke(name="Ada")
     # PostgreSQL never takes a number back; SQLite does.
-    assert [first, second, third] == ([2, 3, 4] if isinstance(world.database, PostgresDatabase) else [2, 2, 2])
+    assert [first, second, third] == ([2, 3, 4] if isinstance(shop.database, PostgresDatabase) else [2, 2, 2])
 
 
 def test_preview_that_is_killed_in_the_middle_leaves_nothing(tmp_path: Path):

@@ -6,7 +6,9 @@ this process, on the event loop of its caller.
 
 import asyncio
 import contextlib
-from collections.abc import Generator, Mapping, Sequence
+import os
+import weakref
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast, overload
@@ -36,6 +38,10 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _trail: ContextVar[str | None] = ContextVar("dotdo_trail", default=None)
+FORKED = (
+    "The client was opened before this process was forked from another one, where its engine runs. Open a client after "
+    "the fork."
+)
 
 
 class AsyncByName:
@@ -118,7 +124,8 @@ class AsyncNames:
 
 
 class AsyncDo:
-    """A client. Without a URL it is embedded: it opens a store and runs an engine on the caller's event loop.
+    """A client. Without a URL it is embedded: it opens a store and runs an engine on the caller's event loop; or, while
+    another process runs one on that store, is a client of that, and takes over when it ends.
 
     store: `sqlite:///dotdo.db`, a path, or `sqlite://` for one that is gone when the client closes; by default
         `.dotdo/dotdo.db`. sql: the application's database(s), a URL or SQLAlchemy engine, or several by name.
@@ -127,7 +134,8 @@ class AsyncDo:
         and compare, for development and tests. clock: for tests. actor: who asks, for the journal. grace: seconds
         that attempts in flight are given when the client closes. drain_on_sigterm: close first when the process is sent
         SIGTERM, then let the signal take its course. secrets: where `ctx.secret` looks: a SecretProvider, a mapping,
-        or several, asked in order; by default the environment.
+        or several, asked in order; by default the environment. engine: False for a process that only asks, and leaves
+        it to others to run an engine.
     """
 
     def __init__(
@@ -143,9 +151,12 @@ class AsyncDo:
         grace: float = 10.0,
         drain_on_sigterm: bool = False,
         secrets: Given | None = None,
+        engine: bool = True,
     ) -> None:
         self._open = lambda: _embed(
             store,
+            self._move,
+            engine=engine,
             sql=sql,
             resources=resources,
             catalogue=catalogue or default_catalogue,
@@ -154,9 +165,10 @@ class AsyncDo:
             grace=grace,
             secret_sources=secrets,
         )
-        self._opening: asyncio.Task[Platform] | None = None
+        self._opening: asyncio.Future[Platform] | None = None
+        self._followed: Platform | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._closed = False
+        self._closed = ""
         self._drain_on_sigterm = drain_on_sigterm
         self._leave_sigterm: Restore | None = None
         self.actor = actor
@@ -260,9 +272,10 @@ class AsyncDo:
     async def platform(self) -> Platform:
         """The platform, opened at first use. Raises StoreError; ClientClosed after `close`."""
         if self._closed:
-            raise ClientClosed("The client is closed; open a new one.")
+            raise ClientClosed(self._closed)
         opening = self._opening
         if opening is None or _has_failed(opening):
+            _opened.add(self)
             if self._drain_on_sigterm and self._leave_sigterm is None:
                 self._leave_sigterm = drain_first(self.close)
             opening = self._opening = asyncio.create_task(self._open())
@@ -272,9 +285,21 @@ class AsyncDo:
         # Shielded: others may wait for the same opening, so a caller who gives up does not end it.
         return await asyncio.shield(opening)
 
+    def _move(self, engine: Platform) -> None:
+        """The engine that was followed is gone, and one runs here now."""
+        assert self._opening is not None
+        self._followed = self._opening.result()
+        self._opening = self._opening.get_loop().create_future()
+        self._opening.set_result(engine)
+
+    def _forked(self) -> None:
+        """In a process that was forked from the one that had opened the client."""
+        if self._opening is not None:
+            self._opening, self._closed = None, FORKED
+
     async def close(self) -> None:
         """Drains and closes: attempts in flight end, runs go on at the next start."""
-        self._closed = True
+        self._closed = self._closed or "The client is closed; open a new one."
         opening = self._opening
         if opening is None:
             return
@@ -284,11 +309,11 @@ class AsyncDo:
         # Shielded, and the same for all who close: who gives up, or comes second, must not cut the drain short.
         await asyncio.shield(self._closing)
 
-    async def _close(self, opening: "asyncio.Task[Platform]") -> None:
+    async def _close(self, opening: "asyncio.Future[Platform]") -> None:
         await asyncio.wait([opening])
         try:
             if not _has_failed(opening):  # whoever wanted it opened was told
-                await opening.result().close()
+                await (self._followed or opening.result()).close()
         finally:
             if self._leave_sigterm is not None:
                 self._leave_sigterm()
@@ -306,18 +331,29 @@ class AsyncDo:
 _RETRY_NUMBERS = ("attempts", "delay", "factor", "max_delay", "jitter", "max_elapsed")
 
 
-async def _embed(store: str | None, **options: Any) -> Platform:
+_opened: "weakref.WeakSet[AsyncDo]" = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for client in _opened:
+        client._forked()  # pyright: ignore[reportPrivateUsage]  # of this module
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+async def _embed(store: str | None, moved: Callable[[Platform], None], *, engine: bool, **options: Any) -> Platform:
     # Imported here: whoever only defines actions, or talks to a server, need not load an engine and a database.
-    from dotdo.embedding import open_engine
+    from dotdo.embedding import Opening, open_platform
 
-    return await open_engine(store, **options)
+    return await open_platform(store, Opening(**options), engine=engine, moved=moved)
 
 
-def _has_failed(opening: "asyncio.Task[Platform]") -> bool:
+def _has_failed(opening: "asyncio.Future[Platform]") -> bool:
     return opening.done() and (opening.cancelled() or opening.exception() is not None)
 
 
-def _check_loop(opening: "asyncio.Task[Platform]") -> None:
+def _check_loop(opening: "asyncio.Future[Platform]") -> None:
     if opening.get_loop() is not asyncio.get_running_loop():
         raise DefinitionError(
             "The client was opened on another event loop, where its engine runs. Open one for each loop (each "

@@ -32,6 +32,7 @@ class ClientOptions(TypedDict, total=False):
     actor: str | None
     grace: float
     secrets: Given | None
+    engine: bool
 
 
 class CallOptions(TypedDict, total=False):

@@ -1,72 +1,106 @@
-"""Opens an embedded platform: a store, its audit key, and an engine in this process."""
+"""Opens an embedded platform: a store, its audit key, and an engine in this process or a line to another's."""
 
 import asyncio
 import contextlib
 import os
 import re
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock, SystemClock
 from dotdo.engine.engine import Engine
+from dotdo.engine.following import Follower
+from dotdo.engine.hosting import Host
 from dotdo.engine.previewing import Previewer
 from dotdo.engine.resources import open_resource
 from dotdo.engine.secrets import Vault
 from dotdo.engine.watching import SPIN_SECONDS, Watch, Watchdog
 from dotdo.errors import MAX_SECONDS, DefinitionError, StoreUnusable
+from dotdo.journal import anchor
 from dotdo.records import RunFilter
 from dotdo.sealing import Sealer
 from dotdo.secret_keys import load_keyring
 from dotdo.secret_provider import Given, SecretSources
+from dotdo.store.engine_lock import EngineElsewhere, lock_holder
 from dotdo.store.sql import SqlStore
-from dotdo.store.sqlite import SQLiteDatabase, lock_holder
+from dotdo.store.sqlite import SQLiteDatabase
 
 DEFAULT_STORE = ".dotdo/dotdo.db"
+# How long an engine in another process may take to make the store, and how often to look, in seconds.
+NEW_STORE_PATIENCE, NEW_STORE_PAUSE = 10.0, 0.02
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
-async def open_engine(
-    store: str | None,
-    *,
-    sql: Any,
-    resources: Sequence[Any],
-    catalogue: Catalogue,
-    check_replay: bool | None,
-    clock: Clock | None,
-    grace: float,
-    secret_sources: Given | None = None,
-) -> Engine:
-    """Opens the store and starts an engine on it. Raises StoreUnusable, DefinitionError."""
-    vault = Vault(SecretSources(secret_sources), Sealer(lambda: load_keyring(path)))
-    databases = None
-    if sql is not None:
-        databases = open_databases(sql)
+class Opening(msgspec.Struct, frozen=True):
+    """What an embedded platform is opened with; as given to `AsyncDo`."""
+
+    sql: Any
+    resources: Sequence[Any]
+    catalogue: Catalogue
+    check_replay: bool | None
+    clock: Clock | None
+    grace: float
+    secret_sources: Given | None = None
+
+
+async def open_platform(
+    store: str | None, opening: Opening, *, engine: bool, moved: Callable[[Engine], None]
+) -> Engine | Follower:
+    """Opens the store and starts an engine on it, or follows the one that another process runs there.
+
+    engine: False for a process that must not run one. moved: called when an engine that was followed is gone, and one
+    runs here instead. Raises StoreUnusable, DefinitionError.
+    """
     path = store_path(store)
-    if path is not None and databases is not None:
-        _check_apart(path, databases.files())
+    if path is None:
+        if not engine:
+            raise DefinitionError("A temporary store (sqlite://) has no other process that could run its engine.")
+        return await _lead(None, opening)
+    end = time.monotonic() + NEW_STORE_PATIENCE
+    while True:
+        if engine:
+            try:
+                return await _lead(path, opening)
+            except EngineElsewhere:
+                pass
+        try:
+            return await _follow(path, opening, engine=engine, moved=moved)
+        except StoreUnusable:
+            # The engine may just be making the store, or have ended.
+            if time.monotonic() > end or not (engine or lock_holder(path)):
+                raise
+        await asyncio.sleep(NEW_STORE_PAUSE)
+
+
+async def _lead(path: str | None, opening: Opening) -> Engine:
+    databases = _databases(path, opening)
     opened = SqlStore(SQLiteDatabase(path))
-    if check_replay is None:
-        check_replay = is_on("DOTDO_DEV")
     try:
         key = audit_key(path, make=not opened.list_runs(RunFilter(limit=1)))
+        check_replay = is_on("DOTDO_DEV") if opening.check_replay is None else opening.check_replay
+        engine = Engine(
+            opened,
+            catalogue=opening.catalogue,
+            clock=opening.clock or SystemClock(),
+            anchor_key=key,
+            databases=databases,
+            resources=opening.resources,
+            check_replay=check_replay,
+            grace=opening.grace,
+            spin_limit=spin_limit(),
+            vault=_vault(path, opening),
+        )
     except BaseException:
         opened.close()
         raise
-    engine = Engine(
-        opened,
-        catalogue=catalogue,
-        clock=clock or SystemClock(),
-        anchor_key=key,
-        databases=databases,
-        resources=resources,
-        check_replay=check_replay,
-        grace=grace,
-        spin_limit=spin_limit(),
-        vault=vault,
-    )
+    if path is not None:
+        engine.host = Host(engine, opened.where)
     await engine.start()
     return engine
 
@@ -74,6 +108,67 @@ async def open_engine(
 def vault_of(store: str | None) -> Vault:
     """Opens the sealed inputs of a store's runs, with the keys of this process's environment, when there are any."""
     return Vault(SecretSources(None), Sealer(lambda: load_keyring(store_path(store))))
+
+
+async def _follow(path: str, opening: Opening, *, engine: bool, moved: Callable[[Engine], None]) -> Follower:
+    _databases(path, opening)  # what is wrong with them is said now, not when this process takes over
+
+    async def take_over() -> Engine | None:
+        try:
+            return await _lead(path, opening)
+        except EngineElsewhere:
+            return None
+
+    opened = SqlStore(SQLiteDatabase(path, beside=True))
+    try:
+        key = audit_key(path, make=False)
+        _check_audit_key(opened, key)
+    except BaseException:
+        opened.close()
+        raise
+    follower = Follower(
+        opened,
+        catalogue=opening.catalogue,
+        clock=opening.clock or SystemClock(),
+        anchor_key=key,
+        vault=_vault(path, opening),
+        previewer=lambda: open_previewer(
+            sql=opening.sql,
+            resources=opening.resources,
+            catalogue=opening.catalogue,
+            secret_sources=opening.secret_sources,
+        ),
+        take_over=take_over if engine else None,
+        moved=moved,
+        holder=lambda: lock_holder(path),
+    )
+    await follower.start()
+    return follower
+
+
+def _vault(path: str | None, opening: Opening) -> Vault:
+    return Vault(SecretSources(opening.secret_sources), Sealer(lambda: load_keyring(path)))
+
+
+def _databases(path: str | None, opening: Opening) -> Any:
+    if opening.sql is None:
+        return None
+    databases = open_databases(opening.sql)
+    if path is not None:
+        _check_apart(path, databases.files())
+    return databases
+
+
+def _check_audit_key(store: SqlStore, key: bytes) -> None:
+    """Processes that share a store share its key, or their journals would look forged to each other."""
+    for run in store.find_runs("run_", 1):
+        with store.read_chains(run, run) as (heads, _):
+            head = next(heads, None)
+        if head is not None and anchor(key, head.run, head.seq, head.digest) != head.anchor:
+            raise StoreUnusable(
+                f"The audit key of this process is not the one of the store {store.where}: give every process the same "
+                "DOTDO_AUDIT_KEY, or none."
+            )
 
 
 def is_on(variable: str) -> bool:

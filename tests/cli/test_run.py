@@ -163,19 +163,37 @@ def test_second_signal_stops_at_once_and_loses_nothing(shop: Shell):
 # -- beside another engine --------------------------------------------------------------------------------------------
 
 
-def test_store_that_another_process_holds_is_said_so(shop: Shell):
+def test_commands_beside_a_live_engine_ask_it(shop: Shell):
     holder = shop.start("run", "approval", "what=tea")
-    try:
-        shop.wait_for_run("waiting")
-        for command in (["run", "greet@1", "name=Ada"], ["runs", "cancel", "latest"]):
-            done = shop.run(*command)
-            assert done.returncode == 1
-            assert f"Another engine already runs on the store {shop.folder}/.dotdo/dotdo.db" in done.stderr
-            assert f"process {holder.pid} on" in done.stderr
-    finally:
-        holder.kill()
-        holder.communicate(timeout=PATIENCE)
-    assert shop.run("run", "greet@1", "name=Ada").returncode == 0, "a killed engine holds nothing"
+    shop.wait_for_run("waiting")
+    assert shop.ok("run", "greet@1", "name=Ada") == '"Hello Ada"\n'
+    shop.ok("runs", "send-event", shop.json("runs", "ls", "--name", "approval")[0]["id"], "approved", "yes")
+    assert holder.wait(PATIENCE) == 0
+    assert holder.stdout is not None
+    assert holder.stdout.read() == '"yes"\n'
+
+
+def test_cancel_beside_a_live_engine_needs_no_application(shop: Shell):
+    holder = shop.start("run", "approval", "what=tea")
+    run = shop.wait_for_run("waiting")
+    (shop.folder / "app.py").rename(shop.folder / "elsewhere.py")
+    done = shop.run("runs", "cancel", run)
+    assert (done.returncode, "approval was cancelled" in done.stderr) == (0, True), done.stderr
+    assert holder.wait(PATIENCE) == 1, "its own run was cancelled"
+    refused = shop.run("runs", "send-event", run, "approved")
+    assert (refused.returncode, "has ended" in refused.stderr) == (2, True)
+
+
+def test_event_for_a_run_without_an_engine_is_kept(shop: Shell):
+    holder = shop.start("run", "approval", "what=tea")
+    run = shop.wait_for_run("waiting")
+    holder.kill()
+    holder.wait()
+    sent = shop.run("runs", "send-event", run, "approved", ':="Ada"')
+    assert (sent.returncode, "taken when one does" in sent.stderr) == (0, True), sent.stderr
+    assert json.loads(shop.ok("runs", "watch", run, "--resume")) == "Ada"
+    wrong = shop.run("runs", "send-event", run, "approved", ":={")
+    assert (wrong.returncode, "is not JSON" in wrong.stderr) == (2, True)
 
 
 # -- on a terminal ----------------------------------------------------------------------------------------------------

@@ -309,7 +309,7 @@ async def test_run_whose_definition_is_missing_waits_and_says_for_what(tmp_path:
         await lab.until(says_so)
         run = await lab.client.runs.get(handle.id)
         assert run.waiting_for is not None
-        assert "no process offers the service deployed@1" in run.waiting_for.text
+        assert "the process with the engine does not define the service deployed@1" in run.waiting_for.text
         assert lab.engine.live == {}
     async with laboratory(tmp_path, catalogue=version_of("old"), clock=clock) as lab:
         await lab.client.handle(handle.id).send_event("go")

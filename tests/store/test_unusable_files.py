@@ -201,35 +201,6 @@ def test_folder_or_file_that_cannot_be_written_is_refused():
         shutil.rmtree(folder)
 
 
-HOLDER = """
-import sys
-from dotdo import Do
-with Do(sys.argv[1]) as client:
-    print("open", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_second_engine_on_a_file_is_refused_and_told_who_has_it(used: Path):
-    command = [sys.executable, "-c", HOLDER, used]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "open\n"
-        for _ in range(2):
-            with pytest.raises(StoreUnusable) as caught:
-                Do(str(used), catalogue=catalogue).__enter__()
-            assert f"Another engine already runs on the store {used} (process {holder.pid} on " in caught.value.message
-            assert "stop that process, or give this one another file" in caught.value.message
-        holder.kill()
-    with Do(str(used), catalogue=catalogue) as client:  # a killed one holds nothing
-        assert len(client.runs.list(limit=500)) == 200
-
-
-def test_second_engine_in_the_same_process_is_refused(used: Path):
-    with Do(str(used), catalogue=catalogue), pytest.raises(StoreUnusable, match=f"process {os.getpid()} on "):
-        Do(str(used), catalogue=catalogue).__enter__()
-
-
 @pytest.mark.parametrize(
     "given, text",
     [("xyz", "DOTDO_AUDIT_KEY is not hexadecimal"), ("abcd", "DOTDO_AUDIT_KEY is too short: at least 32")],

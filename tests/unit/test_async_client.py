@@ -147,13 +147,14 @@ async def test_a_client_whose_opening_failed_can_be_closed(path: Path):
 
 
 @in_loop
-async def test_a_second_client_on_the_file_is_refused_until_the_first_is_closed(path: Path):
-    async with client_on(path) as first:
-        second = client_on(path)
-        with pytest.raises(StoreUnusable, match="Another engine already runs on the store"):
-            await second.run(add, 1)
-        assert await first.run(add, 1) == 3
+async def test_a_second_client_on_the_file_asks_the_engine_of_the_first_until_that_is_closed(path: Path):
+    first, second = client_on(path), client_on(path)
+    assert await first.run(add, 1) == 3
     assert await second.run(add, 1) == 3
+    assert [type(await client.platform()).__name__ for client in (first, second)] == ["Engine", "Follower"]
+    await first.close()
+    assert await second.run(add, 2) == 4
+    assert type(await second.platform()).__name__ == "Engine"
     await second.close()
 
 

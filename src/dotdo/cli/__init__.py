@@ -16,7 +16,7 @@ from dotdo.errors import DefinitionError, DotdoError, InputError, StillRunning
 COMMANDS = {
     "init": ("init", "Write a small working application into a folder."),
     "run": ("run", "Run an action or service and wait for its result."),
-    "runs": ("runs", "Look at runs, and cancel, retry or undo them."),
+    "runs": ("runs", "Look at runs, send them events, and cancel, retry or undo them."),
     "actions": ("definitions", "The actions of the application."),
     "services": ("definitions", "The services of the application."),
     "check": ("check", "Which runs in flight would block with this code."),

@@ -1,4 +1,4 @@
-"""Runs an engine for the time of one command, and waits for a run with it.
+"""Asks the engine of a store for the time of one command, or runs one here if no process does, and waits for a run.
 
 Ctrl-C and SIGTERM drain: attempts in flight are given time to end, and what is left goes on at the next start. A second
 signal ends the process at once, which loses nothing either.
@@ -18,6 +18,7 @@ from dotdo.async_client import AsyncDo
 from dotdo.cli.loading import Application
 from dotdo.cli.output import clean, mark, print_json, say, say_error
 from dotdo.cli.settings import databases
+from dotdo.embedding import engine_on
 from dotdo.errors import ActionFailed, RunBlocked, RunCancelled, StillRunning
 from dotdo.platform import Platform
 from dotdo.records import Run
@@ -36,8 +37,16 @@ UNDONE = {"none": "", "all": "; what it had done is undone", "partial": "; what 
 Work = Callable[[AsyncDo], Coroutine[Any, Any, int]]
 
 
-def with_engine(application: Application, store: str, sql: tuple[str, ...], work: Work) -> int:
-    """Opens an engine on the store, does the work, drains, and returns the work's exit code. Raises StoreError."""
+def with_engine(
+    application: Application, store: str, sql: tuple[str, ...], work: Work, *, engine: bool | None = None
+) -> int:
+    """Opens the store, does the work, drains, and returns the work's exit code. Raises StoreError.
+
+    engine: whether one may run here; by default if no other process runs one. Beside a live application a command only
+    asks, and never takes over: it may lack what the application was given, such as a database.
+    """
+    if engine is None:
+        engine = engine_on(store) is None
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("dotdo.action").setLevel(logging.INFO)
     logging.getLogger("dotdo.engine").setLevel(logging.ERROR)  # how the run ended is told by `report`
@@ -49,6 +58,7 @@ def with_engine(application: Application, store: str, sql: tuple[str, ...], work
         catalogue=application.catalogue,
         actor=user(),
         grace=GRACE,
+        engine=engine,
     )
     return asyncio.run(_attend(client, work))
 

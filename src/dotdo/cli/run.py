@@ -1,4 +1,4 @@
-"""`dotdo run`: an action or service by name, with an engine of its own for the time it takes."""
+"""`dotdo run`: an action or service by name, by the live engine of the store or by one here for the time it takes."""
 
 import difflib
 from typing import Any

@@ -1,20 +1,21 @@
 """`dotdo runs`: look at runs, follow one, and cancel, retry, undo or resolve one.
 
-Looking reads the store beside a live engine. Steering runs an engine here, and so needs the application, and a store
-that no other process holds.
+Looking reads the store beside a live engine, and steering asks that engine. When no process runs one, steering runs one
+here, and so needs the application.
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 import click
 import msgspec
 
 from dotdo.async_client import AsyncDo
+from dotdo.catalogue import Catalogue
 from dotdo.cli import Group
 from dotdo.cli.attending import UNDONE, report, wait_for_end, with_engine
-from dotdo.cli.loading import load_application
+from dotdo.cli.loading import Application, load_application
 from dotdo.cli.output import (
     Span,
     clock_time,
@@ -50,7 +51,7 @@ wait_option = click.option(
 
 
 def steering(command: F) -> F:
-    """Adds what every command needs that runs an engine for one run."""
+    """Adds what every command needs that asks something of one run and waits for its end."""
     for option in (json_option, wait_option, sql_option, store_option, app_option, id_argument):
         command = option(command)
     return command
@@ -58,7 +59,7 @@ def steering(command: F) -> F:
 
 @click.group(cls=Group)
 def runs() -> None:
-    """Look at runs, and cancel, retry, undo or resolve them.
+    """Look at runs, send them events, and cancel, retry, undo or resolve them.
 
     ID is a run's id or the beginning of one, with or without `run_`; `latest` is the newest run.
     """
@@ -141,7 +142,7 @@ def watch(resume: bool, as_json: bool, **target: Any) -> int:
     async def work(client: AsyncDo) -> int:
         return report(await wait_for_end(client, run.id, wait, quiet=as_json), as_json=as_json)
 
-    return with_engine(load_application(target["app"]), store, target["sql"], work)
+    return _attended(target, work)
 
 
 def follow(opened: Store, run: Run, wait: float | None, *, as_json: bool) -> int:
@@ -260,7 +261,7 @@ def resolve(
     def ask(client: AsyncDo, id: str) -> Awaitable[None]:
         return client.runs.resolve(id, outcome, answer=value, step=step, key=key)
 
-    return steer(target, ask, tell, as_json=as_json)
+    return steer(target, ask, tell, as_json=as_json, defines=answer is not None)
 
 
 def steer(
@@ -269,8 +270,12 @@ def steer(
     tell: Callable[[Run], int],
     *,
     as_json: bool,
+    defines: bool = False,
 ) -> int:
-    """Asks something of a run with an engine of its own, waits for its end, and returns what `tell` makes of that."""
+    """Asks something of a run, waits for its end, and returns what `tell` makes of that.
+
+    defines: whether the question can be put only by who has the application's definitions.
+    """
     store = target["store"]
     reader = open_reader(store)
     run = find_run(reader, target["id"])
@@ -280,7 +285,50 @@ def steer(
         await ask(client, run.id)
         return tell(await wait_for_end(client, run.id, target["wait"], quiet=as_json))
 
-    return with_engine(load_application(target["app"]), store, target["sql"], work)
+    return _attended(target, work, defines=defines)
+
+
+def _attended(
+    target: dict[str, Any], work: Callable[[AsyncDo], Coroutine[Any, Any, int]], *, defines: bool = False
+) -> int:
+    """Beside a live engine, which has the definitions, no application is needed for most of it."""
+    beside = engine_on(target["store"]) is not None
+    none = beside and not defines
+    application = Application("", Catalogue()) if none else load_application(target["app"])
+    return with_engine(application, target["store"], target["sql"], work, engine=not beside)
+
+
+@runs.command("send-event", short_help="Send an event to a run.")
+@id_argument
+@click.argument("name")
+@click.argument("value", required=False, metavar="[VALUE | :=JSON]")
+@store_option
+@click.option("--key", metavar="TEXT", help="The sender's own key: the same one twice is one event.")
+def send_event(id: str, name: str, value: str | None, store: str, key: str | None) -> int:
+    """Send the event NAME to a run. VALUE is text, or JSON after `:=`; without one it is null.
+
+    The run takes it at once if a process runs an engine on the store, else when one does.
+    """
+    reader = open_reader(store)
+    run = find_run(reader, id)
+    reader.close()
+
+    async def work(client: AsyncDo) -> int:
+        await client.runs.send_event(run.id, name, _event_value(value), key=key)
+        later = "" if engine_on(store) else " No process runs an engine on this store now: it is taken when one does."
+        say(f"{run.name} was sent {name}.{later} More: dotdo runs show {run.id}")
+        return 0
+
+    return with_engine(Application("", Catalogue()), store, (), work, engine=False)
+
+
+def _event_value(text: str | None) -> Any:
+    if text is None or not text.startswith(":="):
+        return text
+    try:
+        return msgspec.json.decode(text.removeprefix(":="))
+    except msgspec.DecodeError as error:
+        raise click.UsageError(f"{text!r} is not JSON after := ({error}).") from None
 
 
 def find_run(store: Store, id: str) -> Run:

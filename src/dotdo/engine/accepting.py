@@ -3,16 +3,15 @@
 import hashlib
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
+from dotdo.clock import Clock
+from dotdo.errors import KeyConflict
 from dotdo.journal import GENESIS, LARGE, Accepted, Chain, Entry, anchor, encode_data, input_digest, link
 from dotdo.records import Options, RunKind, WaitingFor
 from dotdo.store.protocol import NewRun
-
-if TYPE_CHECKING:
-    from dotdo.engine.engine import Engine
 
 
 class AcceptedRun(msgspec.Struct):
@@ -65,8 +64,25 @@ def run_id(name: str, key: str | None) -> str:
     return f"run_{stamp:012x}7{random >> 68 & 0xFFF:03x}{0x8 | random >> 66 & 0x3:x}{random & 0xFFFFFFFFFFFFFFF:015x}"
 
 
+def check_same_input(known: str, given: str, key: str, name: str, id: str) -> None:
+    """Raises KeyConflict unless the run that is there, by its input's digest, was given this input."""
+    if known != given:
+        raise KeyConflict(
+            f"The key {key!r} was already used for {name} with another input (run {id}). Use a new key for a new "
+            "request; the same key is for repeating the same one."
+        )
+
+
+class Acceptor(Protocol):
+    """Who accepts a run: an engine, or the client of one in another process."""
+
+    node: str
+    clock: Clock
+    anchor_key: bytes
+
+
 def new_run(
-    engine: "Engine",
+    engine: Acceptor,
     id: str,
     definition: Any,
     kind: RunKind,

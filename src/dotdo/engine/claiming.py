@@ -73,6 +73,7 @@ class Claimer:
             async with asyncio.timeout(POLL_SECONDS):
                 await self._hint.wait()
         except TimeoutError:
-            return
+            if engine.host is not None:
+                await engine.host.look()
         finally:
             self._hint.clear()

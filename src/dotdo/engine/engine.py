@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from dotdo.catalogue import Catalogue, Snapshot
+from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
 from dotdo.codec import is_heavy
-from dotdo.engine.accepting import AcceptedRun, new_run, run_id
+from dotdo.engine.accepting import AcceptedRun, check_same_input, new_run, run_id
 from dotdo.engine.answering import Answers, run_record
 from dotdo.engine.children import blocked_message, child_message
 from dotdo.engine.claiming import Claimer
@@ -27,7 +27,9 @@ from dotdo.engine.committing import GroupCommit
 from dotdo.engine.forgetting import AppliedRows
 from dotdo.engine.guarding import broke
 from dotdo.engine.history import History
+from dotdo.engine.hosting import Host
 from dotdo.engine.journaling import RunJournal
+from dotdo.engine.pinning import Pins
 from dotdo.engine.previewing import Previewer
 from dotdo.engine.publishing import Readers
 from dotdo.engine.resources import open_resource
@@ -41,7 +43,7 @@ from dotdo.engine.threads import Threads
 from dotdo.engine.tuning import tune_interpreter
 from dotdo.engine.waking import Alarm
 from dotdo.engine.watching import SPIN_SECONDS, Watch, Watchdog
-from dotdo.errors import ClientClosed, KeyConflict, StoreError
+from dotdo.errors import ClientClosed, StoreError
 from dotdo.journal import LARGE, Blocked, Ended, Entry, input_digest
 from dotdo.records import Options, Run, RunKind
 from dotdo.schema import Schema
@@ -83,12 +85,11 @@ class Engine(Serving):
         self.live: dict[str, LiveRun] = {}
         self.resources: dict[type, Any] = {}
         self.draining = False
+        self.host: Host | None = None  # for other processes on the store; set before the start
         self.suspects = Suspects(self)
         self._given, self._grace, self._spin_limit = resources, grace, spin_limit
         self._stack = AsyncExitStack()
-        self._snapshots: dict[str, Snapshot] = {}
-        self._changes = -1
-        self._snapshot = Snapshot("", {})
+        self.pinned = Pins(self)
         self._kept: list[asyncio.Task[Any]] = []
         self._background: set[asyncio.Task[Any]] = set()
         self._fresh: list[LiveRun] = []
@@ -132,6 +133,8 @@ class Engine(Serving):
             sources=self.vault.sources,
         )
         self.claimer = Claimer(self)
+        if self.host is not None:
+            self.host.open()
 
     async def close(self) -> None:
         """Drains: starts nothing new, lets attempts in flight end within the grace, gives its runs back."""
@@ -174,54 +177,69 @@ class Engine(Serving):
         self.alarm.close()
         self._reader.shutdown()
         self._watchdog.close()
+        if self.host is not None:
+            self.host.forget()
         self.store.close()
+        if self.host is not None:
+            await self.host.close()
 
     # -- accepting ----------------------------------------------------------------------------------------------------
 
-    async def accept(self, kind: RunKind, name: str, params: Any, options: Options) -> str:
-        """Validates and accepts a run, and returns its id once it is durable. Raises InputError, StoreError."""
-        id, journal = await self._accept(kind, name, params, options)
+    async def accept(self, kind: RunKind, name: str, params: Any, options: Options, *, id: str | None = None) -> str:
+        """Validates and accepts a run, and returns its id once it is durable. Raises InputError, StoreError.
+
+        id: of a run without a key, if its caller has made one.
+        """
+        id, journal, identity = await self._accept(kind, name, params, options, id)
         if journal is not None:
-            await self._durable(journal)
+            await self._durable(journal, identity, options.key, name)
         return id
 
-    async def _durable(self, journal: RunJournal) -> None:
+    async def _durable(self, journal: RunJournal, identity: bytes, key: str | None, name: str) -> None:
         """Returns when the run is durable; after a commit whose outcome was not known, only if it is there."""
         try:
             await journal.durable()
         except StoreError:
-            if await self.read(lambda: self.store.get_run(journal.run)) is None:
+            known = await self.read(lambda: self.store.input_digest(journal.run))
+            if known is None:
                 raise
+            # Another process may have used the key in the same moment, and for something else.
+            check_same_input(known, input_digest(identity), key or "", name, journal.run)
 
     async def execute(self, kind: RunKind, name: str, params: Any, options: Options) -> Run:
         """Accepts a run and waits until it has ended or is blocked; one wait instead of two."""
-        id, _ = await self._accept(kind, name, params, options)
+        id, journal, identity = await self._accept(kind, name, params, options)
+        if journal is not None and options.key is not None:
+            await self._durable(journal, identity, options.key, name)
         return await self.result(id)
 
-    async def _accept(self, kind: RunKind, name: str, params: Any, options: Options) -> tuple[str, RunJournal | None]:
+    async def _accept(
+        self, kind: RunKind, name: str, params: Any, options: Options, id: str | None = None
+    ) -> tuple[str, RunJournal | None, bytes]:
         if self._closed:
             raise ClientClosed("The client is closed; open a new one.")
         definition = self.catalogue.get(kind, name, options.version)
-        id = run_id(name, options.key)
+        id = id or run_id(name, options.key)
         at_rest = partial(self._at_rest, definition.schema, params, id, options)
         input, identity = await self.committer.apart(at_rest) if is_heavy(params) else at_rest()
-        if self.catalogue.changes != self._changes:
-            await self._take_snapshot()
+        if self.catalogue.changes != self.pinned.changes:
+            await self.pinned.take()
         if options.key is not None:
             of_input = partial(input_digest, identity)
             digest = of_input() if len(identity) <= LARGE else await self.committer.apart(of_input)
             known = await self._known(id, digest, options.key, name)
             if known:
-                return id, known if isinstance(known, RunJournal) else None
+                return id, known if isinstance(known, RunJournal) else None, identity
         if self._closed:  # meanwhile: nothing would write it any more
             raise ClientClosed("The client is closed; open a new one.")
-        accepted = new_run(self, id, definition, kind, input, options, pins=self._snapshot.id, identity=identity)
+        accepted = new_run(self, id, definition, kind, input, options, pins=self.pinned.now.id, identity=identity)
         if options.delay:
-            return id, await self._accept_delayed(accepted)
+            await self._accept_delayed(accepted, identity)
+            return id, None, identity
         run = self._live_run(accepted)
         run.journal.accept(accepted)
         self._start_soon(run)
-        return id, run.journal
+        return id, run.journal, identity
 
     async def _known(self, id: str, given: str, key: str, name: str) -> "RunJournal | bool":
         """Whether a keyed run exists. Raises KeyConflict when it was given another input."""
@@ -235,11 +253,7 @@ class Engine(Serving):
                 digest = self._digest_of(run)
         if digest is None:
             return False
-        if digest != given:
-            raise KeyConflict(
-                f"The key {key!r} was already used for {name} with another input (run {id}). Use a new key for a new "
-                "request; the same key is for repeating the same one."
-            )
+        check_same_input(digest, given, key, name, id)
         return run.journal if run is not None else True
 
     def _at_rest(self, schema: Schema, params: Any, id: str, options: Options) -> tuple[bytes, bytes]:
@@ -248,11 +262,11 @@ class Engine(Serving):
     def _digest_of(self, run: LiveRun) -> str:
         return input_digest(self.vault.identity(run.definition.schema, bytes(run.accepted.input), run.id))
 
-    async def _accept_delayed(self, accepted: AcceptedRun) -> None:
+    async def _accept_delayed(self, accepted: AcceptedRun, identity: bytes) -> None:
         run = self._live_run(accepted)
         run.journal.accept(accepted)
         run.release()
-        await self._durable(run.journal)
+        await self._durable(run.journal, identity, accepted.row.key, accepted.row.name)
         self.live.pop(run.id, None)
         self.claimer.hint()
 
@@ -293,8 +307,8 @@ class Engine(Serving):
 
     async def newest_versions(self) -> str:
         """The id of the snapshot of what is newest now."""
-        if self.catalogue.changes != self._changes:
-            await self._take_snapshot()
+        if self.catalogue.changes != self.pinned.changes:
+            await self.pinned.take()
         return self._snapshot.id
 
     def journal_of(self, run: str, claim: int, head: Entry, generation: int) -> RunJournal:
@@ -309,22 +323,6 @@ class Engine(Serving):
             generation=generation,
             on_lost=lambda error: self._lost(run, claim, error),
         )
-
-    async def _take_snapshot(self) -> None:
-        changes, snapshot = self.catalogue.changes, self.catalogue.snapshot()
-        await self.committer.call(lambda: self.store.save_definitions(snapshot.id, snapshot.newest, self.clock.now()))
-        self._snapshots[snapshot.id] = self._snapshot = snapshot
-        self._changes = changes
-
-    def pins(self, id: str | None) -> Snapshot:
-        """The snapshot of versions that a run keeps."""
-        return self._snapshots.get(id or "", Snapshot("", {}))
-
-    async def load_pins(self, ids: set[str]) -> None:
-        """Reads the snapshots of runs that were started earlier."""
-        for id in ids - self._snapshots.keys():
-            newest = await self.read(lambda id=id: self.store.load_definitions(id))
-            self._snapshots[id] = Snapshot(id, newest)
 
     # -- resuming -----------------------------------------------------------------------------------------------------
 

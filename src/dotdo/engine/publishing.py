@@ -4,7 +4,7 @@ A reader asks the store; being woken only makes it sooner, so one in another pro
 """
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -18,22 +18,42 @@ if TYPE_CHECKING:
 POLL_SECONDS = 1.0
 
 
+class Listener(Protocol):
+    """What is told of news; an `asyncio.Event` is one."""
+
+    def set(self) -> None:
+        """There is news."""
+        ...
+
+
 class Readers:
     """Who waits for news of which run."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._waiting: dict[str, set[Listener]] = {}
 
     def wake(self, run: str) -> None:
-        """There is news of the run, and it is durable."""
-        for event in self._waiting.get(run, ()):
-            event.set()
+        """There is news of the run, or its end, and it is durable."""
+        for listener in self._waiting.get(run, ()):
+            listener.set()
+
+    def join(self, run: str, listener: Listener) -> None:
+        """Has a listener told of each piece of news, and of the end."""
+        self._waiting.setdefault(run, set()).add(listener)
+
+    def leave(self, run: str, listener: Listener) -> None:
+        """Has it told no more."""
+        waiting = self._waiting.get(run)
+        if waiting is not None:
+            waiting.discard(listener)
+            if not waiting:
+                del self._waiting[run]
 
     async def read(self, engine: "Serving", run: str, after: int) -> Progress:
         """What the run has published after an entry's number; waits until there is something, or it has ended."""
         event = asyncio.Event()
-        self._waiting.setdefault(run, set()).add(event)
+        self.join(run, event)
         try:
             while True:
                 # The row first: that of an ended run then has its whole journal.
@@ -51,9 +71,7 @@ class Readers:
                     pass
                 event.clear()
         finally:
-            self._waiting[run].discard(event)
-            if not self._waiting[run]:
-                del self._waiting[run]
+            self.leave(run, event)
 
 
 def tell_progress(run: "LiveRun", code: "ServiceCode") -> None:

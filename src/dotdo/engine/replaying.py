@@ -88,7 +88,7 @@ def check_replay(run: "LiveRun") -> ReplayError | None:
         return None
     engine = run.engine
     try:
-        pins = engine.pins(run.accepted.pins)
+        pins = engine.pinned.of(run.accepted.pins)
         again = replay(run.definition, run.id, entries, pins, engine.catalogue, engine.watch, run)
     except ReplayError as error:
         return error

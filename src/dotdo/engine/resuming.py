@@ -41,7 +41,7 @@ async def load_runs(engine: "Engine", claims: list[Claim]) -> None:
         if history.accepted is not None:
             histories.append((claim, journals[claim.run], history))
     pins = {history.accepted.pins for _, _, history in histories if history.accepted and history.accepted.pins}
-    await engine.load_pins(pins)
+    await engine.pinned.load(pins)
     for claim, entries, history in histories:
         engine.loop.call_soon(_resume, engine, claim, entries, history, inbox[claim.run])
 
@@ -53,7 +53,8 @@ def _resume(engine: "Engine", claim: Claim, entries: list[Entry], history: Histo
     journal = engine.journal_of(claim.run, claim.claim, entries[-1], history.generation)
     definition = engine.catalogue.find(accepted.kind, accepted.name, accepted.version)
     if definition is None:
-        text = f"no process offers the {accepted.kind} {accepted.name}@{accepted.version}; start one that defines it"
+        what = f"{accepted.kind} {accepted.name}@{accepted.version}"
+        text = f"the process with the engine does not define the {what}; start it again with that, or another one"
         due = engine.clock.now() + LOOK_AGAIN
         unsettled = claim.crashed or claim.unseen
         journal.update("waiting", waiting_for=WaitingFor("action", text, due), due_at=due, unsettled=unsettled)

@@ -131,7 +131,7 @@ class LiveRun(SecretKeeping):
 
     def _start_service(self, fresh: bool) -> None:
         engine = self.engine
-        pins = engine.pins(self.accepted.pins)
+        pins = engine.pinned.of(self.accepted.pins)
         self.code = ServiceCode(self.id, self.definition, self.history, pins, engine.catalogue, engine.watch, self)
         try:
             self.code.start()

@@ -78,7 +78,7 @@ def _ask_code(run: "LiveRun") -> list[str]:
     if run.accepted.kind == "action":
         asked.append(run.accepted.name)
     else:
-        pins = engine.pins(run.accepted.pins)
+        pins = engine.pinned.of(run.accepted.pins)
         try:
             asked += replay_history(
                 run.definition, run.id, run.history, pins, engine.catalogue, engine.watch, run

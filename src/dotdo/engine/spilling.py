@@ -6,20 +6,36 @@ of the large ones are known and all their parts are durable. So a large value de
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from dotdo.journal import GENESIS, LARGE, Accepted, Data, Entry, anchor, chain, encode_data, input_digest, place_of
-from dotdo.store.protocol import Message
+from dotdo.store.protocol import Message, Store
 
 if TYPE_CHECKING:
     from dotdo.engine.accepting import AcceptedRun
-    from dotdo.engine.committing import GroupCommit
 
 PART_BYTES = 1024 * 1024
+
+
+class BlobWriter(Protocol):
+    """Who writes blobs: the engine's group commit, or the client of an engine in another process."""
+
+    @property
+    def store(self) -> Store:
+        """Where to."""
+        ...
+
+    def apart(self, function: Callable[[], Any], /) -> Awaitable[Any]:
+        """Runs what is long on a thread."""
+        ...
+
+    def call(self, function: Callable[[], Any], /) -> Awaitable[Any]:
+        """Runs a write of the store."""
+        ...
 
 
 class Large:
@@ -106,7 +122,7 @@ class Late:
         self.larges.append(Large(run, source))
         return self.larges[-1]
 
-    async def bring(self, committer: "GroupCommit") -> None:
+    async def bring(self, committer: BlobWriter) -> None:
         """Brings all that is large into the store, also what comes meanwhile. Raises StoreError."""
         done = 0
         while done < len(self.larges):
@@ -152,13 +168,13 @@ def _chained(entry: Entry, previous: str, large: Large | None, data: bytes) -> E
     return msgspec.structs.replace(entry, data=text, data_digest=digest, digest=chain(previous, header, digest))
 
 
-async def write_blob(committer: "GroupCommit", large: Large) -> None:
+async def write_blob(committer: BlobWriter, large: Large) -> None:
     """Writes a blob; returns when it is durable. Each part is a turn of the writer, so others' batches come between."""
     for number, part in enumerate(large.parts()):
         await committer.call(partial(committer.store.write_blob, large.run, large.digest, number, part))
 
 
-async def spilled(committer: "GroupCommit", message: Message) -> Message:
+async def spilled(committer: BlobWriter, message: Message) -> Message:
     """A message as it stands in its row: a large value is written first. Raises StoreError."""
     if len(message.value) <= LARGE:
         return message

@@ -14,7 +14,7 @@ class Migratable(Protocol):
 
     dialect: str
     where: str
-    readonly: bool
+    migrates: bool
 
     def version(self) -> int: ...
     def apply(self, number: int, script: str) -> None: ...
@@ -28,8 +28,8 @@ def migrations(dialect: str) -> list[tuple[int, str]]:
 
 
 def migrate(database: Migratable) -> None:
-    """Brings the database to the newest schema; one that is opened for reading must have it. Raises StoreUnusable, also
-    when it is newer than this code."""
+    """Brings the database to the newest schema; one that is opened beside an engine must have it. Raises StoreUnusable,
+    also when it is newer than this code."""
     known = migrations(database.dialect)
     newest, present = known[-1][0], database.version()
     if present > newest:
@@ -37,7 +37,7 @@ def migrate(database: Migratable) -> None:
             f"The store {database.where} was written by a newer dotdo (schema {present}; this one knows {newest}). "
             "Upgrade dotdo, or use another file. Nothing was changed."
         )
-    if database.readonly and present < newest:
+    if not database.migrates and present < newest:
         what = f"has an older schema ({present}; this dotdo needs {newest})" if present else "has never been used"
         raise StoreUnusable(f"The store {database.where} {what}: start your application on it once.")
     for number, script in known:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from dotdo.errors import InputError
 from dotdo.journal import Entry
 from dotdo.records import Run, RunFilter
 
@@ -82,6 +83,13 @@ class Succession(msgspec.Struct, frozen=True, array_like=True, gc=False):
     number: int
 
 
+class Filed(msgspec.Struct, frozen=True, gc=False):
+    """A run that a client of an engine in another process wants: nobody's yet, and due. With its first entry."""
+
+    run: NewRun
+    entry: Entry
+
+
 class Write(msgspec.Struct, gc=False):
     """What one run wants to be made durable together, under one claim. accepts: new runs, each with its first entry;
     they are claimed by whoever writes them. succession: one of them goes on for this run, and gets its messages."""
@@ -139,7 +147,7 @@ class Store(Protocol):
         ...
 
     def join(self, node: str, host: str, pid: int, now: int) -> None:
-        """A node comes up; runs of nodes that are gone become free for rescue."""
+        """A node comes up; runs of nodes that are gone become free for rescue, and runs that nobody defined are due."""
         ...
 
     def leave(self, node: str, now: int, unseen: Sequence[str] = ()) -> None:
@@ -163,12 +171,22 @@ class Store(Protocol):
         """Leaves a message for a run and makes it due; returns its owner. Raises UnknownName, InvalidOperation."""
         ...
 
+    def file(self, requests: Sequence[Filed | Message]) -> list[str | InputError | None]:
+        """Leaves the requests of a client of an engine in another process, in one durable transaction. For each: None;
+        or the input's digest of the run that has that id already; or why the message was refused, as `post` raises it.
+        """
+        ...
+
     def save_definitions(self, id: str, newest: dict[str, int], now: int) -> None:
         """Keeps a snapshot of versions."""
         ...
 
     def settle(self) -> None:
         """Housekeeping between writes."""
+        ...
+
+    def take_turns(self, wanted: bool) -> None:
+        """Whether other processes write, too: then each waits for its turn, and none is kept out."""
         ...
 
     # Reads: on any thread.
@@ -210,6 +228,14 @@ class Store(Protocol):
 
     def runs_of_chain(self, first: str) -> list[str]:
         """The runs that went on for a first one, and it itself, newest first."""
+        ...
+
+    def runs_over(self, runs: list[str]) -> list[str]:
+        """Which of these have ended, are blocked, or do not exist."""
+        ...
+
+    def runs_with_messages(self, node: str) -> list[str]:
+        """Runs of a node for which messages wait."""
         ...
 
     def list_runs(self, filter: RunFilter) -> list[Run]:

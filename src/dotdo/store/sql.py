@@ -10,12 +10,12 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
-from dotdo.errors import FenceLost, InvalidOperation, UnknownName
+from dotdo.errors import FenceLost, InputError, InvalidOperation, UnknownName
 from dotdo.journal import Blocked, Ended, Entry, EventReceived, Published
 from dotdo.records import ENDED, Run, RunFilter, WaitingFor
 from dotdo.store.blobs import Blobs, is_elsewhere
 from dotdo.store.migrate import Migratable, migrate
-from dotdo.store.protocol import CRASHED, UNSETTLED, Claim, Head, Link, Message, Write
+from dotdo.store.protocol import CRASHED, UNSETTLED, Claim, Filed, Head, Link, Message, Write
 from dotdo.store.queries import load_queries
 
 _encode = msgspec.json.Encoder().encode
@@ -26,6 +26,7 @@ _published = msgspec.json.Decoder(Published)
 _waiting = msgspec.json.Decoder(WaitingFor)
 
 _DATA = 7  # where an entry's data is in its row
+SOON = 60_000  # ms; the engine looks for missing definitions no less often
 NEVER = 1 << 62  # a lease without an end, for the only engine of a file
 
 
@@ -38,6 +39,7 @@ class Database(Migratable, Protocol):
     def transaction(self) -> AbstractContextManager[None]: ...
     def snapshot(self) -> AbstractContextManager[Callable[[str, dict[str, Any]], Iterator[Any]]]: ...
     def settle_log(self) -> None: ...
+    def take_turns(self, wanted: bool) -> None: ...
     def close(self) -> None: ...
 
 
@@ -112,6 +114,7 @@ class SqlStore:
         """A node comes up. On a store that allows one engine only, every other node is known to be gone."""
         with self._db.transaction():
             self._db.write(self._sql["expel_others"], {"node": node})
+            self._db.write(self._sql["expect_definitions"], {"now": now, "soon": now + SOON})
             self._db.write(
                 self._sql["join_node"], {"node": node, "host": host, "pid": pid, "now": now, "lease_until": NEVER}
             )
@@ -144,29 +147,53 @@ class SqlStore:
     def post(self, message: Message) -> str | None:
         """Leaves a message for a run, if the run's state allows it, and makes the run due."""
         with self._db.transaction():
-            state = self._db.write(self._sql["run_state"], {"run": message.run})
-            if not state:
-                raise UnknownName(f"There is no run {message.run!r}.")
+            return self._post(message)
+
+    def _post(self, message: Message) -> str | None:
+        state = self._db.write(self._sql["run_state"], {"run": message.run})
+        if not state:
+            raise UnknownName(f"There is no run {message.run!r}.")
+        status, undo, _, owner, _ = cast("tuple[str, str, str, str | None, int]", state[0])
+        newest = self._newest_of_chain(self._db.write, message.run) if status in ENDED else None
+        if newest not in (None, message.run) and message.kind != "undo":  # an undo is of this very run
+            message = msgspec.structs.replace(message, run=newest)
+            state = self._db.write(self._sql["run_state"], {"run": newest})
             status, undo, _, owner, _ = cast("tuple[str, str, str, str | None, int]", state[0])
-            newest = self._newest_of_chain(self._db.write, message.run) if status in ENDED else None
-            if newest not in (None, message.run) and message.kind != "undo":  # an undo is of this very run
-                message = msgspec.structs.replace(message, run=newest)
-                state = self._db.write(self._sql["run_state"], {"run": newest})
-                status, undo, _, owner, _ = cast("tuple[str, str, str, str | None, int]", state[0])
-            if message.kind == "event" and status in ENDED and self._was_taken(message):
-                return owner  # sent again, after the run that took it has ended: it is the same one event
-            _check_allowed(message, status, undo)
-            reopens = message.kind in ("retry", "undo") or (message.kind == "cancel" and status == "blocked")
-            if message.kind == "resolve":
-                reopens = self._is_last_answer(message)
-            self._db.write(self._sql["post_messages"], {"rows": rows([message])})
-            if message.kind == "resolve" and not reopens:
-                self._db.write(self._sql["wake_blocked"], {"run": message.run, "now": message.at})
-            elif reopens:
-                self._db.write(self._sql["reopen_run"], {"run": message.run, "now": message.at})
-            elif message.kind != "event" or status != "pending":  # an event does not start a delayed run early
-                self._db.write(self._sql["wake_run"], {"run": message.run, "now": message.at})
-            return owner
+        if message.kind == "event" and status in ENDED and self._was_taken(message):
+            return owner  # sent again, after the run that took it has ended: it is the same one event
+        _check_allowed(message, status, undo)
+        reopens = message.kind in ("retry", "undo") or (message.kind == "cancel" and status == "blocked")
+        if message.kind == "resolve":
+            reopens = self._is_last_answer(message)
+        self._db.write(self._sql["post_messages"], {"rows": rows([message])})
+        if message.kind == "resolve" and not reopens:
+            self._db.write(self._sql["wake_blocked"], {"run": message.run, "now": message.at})
+        elif reopens:
+            self._db.write(self._sql["reopen_run"], {"run": message.run, "now": message.at})
+        elif message.kind != "event" or status != "pending":  # an event does not start a delayed run early
+            self._db.write(self._sql["wake_run"], {"run": message.run, "now": message.at})
+        return owner
+
+    def file(self, requests: Sequence[Filed | Message]) -> list[str | InputError | None]:
+        """Leaves the requests of a client of an engine in another process."""
+        with self._db.transaction():
+            return [self._file(request) for request in requests]
+
+    def _file(self, request: Filed | Message) -> str | InputError | None:
+        if isinstance(request, Message):
+            try:
+                self._post(request)
+            except InputError as error:  # refused before anything was written
+                return error
+            return None
+        self._db.write(self._sql["accept_runs"], {"rows": rows([request.run])})
+        if not self._db.changes():
+            return self._db.write(self._sql["get_run"], {"run": request.run.id})[0][8]
+        if request.run.labels != "{}":
+            self._db.write(self._sql["label_runs"], {"rows": rows([(request.run.id, request.run.labels)])})
+        entry = (*msgspec.structs.astuple(request.entry), 1)
+        self._expect("append_entries", [entry], "was claimed before it was there")
+        return None
 
     def _is_last_answer(self, message: Message) -> bool:
         """Whether every other question of a blocked run is answered. Raises InvalidOperation when this one is not
@@ -195,6 +222,11 @@ class SqlStore:
     def settle(self) -> None:
         """Housekeeping between writes."""
         self._db.settle_log()
+
+    def take_turns(self, wanted: bool) -> None:
+        """Whether other processes write, too."""
+        self._has_blobs = True  # as far as is known here
+        self._db.take_turns(wanted)
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
@@ -244,6 +276,14 @@ class SqlStore:
     def runs_of_chain(self, first: str) -> list[str]:
         """The runs that went on for a first one, and it itself, newest first."""
         return [*(row[0] for row in self._db.read(self._sql["runs_of_chain"], {"first": first})), first]
+
+    def runs_over(self, runs: list[str]) -> list[str]:
+        """Which of these have nothing to come."""
+        return [row[0] for row in self._db.read(self._sql["runs_over"], {"runs": rows([(run,) for run in runs])})]
+
+    def runs_with_messages(self, node: str) -> list[str]:
+        """Runs of a node for which messages wait."""
+        return [row[0] for row in self._db.read(self._sql["runs_with_messages"], {"node": node})]
 
     def list_runs(self, filter: RunFilter) -> list[Run]:
         """Runs, newest first."""

@@ -1,19 +1,18 @@
-"""SQLite through apsw: connections, pragmas, the version gate, and the lock that allows one engine per file.
+"""SQLite through apsw: connections, pragmas, the version gate.
 
 Two connections: one writer, used on one thread at a time, and one reader. WAL with synchronous=FULL, so that what was
-acknowledged survives a power cut; checkpoints are made by a thread of their own, out of the writer's way.
+acknowledged survives a power cut; checkpoints are made by the engine's process only, by a thread of their own, out of
+the writer's way.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # (apsw's stubs name collections.abc.Buffer, which Python 3.11 does not have, so its rows are partly unknown.)
 
-import fcntl
 import logging
 import os
-import re
 import shutil
-import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,9 @@ from typing import Any
 import apsw
 
 from dotdo.errors import StoreError, StoreUnavailable, StoreUnusable
+from dotdo.store.engine_lock import EngineElsewhere, EngineLock, lock_holder
+from dotdo.store.forked import keep_out_of_children, may_be_closed, refuse_inherited
+from dotdo.store.turns import Turns
 
 # 3.51.3 mends the WAL-reset corruption (sqlite.org/wal.html, "WAL-reset bug").
 OLDEST = (3, 51, 3)
@@ -29,6 +31,8 @@ APPLICATION_ID = 0x646F646F  # "dodo" in the file's header: tells our files from
 CHECKPOINT_PAGES = 2_000
 RESTART_PAGES = 16_000
 BUSY_TIMEOUT, RESTART_PATIENCE = 5_000, 20  # ms
+# How long the writer sleeps before it tries again, in seconds: others hold the write lock for one short transaction.
+BUSY_PAUSE = 0.0003
 
 Row = tuple[Any, ...]
 
@@ -40,33 +44,40 @@ class SQLiteDatabase:
 
     dialect = "sqlite"
 
-    def __init__(self, path: str | None, *, readonly: bool = False) -> None:
+    def __init__(self, path: str | None, *, readonly: bool = False, beside: bool = False) -> None:
         """Opens or makes a store file.
 
         readonly: beside a live engine, without its lock. Nothing is changed; SQLite may leave its two files beside it.
+        beside: the same, but requests may be written; nothing is made, migrated or checkpointed. Without either it is
+        the engine's: raises EngineElsewhere when another one has it.
         """
         _check_library(apsw.sqlite_lib_version())
         self._temporary = tempfile.mkdtemp(prefix="dotdo-") if path is None else None
         self.path = Path(self._temporary, "dotdo.db") if self._temporary else Path(path or "").absolute()
         self.where, self.readonly = str(self.path), readonly
-        self._lock: int | None = None
+        self.migrates = not (readonly or beside)
+        self._lock: EngineLock | None = None
+        self._turns: Turns | None = None
         self._checkpointer: threading.Thread | None = None
         self._stop = threading.Event()
         self._restart = self._copying = False
         self._restart_pages = RESTART_PAGES
         self._wake_checkpointer = threading.Event()
-        self._check_path()
-        if not readonly:
-            self._prepare_folder()
-            self._take_lock()
         try:
+            self._check_path()
+            if self.migrates:
+                self._prepare_folder()
+                self._lock = self._take_lock()
             self.writer = self._connect()
             self.reader = self.writer if readonly else self._connect()
             self._read_lock = threading.Lock()
+            if beside:
+                self.take_turns(True)
         except BaseException:
             self._release()
             raise
-        if not readonly:
+        keep_out_of_children(self.where, self.writer, self.reader)
+        if self.migrates:
             self.writer.set_wal_hook(self._after_commit)
             self._checkpointer = threading.Thread(target=self._checkpoint, name="dotdo-checkpoint", daemon=True)
             self._checkpointer.start()
@@ -90,7 +101,11 @@ class SQLiteDatabase:
     def transaction(self) -> Generator[None]:
         """One durable transaction on the writer. Rolled back when the body raises; raises StoreUnavailable."""
         with self._errors("write"):
-            self.writer.execute("begin immediate")
+            if self._turns is None:
+                self.writer.execute("begin immediate")
+            else:
+                with self._turns.queue():
+                    self.writer.execute("begin immediate")
             try:
                 yield
                 self.writer.execute("commit")
@@ -110,6 +125,15 @@ class SQLiteDatabase:
                 yield connection.execute
         finally:
             connection.close(True)
+
+    def take_turns(self, wanted: bool) -> None:
+        """Whether other processes write, too: then each waits for its turn. Called on the writer's thread, or before it
+        starts."""
+        if wanted and self._turns is None:
+            self._turns = Turns(self.where)
+        elif not wanted and self._turns is not None:
+            self._turns.close()
+            self._turns = None
 
     def version(self) -> int:
         """The number of the last migration."""
@@ -138,6 +162,7 @@ class SQLiteDatabase:
         self._wake_checkpointer.set()
         if self._checkpointer is not None:
             self._checkpointer.join()
+        may_be_closed(self.writer)
         self.reader.close()
         self.writer.close()
         self._release()
@@ -147,7 +172,8 @@ class SQLiteDatabase:
     def _check_path(self) -> None:
         if os.path.isdir(self.where):
             raise StoreUnusable(f"{self.where} is a folder; name a file, such as {self.where}/dotdo.db.")
-        if self.readonly and not os.access(self.where, os.R_OK):
+        refuse_inherited(self.where)
+        if not self.migrates and not os.access(self.where, os.R_OK if self.readonly else os.R_OK | os.W_OK):
             raise StoreUnusable(
                 f"The store {self.where} cannot be read by this user."
                 if os.path.exists(self.where)
@@ -167,29 +193,14 @@ class SQLiteDatabase:
                 "(SQLite keeps two files beside it)."
             )
 
-    def _take_lock(self) -> None:
-        lock_path = self.where + ".lock"
-        try:
-            lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise StoreUnusable(f"The lock file {lock_path} cannot be opened: {error.strerror}.") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.pread(lock, 500, 0).decode(errors="replace").strip() or "unknown"
-            os.close(lock)
-            raise StoreUnusable(
-                f"Another engine already runs on the store {self.where} ({holder}). One engine per SQLite file: stop "
-                "that process, or give this one another file."
-            ) from None
-        # Not in close(): the kernel frees the lock when the process dies, however it dies.
-        try:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        except OSError as error:
-            os.close(lock)
-            raise StoreUnusable(f"The lock file {lock_path} cannot be written: {error.strerror}.") from None
-        self._lock = lock
+    def _take_lock(self) -> EngineLock:
+        lock = EngineLock.take(self.where)
+        if lock is None:
+            raise EngineElsewhere(
+                f"Another engine already runs on the store {self.where} ({lock_holder(self.where)}). One engine per "
+                "SQLite file: stop that process, or give this one another file."
+            )
+        return lock
 
     def _connect(self) -> apsw.Connection:
         try:
@@ -204,8 +215,10 @@ class SQLiteDatabase:
             raise _unusable(self.where, error) from None
 
     def _open(self) -> apsw.Connection:
-        if not self.readonly:
+        if self.migrates:
             return apsw.Connection(self.where)
+        if not self.readonly:
+            return apsw.Connection(self.where, flags=apsw.SQLITE_OPEN_READWRITE)  # and never makes one
         beside = (os.path.exists(self.where + "-wal"), os.access(self.path.parent, os.W_OK))
         if beside == (False, False):
             # A copy on read-only media: nobody writes it, and SQLite could not make its shared memory there.
@@ -214,7 +227,7 @@ class SQLiteDatabase:
         return apsw.Connection(self.where, flags=apsw.SQLITE_OPEN_READONLY)
 
     def _set_up(self, connection: apsw.Connection) -> None:
-        connection.set_busy_timeout(BUSY_TIMEOUT)
+        _wait_patiently(connection)
         connection.execute("pragma mmap_size = 0; pragma cache_size = -16000")
         # First of all: a file of something else must stay as it is.
         connection.execute("begin")  # one snapshot: another connection of this process may just be making the tables
@@ -228,14 +241,20 @@ class SQLiteDatabase:
             )
         if self.readonly:
             return
+        if not self.migrates:
+            if application != APPLICATION_ID:
+                raise StoreUnusable(f"The store {self.where} has never been used: start your application on it once.")
+            connection.execute("pragma synchronous = full; pragma wal_autocheckpoint = 0")
+            return
         mode = connection.execute("pragma journal_mode = wal").fetchall()[0][0]
         if mode != "wal":
             raise StoreUnusable(f"The store {self.where} cannot use write-ahead logging (its file system gave {mode}).")
         connection.execute("pragma synchronous = full; pragma wal_autocheckpoint = 0")
 
     def _release(self) -> None:
+        self.take_turns(False)
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
         if self._temporary:
             shutil.rmtree(self._temporary)
@@ -256,11 +275,11 @@ class SQLiteDatabase:
         if not self._restart or self._copying:
             return
         self._restart = False
-        # The writer is alone, so this timeout is for readers of an old moment only. While one stays, the log grows, and
-        # is tried again now and then.
+        # This timeout is for readers of an old moment, and clients that are writing a request. While one stays, the log
+        # grows, and is tried again now and then.
         self.writer.set_busy_timeout(RESTART_PATIENCE)
         done = self._checkpoint_with(self.writer, apsw.SQLITE_CHECKPOINT_RESTART)
-        self.writer.set_busy_timeout(BUSY_TIMEOUT)
+        _wait_patiently(self.writer)
         self._restart_pages = RESTART_PAGES if done else self._restart_pages + RESTART_PAGES // 8
 
     def _checkpoint(self) -> None:
@@ -303,22 +322,19 @@ class SQLiteDatabase:
             raise StoreUnavailable(f"The store {self.where} could not {doing}: {error}.") from error
 
 
-def lock_holder(path: str) -> str | None:
-    """Who holds a store's lock, without trying to take it, which could get in the way of an engine that starts."""
-    try:
-        holder = Path(path + ".lock").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    found = re.fullmatch(r"process (\d+) on (.+)", holder)
-    if found is None or found[2] != socket.gethostname():
-        return holder or None
-    try:
-        os.kill(int(found[1]), 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass  # it lives, and is somebody else's
-    return holder
+def _wait_patiently(connection: apsw.Connection) -> None:
+    """Tries again often while another process writes. SQLite's own pauses grow to 100 ms, which would hold the engine's
+    writer up far longer than any transaction takes."""
+    began = 0.0
+
+    def again(count: int) -> bool:
+        nonlocal began
+        if count == 0:
+            began = time.monotonic()
+        time.sleep(BUSY_PAUSE if count < 1_000 else 20 * BUSY_PAUSE)
+        return time.monotonic() - began < BUSY_TIMEOUT / 1000
+
+    connection.set_busy_handler(again)
 
 
 def _check_library(version: str) -> None:

@@ -18,6 +18,11 @@ where id in (select value ->> 0 from each(:rows))
 select id, run, kind, name, value, sender, actor, at
 from inbox where run in (select value ->> 0 from each(:runs)) order by id;
 
+-- name: runs_with_messages
+-- Runs that a node has in memory, for which another process has left messages.
+select distinct inbox.run from inbox join runs on runs.id = inbox.run
+where runs.owner = :node and runs.ended_at is null;
+
 -- name: take_messages
 -- Deletes messages that are in the journal now.
 delete from inbox where id in (select cast(value ->> 0 as bigint) from each(:rows));

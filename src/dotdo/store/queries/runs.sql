@@ -86,6 +86,12 @@ where id in (
     limit :limit
 );
 
+-- name: expect_definitions
+-- Runs that wait for a process which defines what they are of: one may just be coming up.
+update runs set due_at = :now
+where ended_at is null and owner is null and due_at > :now and due_at <= :soon
+    and waiting_for like '{"kind":"action"%';
+
 -- name: next_due
 -- When the earliest unclaimed run is due.
 select min(due_at) from runs where ended_at is null and owner is null and due_at is not null;
@@ -97,6 +103,11 @@ select runs.*, journal.kind, journal.data, (
 ), (select previous from links where links.run = runs.id)
 from runs left join journal on journal.run = runs.id and journal.seq = runs.seq
 where runs.id = :run;
+
+-- name: runs_over
+-- Which of several runs have ended, are blocked, or do not exist; for clients who wait for them.
+select wanted.value ->> 0 from each(:runs) as wanted left join runs on runs.id = wanted.value ->> 0
+where runs.id is null or runs.ended_at is not null or runs.status = 'blocked';
 
 -- name: list_runs
 -- Runs, newest first, by whatever is asked for; `before` continues after a page.

@@ -309,7 +309,7 @@ class Engine(Serving):
         """The id of the snapshot of what is newest now."""
         if self.catalogue.changes != self.pinned.changes:
             await self.pinned.take()
-        return self._snapshot.id
+        return self.pinned.now.id
 
     def journal_of(self, run: str, claim: int, head: Entry, generation: int) -> RunJournal:
         """A run's journal under a claim of this engine."""

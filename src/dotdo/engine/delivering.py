@@ -91,7 +91,8 @@ async def _deliver_one(
 ) -> None:
     effect = _effect_of(run, record, staged)
     unseen = resumed and effect.dedup == "key" and effect.key_window is not None
-    while not delivery.delivered and not delivery.given_up:
+    own = record.id.startswith(OWN_STEPS)
+    while not delivery.delivered and not delivery.given_up and (own or not run.is_stopping):
         if delivery.next_at is not None and delivery.next_at > run.engine.clock.now() and not delivery.again:
             text = f"{staged.effect} to be delivered, try {delivery.tries + 1}"
             if delivery.error is not None:
@@ -99,7 +100,7 @@ async def _deliver_one(
             await run.waiting.until(f"{record.id}/{index}", delivery.next_at, "delivery", text)
         if run.engine.draining:
             await run.may_attempt()
-        if run.is_stopping and not record.id.startswith(OWN_STEPS):
+        if run.is_stopping and not own:
             return  # no new try when the run stops; those of undos and on_failure are made
         in_doubt = delivery.in_doubt or (unseen and _may_have_begun(record, effect, delivery))
         await _try(run, record, index, effect, staged, delivery, in_doubt=in_doubt)

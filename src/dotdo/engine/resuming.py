@@ -4,7 +4,7 @@ A run that crashed its node several times without getting anywhere is blocked. B
 a time, so that it takes no other with it, and only those that really ran are counted.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -52,6 +52,8 @@ def _resume(engine: "Engine", claim: Claim, entries: list[Entry], history: Histo
         return
     journal = engine.journal_of(claim.run, claim.claim, entries[-1], history.generation)
     definition = engine.catalogue.find(accepted.kind, accepted.name, accepted.version)
+    if definition is None and history.ended is not None:
+        definition = _Gone()  # its code has run: what takes it back is the undo of its actions
     if definition is None:
         what = f"{accepted.kind} {accepted.name}@{accepted.version}"
         text = f"the process with the engine does not define the {what}; start it again with that, or another one"
@@ -94,6 +96,13 @@ def begin(engine: "Engine", run: LiveRun, claim: Claim, messages: list[Message])
         engine.log.error("the run %s could not be resumed: %s: %s", run.id, record.type, record.message)
         what = record.message if isinstance(error, DotdoError) else f"{record.type}: {record.message}"
         broke(run, Block("cannot be resumed", f"The run could not be resumed: {what}", error=record))
+
+
+class _Gone:
+    """Stands for the definition of a run that had ended, and is to be undone, where that is not defined any more."""
+
+    on_failure: tuple[Any, ...] = ()
+    undoes = True
 
 
 class Suspects:

@@ -95,7 +95,8 @@ class Databases:
         """Creates the table of applied rows where it is missing. Raises StoreUnusable for a database that fails."""
         for name, engine in self._sync.items():
             try:
-                metadata.create_all(engine)
+                if not _is_prepared(engine):
+                    metadata.create_all(engine)
             except (SQLAlchemyError, OSError) as error:
                 raise StoreUnusable(
                     f"The application's database {engine.url!r} ({name}) cannot be used: {_first_line(error)}. "
@@ -195,6 +196,18 @@ class Databases:
             engine = self._async[name] = create_async_engine(_async_url(url), **_pool(url))
             _prepare_engine(engine.sync_engine, lasting=self._lasting)
         return engine
+
+
+def _is_prepared(engine: Engine) -> bool:
+    """Whether the table is there. Asked without SQLite's write lock, which a process taken for dead may hold."""
+    connection = engine.raw_connection()
+    try:
+        connection.cursor().execute(f"select 1 from {applied.name} where run = ''")  # noqa: S608 - a name of our own
+    except engine.dialect.loaded_dbapi.Error:
+        return False  # most likely; if it is something else, making the table tells
+    finally:
+        connection.close()
+    return True
 
 
 def _url_of(item: Given) -> URL:

@@ -52,7 +52,7 @@ def test_process_that_was_stopped_and_taken_for_dead(workshop: Workshop, databas
         store_of(tmp_path).with_name("dotdo.db.lock").unlink()
         holds_the_file = name == "after-its-sql" and isinstance(database, SQLiteFile)
         client = workshop.open(sql=database.url, catalogue=catalogue)
-        (run,) = client.runs.list()
+        (run,) = client.runs.list(name=name)
         if holds_the_file:
             # It has SQLite's only write lock: nothing can be settled before it wakes up or dies, and nothing is.
             workshop.until(lambda: client.runs.get(run.id).status == "waiting")

@@ -3,10 +3,10 @@
 Meanwhile another process has taken its run over. It prints what its commit came to, and what its caller is told.
 """
 
-import os
 import signal
 import sqlite3
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import psycopg
 from sqlalchemy import text
 
 from dotdo import AsyncContext, Catalogue, Context, Do, Retry, action
+from dotdo.engine import claiming
 from dotdo.engine.sql import SqlWork
 from tests.guarantees.unseen import store_of
 
@@ -26,7 +27,13 @@ catalogue = Catalogue()
 def stop_once(ctx: Context | AsyncContext) -> None:
     """Stops the process, if it is the one that is to be stopped."""
     if __name__ == "__main__" and ctx.attempt == 1:
-        os.kill(os.getpid(), signal.SIGSTOP)
+        # To this thread: one that goes to the process lets the thread that sent it go on for a moment.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+
+
+@action("come-to-rest", catalogue=catalogue)
+def come_to_rest() -> None:
+    """When it has completed, the engine has looked for runs that are due."""
 
 
 @action("before-its-sql", retry=RETRY, catalogue=catalogue)
@@ -80,7 +87,10 @@ def watch_commits() -> None:
 def main(folder: Path, url: str, name: str) -> None:
     """Runs the action, and says how that ended."""
     watch_commits()
+    # It is to be stopped in its handler, and not in the middle of a write to the store, whose lock it would hold.
+    claiming.POLL_SECONDS = 3600
     with Do(f"sqlite:///{store_of(folder)}", sql=url, catalogue=catalogue) as client:
+        client.run(come_to_rest)
         print("told:", client.action(name).invoke(url=url), flush=True)
 
 

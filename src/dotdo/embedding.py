@@ -25,7 +25,7 @@ from dotdo.errors import MAX_SECONDS, DefinitionError, StoreUnusable
 from dotdo.journal import anchor
 from dotdo.records import RunFilter
 from dotdo.sealing import Sealer
-from dotdo.secret_keys import load_keyring
+from dotdo.secret_keys import check_keyring, load_keyring
 from dotdo.secret_provider import Given, SecretSources
 from dotdo.store.engine_lock import EngineElsewhere, lock_holder
 from dotdo.store.sql import SqlStore
@@ -58,6 +58,7 @@ async def open_platform(
     runs here instead. Raises StoreUnusable, DefinitionError.
     """
     path = store_path(store)
+    check_keyring(path)
     if path is None:
         if not engine:
             raise DefinitionError("A temporary store (sqlite://) has no other process that could run its engine.")

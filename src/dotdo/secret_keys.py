@@ -49,6 +49,12 @@ def load_keyring(path: str | None, *, make: bool = True) -> Keyring:
         raise StoreUnusable(f"The key file {file} cannot be made: {error}.") from None
 
 
+def check_keyring(path: str | None) -> None:
+    """Raises StoreUnusable for keys that are there and wrong, so that this is told before anything needs them."""
+    if os.environ.get(VARIABLE) or (path is not None and key_file(path).exists()):
+        load_keyring(path, make=False)
+
+
 def rotate(path: str) -> Keyring:
     """Puts a new key first into the file beside a store, or makes the file. Raises StoreUnusable."""
     file = key_file(path)

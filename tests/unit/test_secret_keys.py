@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dotdo import Do
 from dotdo.errors import StoreUnusable
 from dotdo.secret_keys import key_file, load_keyring, rotate
 
@@ -63,6 +64,16 @@ def test_a_damaged_file_is_refused_and_left_as_it_is(store: str, content: bytes)
         with pytest.raises(StoreUnusable, match="secret-keys"):
             use(store)
     assert key_file(store).read_bytes() == content
+    with pytest.raises(StoreUnusable, match="secret-keys"), Do(store):
+        pass
+    assert not Path(store).exists(), "told before the store is made"
+
+
+def test_wrong_keys_in_the_environment_are_told_when_the_client_opens(store: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DOTDO_SECRET_KEYS", "hunter2")
+    with pytest.raises(StoreUnusable, match="DOTDO_SECRET_KEYS: key 1 is not of the form") as caught, Do(store):
+        pass
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_file_that_others_can_read_is_warned_of(store: str, caplog: pytest.LogCaptureFixture):

@@ -69,7 +69,7 @@ def pushing(workshop: Workshop) -> Effect[..., Any]:
 
 def seen_in_store(workshop: Workshop, text: str = CANARY) -> list[str]:
     """The files of the store that contain a text."""
-    files = list(workshop.store.parent.iterdir())
+    files = [path for path in workshop.store.parent.iterdir() if path.is_file()]  # a socket lies there, too
     assert files, "the store is somewhere else"
     return [file.name for file in files if text.encode() in file.read_bytes()]
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dotdo import Catalogue, Context, Do, Fail, Handle, action, publish, service, wait_for_event
+from dotdo import Catalogue, Context, Do, Fail, Handle, Secret, action, publish, service, wait_for_event
 from dotdo.errors import DotdoError
 from tests.guarantees.ledger import ROOT
 
@@ -37,6 +37,12 @@ def stand(ctx: Context, gate: str) -> int:
     Path(f"{gate}.reached").write_text(str(os.getpid()))
     until(Path(gate).exists)
     return os.getpid()
+
+
+@action("measure", catalogue=catalogue)
+def measure(text: str, password: Secret[str]) -> list[int]:
+    """Takes something large, and something secret."""
+    return [os.getpid(), len(text), len(password.reveal())]
 
 
 @action("refuse", catalogue=catalogue)

@@ -58,6 +58,26 @@ def test_every_process_has_the_same_api_whoever_runs_the_engine(store: Path, tmp
         assert second.ask("client.runs.undo(handles['b'].id) or client.runs.wait(handles['b'].id).generation") == 2
 
 
+def test_large_secret_and_labelled_requests_from_a_client(store: Path):
+    """What the engine does when it accepts a run, a client does as well: parts apart, secrets sealed, labels found."""
+    with neighbours(store, 2) as (first, second):
+        large = "measure.with_(key='large', labels={'size': 'xl'}), 'x' * 3_000_000, 'hunter2'"
+        assert second.ask(f"client.run({large})") == [first.pid, 3_000_000, 7]
+        assert first.ask(f"client.run({large})") == [first.pid, 3_000_000, 7]
+        assert second.ask("client.run(measure.with_(key='large'), 'y', 'z')").startswith("KeyConflict")
+        found = "len(client.runs.list(labels={'size': 'xl'}))"
+        assert [first.ask(found), second.ask(found)] == [1, 1]
+        id = second.ask("handles.update(a=client.start(approval, 'tea')) or handles['a'].id")
+        second.ask("handles['a'].send_event('approved', 'z' * 1_000_000)")
+        assert first.ask(f"len(client.handle({id!r}).result())") == len("tea: ") + 1_000_000
+    assert b"hunter2" not in store.read_bytes()
+
+
+def test_preview_is_made_where_it_is_asked_for(store: Path):
+    with neighbours(store, 2) as (_, second):
+        assert second.ask("client.preview(where).result") == second.pid
+
+
 def test_key_is_one_run_across_processes(store: Path):
     with neighbours(store, 3) as several:
         for each in several:
@@ -111,7 +131,7 @@ def test_another_process_takes_over_and_callers_in_flight_never_know(store: Path
         results = [second.answer(), third.answer()]
         assert results[0] == results[1]
         assert results[0][0] == first.pid, "a completed step keeps its result"
-        assert [second.is_engine, third.is_engine].count(True) == 1
+        until(lambda: [second.is_engine, third.is_engine].count(True) == 1)
         leader = second if second.is_engine else third
         assert second.ask("client.run(where)") == third.ask("client.run(where)") == leader.pid
         leader.kill()

@@ -39,7 +39,7 @@ from dotdo.errors import (
     UnknownSecret,
 )
 from dotdo.fan_out import map
-from dotdo.policy import Retry
+from dotdo.policy import Retention, Retry
 from dotdo.preview import Preview
 from dotdo.records import Failure, Run
 from dotdo.secret import FromSecret, Secret
@@ -72,6 +72,7 @@ __all__ = [
     "InvalidInput",
     "KeyConflict",
     "Preview",
+    "Retention",
     "Retry",
     "RetryLater",
     "Run",

@@ -6,6 +6,7 @@ this process, on the event loop of its caller.
 
 import asyncio
 import contextlib
+import logging
 import os
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -24,9 +25,11 @@ from dotdo.errors import (
     MAX_SECONDS,
     ClientClosed,
     DefinitionError,
+    InvalidOperation,
+    StoreError,
 )
 from dotdo.platform import Platform
-from dotdo.policy import check_text
+from dotdo.policy import Retention, check_text
 from dotdo.preview import Preview
 from dotdo.records import Definition, Options, Run, RunKind
 from dotdo.secret_provider import Given
@@ -36,6 +39,8 @@ from dotdo.terminating import Restore, drain_first
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+RETENTION_SECONDS = 3600.0
 
 _trail: ContextVar[str | None] = ContextVar("dotdo_trail", default=None)
 FORKED = (
@@ -135,7 +140,8 @@ class AsyncDo:
         that attempts in flight are given when the client closes. drain_on_sigterm: close first when the process is sent
         SIGTERM, then let the signal take its course. secrets: where `ctx.secret` looks: a SecretProvider, a mapping,
         or several, asked in order; by default the environment. engine: False for a process that only asks, and leaves
-        it to others to run an engine.
+        it to others to run an engine. retention: which ended runs are deleted, looked at when the client opens and
+        every hour, where its engine runs; by default none.
     """
 
     def __init__(
@@ -152,6 +158,7 @@ class AsyncDo:
         drain_on_sigterm: bool = False,
         secrets: Given | None = None,
         engine: bool = True,
+        retention: Retention | Sequence[Retention] = (),
     ) -> None:
         self._open = lambda: _embed(
             store,
@@ -169,6 +176,8 @@ class AsyncDo:
         self._followed: Platform | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closed = ""
+        self._retention = (retention,) if isinstance(retention, Retention) else tuple(retention)
+        self._retaining: asyncio.Task[None] | None = None
         self._drain_on_sigterm = drain_on_sigterm
         self._leave_sigterm: Restore | None = None
         self.actor = actor
@@ -279,6 +288,8 @@ class AsyncDo:
             if self._drain_on_sigterm and self._leave_sigterm is None:
                 self._leave_sigterm = drain_first(self.close)
             opening = self._opening = asyncio.create_task(self._open())
+            if self._retention:
+                self._retaining = asyncio.create_task(self._retain())
         _check_loop(opening)
         if opening.done():
             return opening.result()
@@ -297,6 +308,19 @@ class AsyncDo:
         if self._opening is not None:
             self._opening, self._closed = None, FORKED
 
+    async def _retain(self) -> None:
+        while not self._closed:
+            try:
+                for policy in self._retention:
+                    await (await self.platform()).prune(policy, "retention")
+            except ClientClosed:
+                return
+            except InvalidOperation:
+                pass  # another process runs the engine, and keeps to its own policies
+            except StoreError as error:
+                logging.getLogger("dotdo.engine").error("retention is tried again in an hour: %s", error)
+            await asyncio.sleep(RETENTION_SECONDS)
+
     async def close(self) -> None:
         """Drains and closes: attempts in flight end, runs go on at the next start."""
         self._closed = self._closed or "The client is closed; open a new one."
@@ -311,6 +335,8 @@ class AsyncDo:
 
     async def _close(self, opening: "asyncio.Future[Platform]") -> None:
         await asyncio.wait([opening])
+        if self._retaining is not None:
+            self._retaining.cancel()
         try:
             if not _has_failed(opening):  # whoever wanted it opened was told
                 await (self._followed or opening.result()).close()

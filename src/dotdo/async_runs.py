@@ -8,7 +8,7 @@ from dotdo import codec
 from dotdo.errors import ActionFailed, RunBlocked, RunCancelled, StillRunning
 from dotdo.journal import Entry
 from dotdo.platform import Platform
-from dotdo.policy import check_text
+from dotdo.policy import Retention, check_text
 from dotdo.questions import the_question
 from dotdo.records import Outcome, Progress, Run, RunFilter
 
@@ -119,6 +119,16 @@ class AsyncRuns:
             news = await (await self._client.platform()).progress(id, news.after)
             for value in news.values:
                 yield value
+
+    async def prune(
+        self, *, older_than: float, name: str | None = None, status: str | None = None, actor: str | None = None
+    ) -> int:
+        """Deletes runs for good that ended more than `older_than` seconds ago, with their children; returns how many.
+
+        name, status: only runs of that action or service, or that ended so. In small steps, beside all other work.
+        """
+        policy = Retention(older_than=older_than, name=name, status=status)
+        return await (await self._client.platform()).prune(policy, actor or self._client.actor)
 
     async def cancel(self, id: str, *, actor: str | None = None) -> None:
         """Asks for a run to be cancelled. Raises InvalidOperation when it has ended."""

@@ -58,12 +58,36 @@ class Audit:
                 "no run's head verifies under this audit key: it is another store's, or all heads were edited; "
                 "without the right key, a journal that was truncated or rewritten as a whole cannot be told",
             )
+        if run is None:
+            yield from self._verify_registry()
+        leftovers = self._store.leftover_runs()
         first: str | None = run or ""
         while first is not None:
             suspects, first = self._sweep(first, run or LAST_ID)
             for suspect in suspects:
+                if suspect in leftovers:
+                    continue  # deleted by retention, and not cleared yet
                 yield from self._examine(suspect)
             self._on_progress()
+
+    def _verify_registry(self) -> Iterator[Finding]:
+        """What was deleted must be written down without a gap, and must be gone."""
+        previous = GENESIS
+        for number, entry in enumerate(self._store.read_registry(), 1):
+            header = f"registry|{entry.number}|{entry.kind}|{entry.at}|{entry.actor}"
+            follows = chain(previous, header, _sha256(entry.data.encode()).hexdigest()) == entry.digest
+            signed = self._anchor(Head("registry", entry.number, entry.digest, "", "", "", "", 0)) == entry.anchor
+            if entry.number != number or not follows or (self._anchors_count and not signed):
+                yield Finding("", 0, f"the registry of deleted runs was changed at or before its entry {entry.number}")
+                return
+            previous = entry.digest
+            for run, *_ in msgspec.json.decode(entry.data):
+                if self._store.get_run(run) is not None and not self._came_again(run, entry.at):
+                    yield Finding(run, 0, "was deleted by retention, and is there again")
+
+    def _came_again(self, run: str, at: int) -> bool:
+        found = self._store.get_run(run)
+        return found is not None and found.created_at >= at  # its key was used again
 
     def _is_foreign_key(self) -> bool:
         with self._store.read_chains("", LAST_ID) as (heads, _):

@@ -10,6 +10,7 @@ from dotdo.async_client import AsyncByName, AsyncDo, AsyncNames
 from dotdo.async_runs import AsyncHandle, AsyncRuns, Entries
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
+from dotdo.policy import Retention
 from dotdo.portal import Portal
 from dotdo.preview import Preview
 from dotdo.records import Definition, Outcome, Run
@@ -31,6 +32,7 @@ class ClientOptions(TypedDict, total=False):
     clock: Clock | None
     actor: str | None
     grace: float
+    retention: Retention | Sequence[Retention]
     secrets: Given | None
     engine: bool
 
@@ -136,6 +138,14 @@ class Runs:
     def progress(self, id: str) -> Iterator[Any]:
         """Every value that a run's service has published and will publish, until the run has ended or is blocked."""
         return _stream(self._portal, self._inner.progress(id))
+
+    def prune(
+        self, *, older_than: float, name: str | None = None, status: str | None = None, actor: str | None = None
+    ) -> int:
+        """Deletes runs for good that ended more than `older_than` seconds ago; like `AsyncRuns.prune`."""
+        return self._portal.call(
+            lambda: self._inner.prune(older_than=older_than, name=name, status=status, actor=actor)
+        )
 
     def cancel(self, id: str, *, actor: str | None = None) -> None:
         """Asks for a run to be cancelled."""

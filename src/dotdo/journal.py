@@ -77,6 +77,29 @@ def _padded(key: bytes) -> tuple[Any, Any]:
     return hashlib.sha256(bytes(b ^ 0x36 for b in block)), hashlib.sha256(bytes(b ^ 0x5C for b in block))
 
 
+class RegistryEntry(msgspec.Struct, frozen=True, gc=False):
+    """One entry of the store's registry: runs that were deleted, with their heads. Chained and anchored on its own."""
+
+    number: int
+    kind: str
+    at: int
+    actor: str | None
+    data: str
+    data_digest: str
+    digest: str
+    anchor: str
+
+
+def register(
+    key: bytes, previous: RegistryEntry | None, kind: str, at: int, actor: str | None, data: str
+) -> RegistryEntry:
+    """The entry that follows `previous` in the registry."""
+    number = previous.number + 1 if previous else 1
+    data_digest = hashlib.sha256(data.encode()).hexdigest()
+    digest = chain(previous.digest if previous else GENESIS, f"registry|{number}|{kind}|{at}|{actor}", data_digest)
+    return RegistryEntry(number, kind, at, actor, data, data_digest, digest, anchor(key, "registry", number, digest))
+
+
 class Data(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Base of the data of entries."""
 

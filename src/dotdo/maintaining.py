@@ -4,18 +4,23 @@ Nothing here needs the application. A restored store cannot know what its unfini
 made; so each of them is blocked with that question, and none is repeated unasked.
 """
 
+import asyncio
 import fcntl
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from dotdo.clock import SystemClock
 from dotdo.embedding import audit_key, engine_on, store_path
+from dotdo.engine import pruning
 from dotdo.errors import StoreUnusable
 from dotdo.journal import Blocked, anchor, encode_data, link
+from dotdo.policy import Retention
 from dotdo.records import ErrorRecord, WaitingFor
 from dotdo.store.migrate import migrations
 from dotdo.store.protocol import RunUpdate, Store, Write
@@ -111,6 +116,19 @@ def back_up(store: str | None, file: str) -> Copy:
     finally:
         draft.unlink(missing_ok=True)
     return Copy(str(target), _size(str(target)), runs)
+
+
+def prune(store: str | None, policy: Retention, actor: str | None) -> int:
+    """Deletes ended runs of a store that no engine holds; returns how many. Raises StoreUnusable."""
+    path = _path(store)
+    SQLiteDatabase(path, readonly=True).close()  # raises when there is no store
+
+    async def here(function: Callable[[], Any]) -> Any:
+        return function()
+
+    with closing(SqlStore(SQLiteDatabase(path))) as opened:
+        key = audit_key(path, make=False)
+        return asyncio.run(pruning.prune(pruning.Place(opened, SystemClock().now(), key, here, here), policy, actor))
 
 
 def restore(store: str | None, file: str, *, go_on: bool = False) -> Restored:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from dotdo.journal import Entry
+from dotdo.policy import Retention
 from dotdo.preview import Preview
 from dotdo.records import Definition, Options, Outcome, Progress, Run, RunFilter, RunKind
 
@@ -55,6 +56,10 @@ class Platform(Protocol):
 
     async def progress(self, id: str, after: int) -> Progress:
         """What a run has published after an entry's number; returns once there is something, or it has ended."""
+        ...
+
+    async def prune(self, policy: Retention, actor: str | None) -> int:
+        """Deletes ended runs as the policy says; returns how many."""
         ...
 
     async def cancel(self, id: str, actor: str | None) -> None:

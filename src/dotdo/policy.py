@@ -81,6 +81,24 @@ def retry_of(value: "Retry | int | None", default: Retry) -> Retry:
     return value
 
 
+class Retention(msgspec.Struct, frozen=True, kw_only=True):
+    """Which ended runs are deleted: those of trees (a run and its children) that ended longer ago than `older_than`.
+
+    older_than: seconds. name, status: only runs of that action or service, or that ended so. Deleted runs are gone for
+    good, with their keys; which ones is kept for the audit.
+    """
+
+    older_than: float
+    name: str | None = None
+    status: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.older_than <= MAX_SECONDS:
+            raise DefinitionError(f"Retention(older_than={self.older_than!r}): a number of seconds is needed.")
+        if self.status not in (None, "completed", "failed", "cancelled"):
+            raise DefinitionError(f"Retention(status={self.status!r}): only runs that have ended are deleted.")
+
+
 def check_text(value: str | None, name: str) -> None:
     """Checks what names a run, step or event: None, or text of 1 to 500 characters that every store can keep."""
     if value is None:

@@ -31,8 +31,17 @@ from dotdo.engine.secrets import Vault
 from dotdo.engine.serving import Serving
 from dotdo.engine.spilling import Late, spilled
 from dotdo.engine.threads import Threads
-from dotdo.errors import ClientClosed, DotdoError, InputError, StoreError, StoreUnavailable, UnknownName
+from dotdo.errors import (
+    ClientClosed,
+    DotdoError,
+    InputError,
+    InvalidOperation,
+    StoreError,
+    StoreUnavailable,
+    UnknownName,
+)
 from dotdo.journal import input_digest
+from dotdo.policy import Retention
 from dotdo.preview import Preview
 from dotdo.records import Definition, Options, Progress, Run, RunFilter, RunKind, WaitingFor
 from dotdo.schema import Schema
@@ -445,6 +454,13 @@ class Follower(Serving):
         except (DotdoError, _Moved):
             return found
         return [_with_wait(run, waits.get(run.id, other)) if run.id in moving else run for run in found]
+
+    async def prune(self, policy: Retention, actor: str | None) -> int:
+        """Not from here: only the engine's process deletes."""
+        raise InvalidOperation(
+            "Another process runs the engine of this store, and only that one deletes runs: call prune() there, or "
+            "give its client a retention."
+        )
 
     async def definitions(self, kind: str) -> list[Definition]:
         """What can be called: what is defined here, and what the engine offers beside."""

@@ -9,12 +9,15 @@ from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
 from dotdo.engine import resolving
 from dotdo.engine.answering import Answers
+from dotdo.engine.committing import GroupCommit
 from dotdo.engine.parking import waiting_for
 from dotdo.engine.previewing import Previewer
+from dotdo.engine.pruning import Place, prune
 from dotdo.engine.publishing import Readers
 from dotdo.engine.running import LiveRun
 from dotdo.errors import UnknownName
 from dotdo.journal import Entry
+from dotdo.policy import Retention
 from dotdo.preview import Preview
 from dotdo.records import Definition, Options, Outcome, Progress, Run, RunFilter, RunKind
 from dotdo.store.protocol import Message, Store
@@ -33,6 +36,8 @@ class Serving:
     previewer: Previewer
     live: dict[str, LiveRun]
     read: Callable[[Callable[[], Any]], Awaitable[Any]]
+    committer: GroupCommit
+    anchor_key: bytes
     post: Callable[[Message], Awaitable[None]]
 
     async def preview(
@@ -103,6 +108,11 @@ class Serving:
     async def progress(self, id: str, after: int) -> Progress:
         """What a run has published after an entry; waits for news or its end."""
         return await self.readers.read(self, id, after)
+
+    async def prune(self, policy: Retention, actor: str | None) -> int:
+        """Deletes ended runs as the policy says; returns how many."""
+        place = Place(self.store, self.clock.now(), self.anchor_key, self.read, self.committer.call)
+        return await prune(place, policy, actor)
 
     async def cancel(self, id: str, actor: str | None) -> None:
         """Asks for a run to be cancelled."""

@@ -4,14 +4,14 @@ Writes happen on one thread (the engine's writer) and are durable when they retu
 same time. The store keeps names and bytes, and never imports a definition.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import msgspec
 
 from dotdo.errors import InputError
-from dotdo.journal import Entry
+from dotdo.journal import Entry, RegistryEntry
 from dotdo.records import Run, RunFilter
 
 # What a run's row says of its last owner: it died with the run, or it left attempts whose end it had not seen.
@@ -181,6 +181,16 @@ class Store(Protocol):
         """Keeps a snapshot of versions."""
         ...
 
+    def delete_trees(
+        self, roots: list[str], before: int, register: Callable[[RegistryEntry | None, str], RegistryEntry]
+    ) -> int:
+        """Deletes the rows of trees that ended before, and writes that down; returns how many runs that were."""
+        ...
+
+    def delete_leftovers(self, limit: int) -> bool:
+        """Clears about so many journal entries of deleted runs; returns whether there may be more."""
+        ...
+
     def settle(self) -> None:
         """Housekeeping between writes."""
         ...
@@ -260,6 +270,20 @@ class Store(Protocol):
 
     def load_definitions(self, id: str) -> dict[str, int]:
         """A snapshot of versions; empty when it is not there."""
+        ...
+
+    def retention_window(
+        self, before: int, name: str | None, status: str | None, after: tuple[int, str], limit: int
+    ) -> tuple[list[str], tuple[int, str] | None]:
+        """Of the next runs by age: roots of trees that may be deleted, and where to go on."""
+        ...
+
+    def leftover_runs(self) -> set[str]:
+        """Deleted runs whose journals are not cleared yet."""
+        ...
+
+    def read_registry(self) -> list[RegistryEntry]:
+        """What was deleted, in order."""
         ...
 
     def read_chains(self, first: str, last: str) -> AbstractContextManager[tuple[Iterator[Head], Iterator[Link]]]:

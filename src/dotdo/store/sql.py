@@ -17,6 +17,7 @@ from dotdo.store.blobs import Blobs, is_elsewhere
 from dotdo.store.migrate import Migratable, migrate
 from dotdo.store.protocol import CRASHED, UNSETTLED, Claim, Filed, Head, Link, Message, Write
 from dotdo.store.queries import load_queries
+from dotdo.store.retaining import Retaining
 
 _encode = msgspec.json.Encoder().encode
 _ended = msgspec.json.Decoder(Ended)
@@ -48,7 +49,7 @@ def rows(items: list[Any]) -> str:
     return _encode(items).decode()
 
 
-class SqlStore:
+class SqlStore(Retaining):
     """A store on a SQL database."""
 
     def __init__(self, database: Database) -> None:

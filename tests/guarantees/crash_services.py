@@ -13,7 +13,7 @@ from typing import Any
 import dotdo
 from dotdo import AsyncContext, Catalogue, Context, EffectCall, Fail, Retry, action, effect, service, wait_for_event
 from tests.guarantees.crash_points import point
-from tests.guarantees.ledger import act
+from tests.guarantees.ledger import act, look
 
 catalogue = Catalogue()
 SOON = Retry(attempts=3, delay=0.005, jitter=False)
@@ -47,6 +47,11 @@ class World:
         point(f"effect:{system}:after")
         return answer
 
+    def look(self, call: EffectCall, system: str) -> str | None:
+        """What the system has done under the call's key."""
+        point(f"lookup:{system}")
+        return look(self._address, self._name, system, call.key)
+
 
 # -- effects -----------------------------------------------------------------------------------------------------------
 
@@ -76,6 +81,25 @@ def send_mail(call: EffectCall, to: str, text: str) -> None:
 @effect("crash.slack", on_unknown="resend", retry=SOON, catalogue=catalogue)
 async def post_slack(call: EffectCall, text: str) -> None:
     call.resource(World).act(call, "slack", text, honours_keys=False)
+
+
+async def find_form(call: EffectCall) -> str | None:
+    return call.resource(World).look(call, "forms")
+
+
+# The office knows no keys: it files a form as often as it is handed in. What was handed in can be found, or only asked.
+@effect("crash.find-form", dedup="find", lookup=find_form, retry=SOON, catalogue=catalogue)
+async def hand_in(call: EffectCall, name: str) -> str:
+    return call.resource(World).act(call, "forms", f"form {name}", honours_keys=False)
+
+
+async def take_out(call: EffectCall, answer: str) -> None:
+    call.resource(World).act(call, "forms", f"take out {answer}")
+
+
+@effect("crash.ask-form", undo=take_out, retry=SOON, catalogue=catalogue)
+def hand_in_unseen(call: EffectCall, name: str) -> str:
+    return call.resource(World).act(call, "forms", f"unseen {name}", honours_keys=False)
 
 
 # -- actions -----------------------------------------------------------------------------------------------------------
@@ -135,6 +159,26 @@ def tell_sales(ctx: Context, name: str) -> None:
     point("handler:tell-sales:exit")
 
 
+@action("file-found", retry=SOON, catalogue=catalogue)
+async def file_found(ctx: AsyncContext, name: str) -> str:
+    ctx.stage(hand_in, name=f"{name}, staged")
+    return await ctx.request(hand_in, name=name)
+
+
+@action("file-unseen", retry=SOON, catalogue=catalogue)
+def file_unseen(ctx: Context, name: str) -> str:
+    ctx.stage(hand_in_unseen, name=f"{name}, staged")
+    receipt = ctx.request(hand_in_unseen, name=name)
+    point("handler:file-unseen:exit")
+    return receipt
+
+
+@action("file-and-refuse", retry=SOON, catalogue=catalogue)
+async def file_and_refuse(ctx: AsyncContext, name: str) -> None:
+    await ctx.request(hand_in_unseen, name=name)
+    raise Fail("refused")
+
+
 @action("refuse", catalogue=catalogue)
 def refuse() -> None:
     raise Fail("refused")
@@ -169,6 +213,20 @@ async def onboard_refused(name: str) -> None:
     await onboard.plain(name)
     await add_user(name="partner")
     await refuse()
+
+
+@service("files-forms", catalogue=catalogue)
+async def files_forms(name: str) -> list[str]:
+    """Nothing here may be handed in twice."""
+    await add_user(name=name)
+    found, unseen = await asyncio.gather(file_found(name=name), file_unseen(name=name))
+    return [found.partition("-")[0], unseen.partition("-")[0]]
+
+
+@service("files-in-vain", catalogue=catalogue)
+async def files_in_vain(name: str) -> None:
+    await add_user(name=name)
+    await file_and_refuse(name=name)
 
 
 @service("family", on_failure=[alert], catalogue=catalogue)

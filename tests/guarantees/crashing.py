@@ -27,12 +27,12 @@ import pytest
 from dotdo import AsyncDo, AsyncHandle
 from dotdo.engine.engine import Engine
 from dotdo.errors import InvalidOperation, OutcomeError
-from dotdo.records import Run
+from dotdo.records import Outcome, Run
 from tests.guarantees import crash_points, crash_services
 from tests.guarantees.commits import Commits
 from tests.guarantees.crash_services import TABLES, World
 from tests.guarantees.invariants import check_store
-from tests.guarantees.ledger import ROOT, Arrival, Ledger
+from tests.guarantees.ledger import ROOT, Arrival, Ledger, look
 from tests.guarantees.replays import check_replays
 
 T = TypeVar("T")
@@ -308,7 +308,27 @@ async def _live_beside(order: dict[str, Any]) -> dict[str, Any]:
         return {**_report(poison), "beside": [run.status for run in beside]}
 
 
-LIVES = {"poisoned": _live_beside, "mendable": _live_operated, "steered": _live_steered}
+async def _live_resolved(order: dict[str, Any]) -> dict[str, Any]:
+    """A person answers what the run asks, as the ledger knows it."""
+    async with _opened(order) as (client, handle, _):
+        asked = 0
+        while (run := await _end_of(handle)).status == "blocked":
+            assert run.questions, run.error
+            for question in run.questions:
+                happened = look(tuple(order["ledger"]), order["folder"], "forms", question.key)
+                outcome: Outcome = "did_not_happen" if happened is None else "happened"
+                await client.runs.resolve(run.id, outcome, key=question.key, answer=happened)
+                asked += 1
+        return {**_report(run), "asked": asked}
+
+
+LIVES = {
+    "files-forms": _live_resolved,
+    "files-in-vain": _live_resolved,
+    "poisoned": _live_beside,
+    "mendable": _live_operated,
+    "steered": _live_steered,
+}
 
 
 async def _end_of(handle: AsyncHandle[Any]) -> Run:

@@ -54,6 +54,11 @@ def act(address: tuple[str, int], world: str, system: str, what: str, key: str, 
     return ask(address, order)
 
 
+def look(address: tuple[str, int], world: str, system: str, key: str) -> str | None:
+    """What a system has answered under a key, if it was ever asked under it; it does nothing now."""
+    return ask(address, {"world": world, "system": system, "key": key, "looks": True})
+
+
 def ask(address: tuple[str, int], order: dict[str, Any]) -> Any:
     """One request and its answer."""
     with socket.create_connection(address, timeout=30) as connection, connection.makefile("rwb") as stream:
@@ -74,6 +79,8 @@ class _Worlds:
         arrivals = self._arrivals.setdefault(order["world"], [])
         if "system" not in order:
             return arrivals
+        if "looks" in order:
+            return self._answers.get((order["world"], order["system"], order["key"]))
         system, what, key = order["system"], order["what"], order["key"]
         once = (order["world"], system, key)
         known = self._answers.get(once) if order["honours_keys"] else None

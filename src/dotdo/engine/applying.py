@@ -8,6 +8,7 @@ can never commit; if it collides, the row's completion counts.
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -200,13 +201,11 @@ class Databases:
 
 def _is_prepared(engine: Engine) -> bool:
     """Whether the table is there. Asked without SQLite's write lock, which a process taken for dead may hold."""
-    connection = engine.raw_connection()
     try:
-        connection.cursor().execute(f"select 1 from {applied.name} where run = ''")  # noqa: S608 - a name of our own
-    except engine.dialect.loaded_dbapi.Error:
+        with closing(engine.raw_connection()) as connection:
+            connection.cursor().execute(f"select 1 from {applied.name} where run = ''")  # noqa: S608 - our own name
+    except (engine.dialect.loaded_dbapi.Error, SQLAlchemyError, OSError):
         return False  # most likely; if it is something else, making the table tells
-    finally:
-        connection.close()
     return True
 
 

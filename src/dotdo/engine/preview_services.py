@@ -51,6 +51,13 @@ class _DeadlinePassed(Exception):
         self.error = ErrorRecord("DeadlineExceeded", f"The run did not end within its deadline of {seconds} s.")
 
 
+class _UndoFailed(Exception):
+    """Steps that could not be taken back."""
+
+    def __init__(self, steps: list[str]) -> None:
+        super().__init__(f"Could not be undone: {'; '.join(steps)}.")
+
+
 class Done(msgspec.Struct, frozen=True):
     """A step that has completed: an action's outcome, or what a child service did."""
 
@@ -195,9 +202,11 @@ class ServicePreview:
 
     async def _take_back(self, id: str) -> None:
         """The service undoes a step by hand."""
-        done = [one for one in self.done if one.step == id]
-        await undo(self.rehearsal, done)
-        self.done = [one for one in self.done if one.step != id]
+        for one in [one for one in self.done if one.step == id]:
+            failed = await undo_one(self.rehearsal, one)
+            if failed:
+                raise _UndoFailed(failed)
+            self.done.remove(one)
         self.history.steps[id].undone = True
         await self._hand_over("undone", id, self.rehearsal.now)
 
@@ -280,8 +289,9 @@ class ServicePreview:
         rehearsal = self.rehearsal
         if self.depth == 0 and any(effect.kind == "staged" for effect in rehearsal.effects):
             rehearsal.note("What completed steps send would have been sent by the time of the failure.")
-        if self.service.undoes:
-            await undo(rehearsal, self.done)
+        failed = await undo(rehearsal, self.done) if self.service.undoes else []
+        if failed:
+            return await self._blocked(_UndoFailed(failed))
         if cancelled:
             return Ending("cancelled", error=error)
         await _tell_of_failure(rehearsal, self.service, self.id, error)
@@ -289,28 +299,35 @@ class ServicePreview:
 
     async def _blocked(self, error: BaseException) -> Ending:
         record = error_record(error)
-        self.rehearsal.note("It would be blocked, with nothing undone, until a person has mended it and retries it.")
+        if isinstance(error, _UndoFailed):
+            record = ErrorRecord("UndoFailed", str(error))
+        self.rehearsal.note("It would be blocked: a person would have to decide.")
         await _tell_of_failure(self.rehearsal, self.service, self.id, record)
         return Ending("blocked", error=record)
 
 
-async def undo(rehearsal: Rehearsal, done: list[Done]) -> None:
-    """Previews what takes completed steps back, newest first, down to the last pivot."""
+async def undo(rehearsal: Rehearsal, done: list[Done]) -> list[str]:
+    """Previews what takes completed steps back, newest first, down to the last pivot; tells what could not be."""
+    failed: list[str] = []
     for one in reversed(done):
-        outcome = one.outcome
-        if outcome is None:
-            await undo(rehearsal, one.child)
-            continue
-        if outcome.action.pivot:
-            return
-        action = outcome.action.undo_action
-        if action is None:
-            continue
-        assert outcome.result is not None, "it has completed"
-        input = undo_input(action, outcome.result, outcome.input)
-        failed = (await preview_step(rehearsal, f"undo:{one.step}", action, input, kind="undo")).error
-        if failed is not None:
-            rehearsal.note("This undo would fail: the run would be blocked once the others are undone.", one.step)
+        if one.outcome is not None and one.outcome.action.pivot:
+            break
+        failed += await undo_one(rehearsal, one)
+    return failed
+
+
+async def undo_one(rehearsal: Rehearsal, one: Done) -> list[str]:
+    """Previews what takes one step back; tells what could not be."""
+    outcome = one.outcome
+    if outcome is None:
+        return await undo(rehearsal, one.child)
+    action = outcome.action.undo_action
+    if action is None:
+        return []
+    assert outcome.result is not None, "it has completed"
+    input = undo_input(action, outcome.result, outcome.input)
+    error = (await preview_step(rehearsal, f"undo:{one.step}", action, input, kind="undo")).error
+    return [] if error is None else [f"{one.step} ({error.message})"]
 
 
 async def _tell_of_failure(rehearsal: Rehearsal, definition: Any, run: str, error: ErrorRecord) -> None:

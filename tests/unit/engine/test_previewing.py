@@ -505,9 +505,33 @@ def test_undo_that_fails_is_told(workshop: Workshop):
         await work()
         raise Fail("no")
 
-    preview = workshop.open().preview(doomed)
-    assert steps_of(preview) == ["work completed", "undo failed"]
-    assert "the run would be blocked" in notes_of(preview)
+    @service("careful", catalogue=workshop.catalogue)
+    async def careful() -> None:
+        step = work()
+        await step
+        await step.undo()
+
+    client = workshop.open()
+    for preview in (client.preview(doomed), client.preview(careful)):
+        assert (preview.status, steps_of(preview)) == ("blocked", ["work completed", "undo failed"])
+        assert preview.error is not None
+        assert "Could not be undone: work:" in preview.error.message
+
+
+def test_step_that_the_service_undoes_by_hand_is_not_undone_again(workshop: Workshop):
+    def undo(done: str) -> None: ...
+
+    work = Action("work", lambda: "done", undo=undo, pivot=True, catalogue=workshop.catalogue)
+
+    @service("thorough", catalogue=workshop.catalogue)
+    async def thorough() -> None:
+        step = work()
+        await step
+        await step.undo()
+        raise Fail("no")
+
+    preview = workshop.open().preview(thorough)
+    assert (preview.status, steps_of(preview)) == ("failed", ["work completed", "undo completed"])
 
 
 @pytest.mark.parametrize("on_bug", ["block", "fail"])

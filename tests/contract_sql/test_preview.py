@@ -1,5 +1,6 @@
 """A preview's transaction, on every kind of database: later steps see what earlier ones wrote, and nothing stays."""
 
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -280,6 +281,34 @@ def test_transaction_that_sqlite_ends_itself_takes_no_more_statements(tmp_path: 
     assert "transaction was lost" in notes_of(preview)
     assert database.notes() == ["there"]
     workshop.close()
+
+
+def test_thread_that_writes_on_and_on_writes_nothing(
+    workshop: Workshop, database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("dotdo.engine.preview_steps.ENDING", 0.01)
+    ends: list[tuple[threading.Event, threading.Event]] = []
+
+    @action("stubborn", timeout=0.5, catalogue=workshop.catalogue)
+    def stubborn(ctx: Context) -> None:
+        sql, number = ctx.sql, 0
+        released, ended = ends[-1]
+        while not released.is_set():
+            with contextlib.suppress(BaseException):
+                sql.execute(INSERT, {"note": str(number)})
+                number += 1
+        ended.set()
+
+    client = workshop.open()
+    for _ in range(3):
+        released, ended = threading.Event(), threading.Event()
+        ends.append((released, ended))
+        preview = client.preview(stubborn)
+        released.set()
+        assert preview.status == "incomplete", str(preview)
+        assert len(preview.statements) > 10  # it was in the middle of it
+        assert ended.wait(PATIENCE)
+    assert_nothing_stays(database)
 
 
 def test_session_state_of_postgres_ends_with_the_preview(postgres_url: str, tmp_path: Path):

@@ -6,6 +6,7 @@ that belongs to an async driver, a `def` handler's thread hands what has to be a
 
 import asyncio
 import inspect
+import logging
 import os
 import re
 import threading
@@ -39,6 +40,9 @@ _OWN = re.compile(r"\s*(savepoint|release|rollback|set\s+constraints)\b", re.I)
 _WAITED = {"55P03", "57014"}
 
 
+log = logging.getLogger("dotdo.engine")
+
+
 class PreviewTransaction:
     """A transaction that is begun at its first statement and never committed.
 
@@ -65,6 +69,8 @@ class PreviewTransaction:
         self._noted: list[_Noted] = []
         self._count = self.left_out = self._changes = 0
         self._over = False
+        self._threads = 0
+        self._abandoned = False
         self._closing = threading.Lock()
 
     @property
@@ -191,10 +197,47 @@ class PreviewTransaction:
             self._over = True
         if self._connection is None:
             return
-        if self.async_engine is None:
-            await run(self._roll_back)
-        else:
+        if self.async_engine is not None:
             await greenlet_spawn(self._roll_back)
+        elif self._leave_to_thread():
+            await run(self._abandon)
+        else:
+            await run(self._roll_back)
+
+    # A connection of a sync driver is closed by the thread that uses it, if one does: Python's sqlite3 crashes when
+    # another one closes it in the middle of a statement.
+
+    def entered(self) -> None:
+        """A handler's thread has begun to use the connection."""
+        with self._closing:
+            self._threads += 1
+
+    def left(self) -> None:
+        """It has ended."""
+        with self._closing:
+            self._threads -= 1
+            closes = self._abandoned and not self._threads
+        if closes:
+            self._roll_back()
+
+    def _leave_to_thread(self) -> bool:
+        with self._closing:
+            self._abandoned = self._threads > 0
+        return self._abandoned
+
+    def _abandon(self) -> None:
+        """Ends the transaction under a handler that goes on; nothing that it executes from here on stays."""
+        connection = self._connection
+        assert connection is not None
+        driver: Any = connection.connection.driver_connection
+        try:
+            if self.is_sqlite:
+                _raw(connection, "pragma query_only = on")
+                _raw(connection, "rollback")
+            else:
+                driver.close()
+        except Exception as error:  # of whatever driver: the connection is its handler's, or broken
+            log.warning("a preview's transaction could not be ended under a handler that goes on: %r", error)
 
     async def interrupt(self, run: Run) -> None:
         """Breaks off the statement that is under way, on whatever thread."""
@@ -212,7 +255,12 @@ class PreviewTransaction:
         connection = self._connection
         assert connection is not None
         try:
-            if not connection.invalidated and self._root.is_active:
+            if connection.invalidated:
+                return
+            if self.is_sqlite:
+                # A handler that goes on may execute something just after the rollback, where it would commit by itself.
+                _raw(connection, "pragma query_only = on")
+            if self._root.is_active:
                 self._root.rollback()
         except SQLAlchemyError:
             connection.invalidate()  # the database rolls back when the connection is gone
@@ -228,10 +276,19 @@ class PreviewWork(SqlWork):
         super().__init__(transaction.database, transaction.engine, async_engine, check)
         self._transaction = transaction
         self._savepoint: Any = None
+        self._entered = False
+
+    def left(self) -> None:
+        """The handler's thread has ended."""
+        if self._entered:
+            self._transaction.left()
 
     def _begin(self) -> AttemptConnection:
         connection = self._transaction.open()
         self._check()
+        if not self._entered:
+            self._entered = True
+            self._transaction.entered()
         self._savepoint = connection.begin_nested()
         self.opened = connection
         return connection

@@ -362,3 +362,6 @@ class _Handler:
             if attempt.part is not None:
                 attempt.part.drop()
             return error
+        finally:
+            if attempt.part is not None:
+                attempt.part.left()

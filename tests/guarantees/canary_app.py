@@ -1,8 +1,9 @@
 """What the canary test runs: an application in which each canary goes through one path that could show it.
 
 `python -m tests.guarantees.canary_app PLAN` plays one part of it in a process of its own. PLAN is a JSON file:
-`folder`, `canaries` (by the name of their path), `part` (1 ends in a SIGKILL between two commits, 2 goes on), and where
-to put what the outside world heard. Everything is logged, from DEBUG up, to a file in the folder and to stderr.
+`folder`, `canaries` (by the name of their path), `part` (1 ends in a SIGKILL between two commits, 2 goes on, 3 runs an
+engine for others until its input ends), and where to put what the outside world heard. Everything is logged, from DEBUG
+up, to a file in the folder and to stderr.
 """
 
 import base64
@@ -458,6 +459,10 @@ def main() -> None:
     logging.getLogger("asyncio").setLevel(logging.DEBUG)
     client = open_client()
     with client:
+        if plan["part"] == 3:
+            print("up", flush=True)
+            sys.stdin.read()
+            return
         if plan["part"] == 1:
             play_inputs(client)
             play_failures(client)

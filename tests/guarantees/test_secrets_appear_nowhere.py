@@ -15,13 +15,16 @@ import string
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import apsw
 import pytest
 
+from dotdo import Catalogue, Do, KeyConflict, Secret
+from dotdo.engine.following import Follower
+from tests.guarantees.canary_app import catalogue, take
 from tests.guarantees.ledger import ROOT
 
 PATHS = [
@@ -121,11 +124,33 @@ class Stage:
 
     def play(self, part: int) -> int:
         """Plays a part; returns the process's exit code."""
+        return self._run(self._program(part))
+
+    @contextmanager
+    def engine(self) -> Iterator[None]:
+        """A process that runs the engine."""
+        with open(self.inside / "engine.txt", "wb") as errors:
+            process = subprocess.Popen(
+                self._program(3),
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        with process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+            yield
+            process.communicate()
+        assert process.returncode == 0
+
+    def _program(self, part: int) -> list[str]:
         plan = self.outside / f"plan-{part}.json"
         heard, secrets = self.outside / "heard.jsonl", self.outside / "secrets"
         told = {"part": part, "folder": str(self.inside), "heard": str(heard), "secrets": str(secrets)}
         plan.write_text(json.dumps({**told, "canaries": self.canaries}), encoding="utf-8")
-        return self._run([sys.executable, "-m", "tests.guarantees.canary_app", str(plan)])
+        return [sys.executable, "-m", "tests.guarantees.canary_app", str(plan)]
 
     def command(self, *arguments: str, code: int = 0) -> str:
         """A command of dotdo; returns what it printed."""
@@ -208,6 +233,21 @@ def _check_that_every_path_was_gone(stage: Stage) -> None:
     assert log.count("***") > 50
     stored = b"".join(path.read_bytes() for path in (stage.inside / "store").iterdir())
     assert stored.count(b"dotdo-secret:1:") > 50
+
+
+def test_a_process_beside_the_engine_hands_secrets_over_sealed(stage: Stage):
+    store, given = f"sqlite:///{stage.inside}/store/dotdo.db", stage.canaries
+    with stage.engine(), Do(store, catalogue=catalogue) as client:
+        assert isinstance(client._portal.call(client._inner.platform), Follower)
+        assert client.run(take, path="typed", top=Secret(given["typed"])) == "typed"
+        assert client.run(take.with_(key="k"), path="keyed", top=Secret(given["keyed"])) == "keyed"
+        assert client.run(take.with_(key="k"), path="keyed", top=Secret(given["keyed"])) == "keyed"
+        with pytest.raises(KeyConflict):
+            client.run(take.with_(key="k"), path="keyed", top=Secret(given["conflict"]))
+        with Do(store, catalogue=Catalogue()) as stranger:  # does not know which of its inputs are secret
+            assert stranger.action("take").invoke(path="by name", top=given["by name"]) == "by name"
+    assert stage.sightings() == []
+    assert stage.heard() == {path: {given[path]} for path in ("typed", "keyed", "by name")}
 
 
 def test_the_search_finds_a_canary_in_each_form(stage: Stage):

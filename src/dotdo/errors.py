@@ -30,6 +30,7 @@
         ├── StoreUnavailable         a write or read failed (disk full, I/O error); nothing half done
         ├── SecretUnreadable         a stored secret's key is not here, or it is not what was stored
         ├── FenceLost                the run belongs to a newer claim
+        ├── NodeDraining             the node starts nothing more until it is restarted
         └── ClientClosed             the client was closed
 
 What user code must not swallow derives from BaseException: AttemptOver, RunEvicted.
@@ -284,6 +285,12 @@ class FenceLost(StoreError):
     """A write carried an old claim: the run belongs to somebody else now."""
 
     code = "fence_lost"
+
+
+class NodeDraining(StoreError):
+    """The node starts nothing more, because too many handlers' threads hang; the message says which. Restart it."""
+
+    code = "node_draining"
 
 
 class ClientClosed(StoreError):

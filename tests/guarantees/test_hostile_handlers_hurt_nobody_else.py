@@ -16,8 +16,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from dotdo import ActionFailed, AsyncContext, Catalogue, Do, Fail, RunBlocked, action, service
+from dotdo import ActionFailed, AsyncContext, AsyncDo, Catalogue, Do, Fail, RunBlocked, action, service
+from dotdo.engine.engine import Engine
 from dotdo.engine.service_code import ServiceCode
+from dotdo.errors import NodeDraining
 from dotdo.records import ErrorRecord
 from tests.guarantees.lab import Lab, catalogue, hold, in_loop, laboratory, note
 
@@ -386,3 +388,57 @@ async def test_trouble_inside_the_engine_blocks_the_run_and_is_logged(
         assert any("internal error" in record.getMessage() for record in caplog.records)
         await lab.client.runs.retry(handle.id)
         assert await handle.result(timeout=20) == "glass"
+
+
+# -- threads that cannot be killed -------------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_threads_that_hang_take_no_thread_from_others_and_at_a_limit_the_node_drains(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    release, own = threading.Event(), Catalogue()
+
+    @action("hangs", retry=1, timeout=0.05, catalogue=own)
+    def hangs() -> None:
+        release.wait(60)
+
+    @action("works", catalogue=own)
+    def works() -> str:
+        return "done"
+
+    @action("waits", catalogue=own)
+    async def waits() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    client = AsyncDo(f"sqlite:///{tmp_path / 'dotdo.db'}", catalogue=own, grace=0.1)
+    try:
+        engine = await client.platform()
+        assert isinstance(engine, Engine)
+        engine.threads._limit, engine.outliving.limit = 2, 4
+        for _ in range(3):
+            with pytest.raises(ActionFailed, match="did not end within"):
+                await client.run(hangs)
+        assert engine.outliving.count == 3
+        assert await client.run(works) == "done", "there are 2 threads, and 3 hang"
+
+        waiting = await client.start(waits)
+        asked = asyncio.create_task(waiting.result())
+        await asyncio.sleep(0)
+        with pytest.raises((NodeDraining, ActionFailed)):
+            await client.run(hangs)
+        with pytest.raises(NodeDraining, match=r"4 threads of handlers go on.*restart the process"):
+            await asked
+        with pytest.raises(NodeDraining, match="the last one of attempt 1 of hangs in run_"):
+            await client.run(works)
+        waiting_for = (await waiting.get()).waiting_for
+        assert waiting_for is not None
+        assert waiting_for.kind == "restart"
+        assert any(
+            record.levelname == "CRITICAL" and "starts nothing more" in record.message for record in caplog.records
+        )
+    finally:
+        release.set()
+        await client.close()
+    async with AsyncDo(f"sqlite:///{tmp_path / 'dotdo.db'}", catalogue=own, grace=0.1) as client:
+        assert await client.run(works) == "done"

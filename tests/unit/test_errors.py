@@ -42,6 +42,7 @@ CODES = {
     "SecretUnreadable": "secret_unreadable",
     "FenceLost": "fence_lost",
     "ClientClosed": "client_closed",
+    "NodeDraining": "node_draining",
 }
 
 

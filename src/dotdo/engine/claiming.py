@@ -31,6 +31,10 @@ class Claimer:
         """Something may be due, now or earlier than was known."""
         self._hint.set()
 
+    def stop(self) -> None:
+        """Claims nothing from now on."""
+        self._task.cancel()
+
     async def close(self) -> None:
         """Claims nothing any more."""
         self._task.cancel()

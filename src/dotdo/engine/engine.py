@@ -29,6 +29,7 @@ from dotdo.engine.guarding import broke
 from dotdo.engine.history import History
 from dotdo.engine.hosting import Host
 from dotdo.engine.journaling import RunJournal
+from dotdo.engine.outliving import Outliving
 from dotdo.engine.pinning import Pins
 from dotdo.engine.previewing import Previewer
 from dotdo.engine.publishing import Readers
@@ -94,7 +95,6 @@ class Engine(Serving):
         self._background: set[asyncio.Task[Any]] = set()
         self._fresh: list[LiveRun] = []
         self.applied = AppliedRows(self)
-        self._outliving = 0
         self._closed = False
         self.quiet = asyncio.Event()  # while draining: a run has come to rest
 
@@ -108,6 +108,7 @@ class Engine(Serving):
         self.committer = GroupCommit(self.store, self.loop)
         self.alarm = Alarm(self.clock, self.loop)
         self.threads = Threads(self.loop)
+        self.outliving = Outliving(self)
         self.settler = Settler(self)
         self.answers = Answers(self.loop)
         self.readers = Readers(self.loop)
@@ -128,7 +129,7 @@ class Engine(Serving):
             clock=self.clock,
             databases=self.databases,
             resources=self.resources,
-            outlives=self.count_outliving,
+            outlives=self.outliving.add,
             watch=self.watch,
             sources=self.vault.sources,
         )
@@ -218,6 +219,8 @@ class Engine(Serving):
     ) -> tuple[str, RunJournal | None, bytes]:
         if self._closed:
             raise ClientClosed("The client is closed; open a new one.")
+        if self.draining:
+            raise self.outliving.draining or ClientClosed("The engine is being stopped.")
         definition = self.catalogue.get(kind, name, options.version)
         id = id or run_id(name, options.key)
         at_rest = partial(self._at_rest, definition.schema, params, id, options)
@@ -482,14 +485,3 @@ class Engine(Serving):
         for task in refusing:
             self._kept.append(task)
             self.log.error("a service's task refused to end and is kept suspended: %r", task)
-
-    def count_outliving(self, future: "asyncio.Future[Any]") -> None:
-        """A handler's thread goes on after its attempt."""
-        self._outliving += 1
-        self.log.warning("a handler's thread goes on after its attempt ended (%s such now)", self._outliving)
-        future.add_done_callback(self._outlived)
-
-    def _outlived(self, future: "asyncio.Future[Any]") -> None:
-        self._outliving -= 1
-        if not future.cancelled() and future.exception() is not None:
-            self.log.debug("a handler ended after its attempt: %r", future.exception())

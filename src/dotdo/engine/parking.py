@@ -56,6 +56,9 @@ def waiting_for(run: "LiveRun") -> WaitingFor:
         if step.attempt is not None and id not in run.waiting.now  # else it has ended, but how?
     ]
     waits = attempts + waits_of(run)
+    draining = run.engine.outliving.waiting_for
+    if draining is not None:
+        return draining
     return together(waits) if waits else WaitingFor("turn", "the commit of what it did last")
 
 

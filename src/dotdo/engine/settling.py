@@ -4,10 +4,9 @@ A run that was taken over, whoever it had before, begins with an `Unsettled`: wh
 goes from owner to owner, through a mark in the run's row, until everything in it is settled.
 """
 
-import asyncio
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dotdo.engine.attempting import Attempt
 from dotdo.engine.failing import message_of
@@ -197,13 +196,6 @@ def journal_commit(run: "LiveRun", record: StepRecord, completion: Completion, n
     run.append(kind, completion, record.id, number)
     if completion.sql:
         run.engine.applied.forget(run, completion.sql[0], record, number)
-
-
-async def outlive(run: "LiveRun", future: "asyncio.Future[Any]", attempt: Attempt) -> None:
-    """A handler's thread goes on after its attempt: waits for its rollback if it has a transaction open."""
-    run.engine.count_outliving(future)
-    if attempt.work is not None:
-        await asyncio.wait([future])
 
 
 # -- handlers that commit by themselves --------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from dotdo.errors import DefinitionError
 from dotdo.journal import Completion
 
+ROLLBACKS = 5  # tries: a statement may begin just after the one before was cancelled
 Key = tuple[str, str, int, int]  # run, step, generation, attempt
 
 metadata = MetaData()
@@ -72,7 +73,10 @@ def _refuse(what: str) -> NoReturn:
 
 
 class AttemptConnection(Connection):
-    """A connection whose transaction belongs to the attempt."""
+    """A connection whose transaction belongs to the attempt. check: raises AttemptOver when that has ended; of a
+    preview, nobody ends it from outside."""
+
+    check: Callable[[], None] | None = None
 
     def commit(self) -> None:
         """Refused."""
@@ -194,6 +198,8 @@ class SqlWork:
         self.in_doubt = False  # a COMMIT was sent and not answered
         self._engine, self._async_engine, self._check = engine, async_engine, check
         self._opening = threading.Lock() if async_engine is None else asyncio.Lock()
+        self._ending = threading.Lock()
+        self._abandoned: Any = None  # the driver's connection, once it was taken from a thread that goes on
         self._root: Any = None
         self._session: AttemptSession | None = None
         self._outer: AsyncSession | None = None
@@ -217,8 +223,10 @@ class SqlWork:
     def _begin(self) -> AttemptConnection:
         self._check()
         connection = AttemptConnection(self._engine)
+        connection.check = self._check
         try:
             self._root = connection.begin_attempt()
+            self._check()  # the attempt may have ended meanwhile, and whoever abandoned it has found nothing open
         except BaseException:
             connection.close_attempt()
             raise
@@ -264,12 +272,42 @@ class SqlWork:
 
     def rollback(self) -> None:
         """Rolls back; nothing has happened."""
-        if self.opened is not None:
+        with self._ending:
+            if self._abandoned is not None:
+                self._abandoned.close()
+            elif self.opened is not None:
+                try:
+                    if self._root.is_active:
+                        self._root.rollback()
+                finally:
+                    self._close()
+
+    def abandon(self) -> bool:
+        """The attempt has ended while its thread goes on: cancels its statement, rolls back, and takes its connection
+        out of the pool, so that nobody waits for it. False when the driver cannot do so from another thread."""
+        connection = self.opened
+        driver: Any = None if connection is None else connection.connection.driver_connection
+        cancel = getattr(driver, "interrupt", None) or getattr(driver, "cancel", None)  # of sqlite3; of psycopg
+        if connection is None or cancel is None:
+            return connection is None
+        cancel()
+        with self._ending:  # the thread may be coming to its end
+            if self.opened is None:
+                return True
+            self._abandoned = driver
+            connection.detach()
+            self._end(driver, cancel)
+        return True
+
+    @staticmethod
+    def _end(driver: Any, cancel: Callable[[], None]) -> None:
+        for left in reversed(range(ROLLBACKS)):
+            cancel()
             try:
-                if self._root.is_active:
-                    self._root.rollback()
-            finally:
-                self._close()
+                return driver.rollback()  # both drivers wait for the statement that was just cancelled
+            except Exception:
+                if not left:
+                    raise
 
     def _close(self) -> None:
         connection, self.opened = self.opened, None
@@ -290,6 +328,8 @@ class SqlWork:
 def guard(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
     if not isinstance(connection, AttemptConnection) or not connection.in_transaction():
         return
+    if connection.check is not None:
+        connection.check()  # a handler may have kept the connection, and go on after its timeout
     if statement != "BEGIN IMMEDIATE":
         for one in _statements(statement):
             if _ENDS_TRANSACTION.match(one):

@@ -19,11 +19,11 @@ from dotdo.engine.attempting import Attempt
 from dotdo.engine.delivering import deliver
 from dotdo.engine.failing import Block, error_record
 from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
+from dotdo.engine.outliving import outlive
 from dotdo.engine.settling import (
     is_unsettled,
     journal_commit,
     not_executed,
-    outlive,
     settle,
     settle_step,
     tell_of_difference,

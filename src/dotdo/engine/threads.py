@@ -35,6 +35,16 @@ class Threads:
                 threading.Thread(target=self._work, name="dotdo-handler", daemon=True).start()
         return future
 
+    def lend(self) -> None:
+        """One of the threads does not come back for now: another one may take its place."""
+        with self._lock:
+            self._limit += 1
+
+    def take_back(self) -> None:
+        """It has come back."""
+        with self._lock:
+            self._limit -= 1
+
     def _work(self) -> None:
         while True:
             with self._lock:

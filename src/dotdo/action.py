@@ -40,6 +40,7 @@ R = TypeVar("R")
 
 DEFAULT_RETRY = Retry()
 Wire = Literal["snake", "camel"]
+Pool = Literal["thread", "process"]
 
 
 class Overrides(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +66,7 @@ class Policies(TypedDict, total=False):
     on_failure: "Sequence[Action[..., Any]]"
     pivot: bool
     wire: Wire
+    pool: Pool
     catalogue: Catalogue | None
 
 
@@ -102,6 +104,7 @@ class Action(Generic[P, R]):
         on_failure: "Sequence[Action[..., Any]]" = (),
         pivot: bool = False,
         wire: Wire = "snake",
+        pool: Pool = "thread",
         catalogue: Catalogue | None = None,
     ) -> None:
         self.name, self.version, self.handler = name, version, handler
@@ -109,6 +112,7 @@ class Action(Generic[P, R]):
         self.is_async = _is_async(handler)
         self.takes_context = _takes_context(self.subject, handler, self.is_async)
         self.schema = schema_of(self.subject, handler, 1 if self.takes_context else 0, wire)
+        self.pool = place_in_process(self, pool)
         self.retry = policy.retry_of(retry, DEFAULT_RETRY)
         self.timeout = policy.seconds(timeout, "timeout")
         self.pivot = pivot
@@ -258,6 +262,7 @@ def action(
     on_failure: Sequence[Action[..., Any]] = (),
     pivot: bool = False,
     wire: Wire = "snake",
+    pool: Pool = "thread",
     catalogue: Catalogue | None = None,
 ) -> _ActionDecorator:
     """Registers a function as an action.
@@ -265,7 +270,8 @@ def action(
     name, version: how it is called by name; versions live side by side. retry: a Retry, or a number of attempts.
     timeout: seconds per attempt. undo: the action that takes a completed one back. fallback: an action with the same
     input, tried when the retries are used up. on_failure: actions given a Failure when a run of this action fails for
-    good. pivot: undoing a service stops at this step. wire: `camel` writes outputs in camelCase.
+    good. pivot: undoing a service stops at this step. wire: `camel` writes outputs in camelCase. pool: `process` runs
+    a `def` handler in a process of its own, for what computes for long or may crash; it may stage effects there.
 
     The handler takes `Context` (`def`) or `AsyncContext` (`async def`) first, or leaves it out, then its inputs with
     type hints. Raises DefinitionError for a handler that cannot work.
@@ -283,10 +289,31 @@ def action(
             on_failure=on_failure,
             pivot=pivot,
             wire=wire,
+            pool=pool,
             catalogue=catalogue,
         )
 
     return cast("_ActionDecorator", decorate)
+
+
+def place_in_process(action: "Action[..., Any]", pool: Pool) -> tuple[str, str | None, str] | None:
+    """Where a process of the pool finds the handler: module, file, name. None for one that runs here. Raises
+    DefinitionError for a handler that no other process can find, or that would not do there what it is for."""
+    policy.one_of(pool, "pool", ("thread", "process"))
+    if pool == "thread":
+        return None
+    subject, handler = action.subject, action.handler
+    name: str = getattr(handler, "__qualname__", "")
+    problem = None
+    if action.is_async:
+        problem = "an `async def` handler computes nothing for long; make it a `def`"
+    elif not inspect.isfunction(handler) or "<" in name:
+        problem = "a process of its own finds only a function at the top level of a module"
+    elif action.schema.secrets is not None:
+        problem = "secret inputs do not leave the engine's process"
+    if problem is not None:
+        raise DefinitionError(f'{subject}: pool="process": {problem}.')
+    return handler.__module__, inspect.getsourcefile(handler), name
 
 
 def undo_input(undo: Action[..., Any], output: bytes, given: bytes) -> bytes:

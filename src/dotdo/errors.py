@@ -20,7 +20,8 @@
     ├── HandlerError             raised by handlers and services to steer the policy
     │   ├── Fail                     permanent: it did not happen, do not retry
     │   ├── RetryLater               it did not happen; try again, after a given time
-    │   └── AttemptTimedOut          the attempt's timeout passed
+    │   ├── AttemptTimedOut          the attempt's timeout passed
+    │   └── ProcessDied              the process of a handler ended before the handler
     ├── ReplayError              a service's code does not fit its journal
     │   ├── ReplayMismatch           it asked for other steps than those recorded
     │   ├── ServiceDidIO             it did input or output itself
@@ -231,6 +232,12 @@ class AttemptTimedOut(HandlerError):
     """The attempt did not end within the action's `timeout`."""
 
     code = "timed_out"
+
+
+class ProcessDied(HandlerError):
+    """The process that a handler with `pool="process"` ran in has ended; the message says how."""
+
+    code = "process_died"
 
 
 class ReplayError(DotdoError):

@@ -31,6 +31,7 @@ CODES = {
     "HandlerError": "handler_error",
     "Fail": "fail",
     "RetryLater": "retry_later",
+    "ProcessDied": "process_died",
     "AttemptTimedOut": "timed_out",
     "ReplayError": "replay_error",
     "ReplayMismatch": "replay_mismatch",

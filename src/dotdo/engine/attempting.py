@@ -130,6 +130,11 @@ class Attempt:
         self.effects.append(StagedEffect(effect.name, effect.version, key, msgspec.Raw(input)))
         return Staged(key, effect.name)
 
+    def take_staged(self, effect: str, version: int, key: str, input: bytes) -> None:
+        """Keeps an effect that the handler has staged in another process."""
+        self._before_completion()
+        self.effects.append(StagedEffect(effect, version, key, msgspec.Raw(input)))
+
     async def request(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Makes the call now, or replays its answer."""
         self._before_completion()

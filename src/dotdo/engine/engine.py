@@ -32,6 +32,7 @@ from dotdo.engine.journaling import RunJournal
 from dotdo.engine.outliving import Outliving
 from dotdo.engine.pinning import Pins
 from dotdo.engine.previewing import Previewer
+from dotdo.engine.process_pool import ProcessPool
 from dotdo.engine.publishing import Readers
 from dotdo.engine.resources import open_resource
 from dotdo.engine.resuming import Suspects, load_runs
@@ -109,6 +110,7 @@ class Engine(Serving):
         self.alarm = Alarm(self.clock, self.loop)
         self.threads = Threads(self.loop)
         self.outliving = Outliving(self)
+        self.processes = ProcessPool()
         self.settler = Settler(self)
         self.answers = Answers(self.loop)
         self.readers = Readers(self.loop)
@@ -176,6 +178,7 @@ class Engine(Serving):
         if self.databases is not None:
             await self.databases.close()
         self.alarm.close()
+        await self.processes.close()
         self._reader.shutdown()
         self._watchdog.close()
         if self.host is not None:

@@ -72,10 +72,21 @@ def together(blocks: Sequence[Block]) -> Block:
     return Block(first.reason, message, step=first.step, error=first.error, questions=questions)
 
 
+class Told(Exception):
+    """The cause of an exception that was raised in another process: what there is to tell of it."""
+
+    def __init__(self, type: str, message: str, traceback: str) -> None:
+        super().__init__(message)
+        self.type, self.message, self.traceback = type, message, traceback
+
+
 def error_record(
     error: BaseException, *, action: str | None = None, step: str | None = None, attempts: int = 1
 ) -> ErrorRecord:
     """An exception as journaled: type, message, and traceback trimmed to the user's own frames."""
+    told = error.__cause__
+    if isinstance(told, Told):
+        return ErrorRecord(told.type, told.message, told.traceback, action=action, step=step, attempts=attempts)
     return ErrorRecord(
         carried(type(error).__name__, MAX_NAME),
         message_of(error),

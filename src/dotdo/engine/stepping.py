@@ -20,6 +20,7 @@ from dotdo.engine.delivering import deliver
 from dotdo.engine.failing import Block, error_record
 from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
 from dotdo.engine.outliving import outlive
+from dotdo.engine.process_pool import run_in_process
 from dotdo.engine.settling import (
     is_unsettled,
     journal_commit,
@@ -225,6 +226,8 @@ class StepRun:
         load = partial(self._arguments, action, attempt)
         arguments = load() if len(self.input) <= LARGE else await self.run.engine.committer.apart(load)
         timeout = self.overrides.timeout or action.timeout
+        if action.pool is not None:
+            return await self._run_in_process(action, attempt, started, timeout)
         if not action.is_async:
             return await self._run_in_thread(action, attempt, started, arguments, timeout)
         context = AsyncContext(attempt)
@@ -318,8 +321,22 @@ class StepRun:
             action = fallback
         return self._completion(action, attempt, self._started, result)
 
+    async def _run_in_process(
+        self, action: Action[..., Any], attempt: Attempt, started: int, timeout: float | None
+    ) -> Completion:
+        data = await run_in_process(self.run.engine.processes, action, attempt, self.input, timeout)
+        attempt.begin_commit()
+        load = partial(action.schema.load, data)
+        loaded = load() if len(data) <= LARGE else await _whatever_happens(self.run.engine.committer.apart(load))
+        return self._completed(action, attempt, started, data, loaded)
+
     def _completion(self, action: Action[..., Any], attempt: Attempt, started: int, result: Any) -> Completion:
         data, loaded = action.schema.dump(result)
+        return self._completed(action, attempt, started, data, loaded)
+
+    def _completed(
+        self, action: Action[..., Any], attempt: Attempt, started: int, data: bytes, loaded: Any
+    ) -> Completion:
         if self.run.secrets is not None:
             self.run.secrets.refuse_completion(action.schema.subject, data, attempt.effects)
         self._loaded = (loaded,)

@@ -219,6 +219,33 @@ async def test_deliveries_under_way_are_settled_and_listed_and_no_new_one_begins
         assert sorted(lab.world.said) == ["ask for lost", "ask for sent", "book trip", "unbook trip"]
 
 
+plain = effect("race.plain", retry=1, catalogue=catalogue)(send_form)
+
+
+@action("asks-for-no-form", retry=1, catalogue=catalogue)
+async def asks_for_no_form(ctx: AsyncContext, name: str) -> str:
+    return await ctx.request(plain, name=name)
+
+
+@in_loop
+async def test_retry_of_a_run_that_was_stopped_asks_what_did_not_matter_before(tmp_path: Path):
+    """Nothing takes the request back, so the stopped run only listed it; to send it again would be a guess."""
+    async with laboratory(tmp_path) as lab:
+        handle = await lab.client.start(asks_for_no_form, name="a")
+        await lab.world.reached("counter a")
+        await handle.cancel()
+        await lab.until_status(handle.id, "stopping")
+        lose(lab, "a")
+        run = await lab.until_status(handle.id, "cancelled")
+        assert run.not_undone == ["asks-for-no-form: race.plain (perhaps)"]
+        await lab.client.runs.retry(handle.id)
+        with pytest.raises(RunBlocked, match=r"Nobody knows whether race.plain happened"):
+            await handle.result()
+        assert lab.world.said == ["ask for a"]
+        await lab.client.runs.resolve(handle.id, "happened", answer="form a")
+        assert await handle.result() == "form a"
+
+
 @action("elsewhere", catalogue=catalogue)
 async def elsewhere(ctx: AsyncContext, name: str) -> str:
     ctx.resource(World).say("elsewhere")

@@ -340,6 +340,7 @@ class History:
 
     def _reopened(self, entry: Entry, data: Reopened) -> None:
         """A new generation forgets the steps that are to be done again, and how the last one ended."""
+        asked = self.blocked is not None
         self.generation, self.operation, self.blocked, self.plan = entry.generation, data.operation, None, None
         gone = set(data.dropped)
         if any(self.steps[id].undone for id in gone & self.steps.keys()):
@@ -354,7 +355,9 @@ class History:
                 self.redone = self.generation
         if data.operation != "resolve":
             for record in self.steps.values():
-                _try_again(record)  # a person said to go on, whatever was asked
+                record.undo_error = None
+                if asked:
+                    _try_again(record)  # a person said to go on, whatever was asked
 
     def do_again(self, id: str) -> None:
         """Forgets a step. The epoch goes on, so that what is done again is done under new keys; but not what nobody
@@ -420,7 +423,6 @@ def _forget_request(record: StepRecord, id: str) -> None:
 
 
 def _try_again(record: StepRecord) -> None:
-    record.undo_error = None
     for delivery in record.deliveries:
         if delivery.in_doubt:
             delivery.again, delivery.given_up = True, False

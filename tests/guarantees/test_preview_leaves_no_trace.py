@@ -244,10 +244,13 @@ def test_real_attempts_go_on_beside_previews_that_hold_the_lock(tmp_path: Path, 
     database = SQLiteFile(tmp_path / "app.db")
     workshop = Workshop(tmp_path, sql=database.url, clock=None)
 
+    enough, held = threading.Event(), threading.Event()
+
     @action("hold", catalogue=workshop.catalogue)
     async def hold(ctx: AsyncContext) -> None:
         while True:
             await ctx.sql.execute(text("select 1"))
+            held.set()
 
     @action("note", retry=Retry(attempts=1), catalogue=workshop.catalogue)
     def note(ctx: Context, note: str) -> int:
@@ -260,16 +263,17 @@ def test_real_attempts_go_on_beside_previews_that_hold_the_lock(tmp_path: Path, 
         return (await ctx.sql.execute(COUNT)).scalar_one()
 
     client = workshop.open()
-    enough, ended = threading.Event(), list[str]()
+    ended = list[str]()
 
     def preview_without_end() -> None:
         while not enough.is_set():
             preview = client.preview(hold)
-            ended.append(preview.notes[0].text)
+            ended.append(_told(preview))
 
     previewers = [threading.Thread(target=preview_without_end) for _ in range(2)]
     for previewer in previewers:
         previewer.start()
+    assert held.wait(PATIENCE)
     try:
         handles = [client.start(one, note=f"{one.name} {n}") for n in range(5) for one in (note, note_async)]
         for handle in handles:
@@ -280,5 +284,5 @@ def test_real_attempts_go_on_beside_previews_that_hold_the_lock(tmp_path: Path, 
             previewer.join()
     assert len(database.notes()) == 10
     assert all(kinds(handle) == ["accepted", "completed", "ended"] for handle in handles)  # none failed and was retried
-    assert any("had locked the database" in text for text in ended)
+    assert any("had locked the database" in told for told in ended), ended
     workshop.close()

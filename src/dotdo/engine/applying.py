@@ -7,12 +7,13 @@ can never commit; if it collides, the row's completion counts.
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import msgspec
 from sqlalchemy import (
+    Select,
     create_engine,
     delete,
     event,
@@ -29,6 +30,7 @@ from dotdo.context import CompletionStatement, Style
 from dotdo.engine.completing import completion_statement
 from dotdo.engine.settling import Undecided
 from dotdo.engine.sql import Key, SqlWork, applied, applied_row, encode_completion, guard, metadata
+from dotdo.engine.sweeping import Leftover
 from dotdo.errors import DefinitionError, StoreUnavailable, StoreUnusable
 from dotdo.journal import Completion
 
@@ -36,6 +38,8 @@ VOID = "void"
 LOCK_TIMEOUT, LOCK_NOT_AVAILABLE = 2_000, "55P03"  # ms; what PostgreSQL says when it passes
 # For questions to PostgreSQL: a server that has gone without a word is noticed in time.
 ASKING = {"connect_timeout": 10, "tcp_user_timeout": 20_000, "keepalives_idle": 10, "keepalives_interval": 5}
+
+_KEY = tuple_(*applied.primary_key.columns)
 
 Given = str | URL | Engine | AsyncEngine
 
@@ -128,14 +132,29 @@ class Databases:
         return None if text == VOID else _decode.decode(text)
 
     def forget(self, database: str, keys: Sequence[Key]) -> None:
-        """Deletes applied rows whose completions are durable in the journal. Raises StoreUnavailable."""
-        columns = tuple_(applied.c.run, applied.c.step, applied.c.generation, applied.c.attempt)
+        """Deletes rows whose attempts' ends are durable in the journal. Raises StoreUnavailable."""
+        with self._transaction(database) as connection:
+            connection.execute(delete(applied).where(_KEY.in_(list(keys))))
+
+    def leftovers(self, database: str, after: Key, before: int, limit: int) -> list[Leftover]:
+        """Rows that were written before a time (ms), after a key, in order of keys. Raises StoreUnavailable."""
+        is_void = (applied.c.completion == VOID).label("is_void")
+        query: Select[Any] = select(*applied.primary_key.columns, is_void, applied.c.at).where(
+            applied.c.at < before, after < _KEY
+        )
+        with self._transaction(database) as connection:
+            found: list[Any] = [*connection.execute(query.order_by(*applied.primary_key.columns).limit(limit))]
+        return [Leftover(tuple(row[:4]), bool(row.is_void), row.at) for row in found]
+
+    @contextmanager
+    def _transaction(self, database: str) -> Generator[Connection]:
         engine = self._sync[database]
         try:
             with engine.begin() as connection:
-                connection.execute(delete(applied).where(columns.in_(list(keys))))
-        except SQLAlchemyError as error:
-            raise StoreUnavailable(f"The application's database {engine.url!r} did not answer: {error}.") from error
+                yield connection
+        except (SQLAlchemyError, OSError) as error:
+            where, why = f"database {database!r} ({engine.url!r})", _first_line(getattr(error, "orig", None) or error)
+            raise StoreUnavailable(f"The application's {where} did not answer: {why}.") from error
 
     async def close(self) -> None:
         """Closes the engines that were made here."""

@@ -41,6 +41,7 @@ from dotdo.engine.secrets import Vault, temporary_vault
 from dotdo.engine.serving import Serving
 from dotdo.engine.settling import Settler
 from dotdo.engine.spilling import spilled
+from dotdo.engine.sweeping import Sweeper
 from dotdo.engine.threads import Threads
 from dotdo.engine.tuning import tune_interpreter
 from dotdo.engine.waking import Alarm
@@ -136,6 +137,7 @@ class Engine(Serving):
             sources=self.vault.sources,
         )
         self.claimer = Claimer(self)
+        self.sweeper = Sweeper(self)
         if self.host is not None:
             self.host.open()
 
@@ -145,6 +147,7 @@ class Engine(Serving):
         if self._closed:
             return
         self._closed = self.draining = True
+        self.sweeper.close()
         await self.claimer.close()
         await self.previewer.close()
         await self._drain(grace)

@@ -8,14 +8,13 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock, SystemClock
 from dotdo.engine.engine import Engine
-from dotdo.engine.following import Follower
 from dotdo.engine.hosting import Host
 from dotdo.engine.previewing import Previewer
 from dotdo.engine.resources import open_resource
@@ -30,6 +29,9 @@ from dotdo.secret_provider import Given, SecretSources
 from dotdo.store.engine_lock import EngineElsewhere, lock_holder
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase
+
+if TYPE_CHECKING:
+    from dotdo.engine.following import Follower
 
 DEFAULT_STORE = ".dotdo/dotdo.db"
 # How long an engine in another process may take to make the store, and how often to look, in seconds.
@@ -51,7 +53,7 @@ class Opening(msgspec.Struct, frozen=True):
 
 async def open_platform(
     store: str | None, opening: Opening, *, engine: bool, moved: Callable[[Engine], None]
-) -> Engine | Follower:
+) -> "Engine | Follower":
     """Opens the store and starts an engine on it, or follows the one that another process runs there.
 
     engine: False for a process that must not run one. moved: called when an engine that was followed is gone, and one
@@ -111,7 +113,9 @@ def vault_of(store: str | None) -> Vault:
     return Vault(SecretSources(None), Sealer(lambda: load_keyring(store_path(store))))
 
 
-async def _follow(path: str, opening: Opening, *, engine: bool, moved: Callable[[Engine], None]) -> Follower:
+async def _follow(path: str, opening: Opening, *, engine: bool, moved: Callable[[Engine], None]) -> "Follower":
+    from dotdo.engine.following import Follower  # here, because most processes are alone
+
     _databases(path, opening)  # what is wrong with them is said now, not when this process takes over
 
     async def take_over() -> Engine | None:

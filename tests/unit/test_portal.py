@@ -323,6 +323,40 @@ def test_a_forked_process_may_close_or_end_without_harm(tmp_path: Path):
     assert (done.stdout, done.stderr, done.returncode) == ("p\n", "", 0)
 
 
+ASYNC_FORK = """
+import asyncio
+from dotdo import AsyncDo
+def run_in_child(work):
+    asyncio._set_running_loop(None)  # that of the parent, which forked in the middle of it
+    asyncio.new_event_loop().run_until_complete(work)
+async def use(client):
+    try:
+        await client.run(quick, 'x')
+    except Exception as error:
+        print(type(error).__name__, error.message, end=" | ")
+async def in_the_child():
+    await use(opened)
+    await use(AsyncDo('sqlite:///other.db', catalogue=catalogue))
+    await opened.close()
+    sys.stdout.flush()
+    os._exit(0)  # the parent's loop must not be unwound here
+async def all_of_it():
+    await opened.run(quick, 'x')
+    in_child(lambda: run_in_child(in_the_child()))
+    await opened.close()
+opened = AsyncDo('sqlite:///other.db', catalogue=catalogue)
+asyncio.run(all_of_it())
+"""
+
+
+def test_an_async_client_is_told_of_the_fork_too_and_so_is_a_new_one(tmp_path: Path):
+    done = run_program(tmp_path, FORK + f"os.chdir({str(tmp_path)!r})" + ASYNC_FORK)
+    assert done.returncode == 0, done.stderr
+    opened, anew, _ = done.stdout.split(" | ")
+    assert opened.startswith("ClientClosed The client was opened before this process was forked")
+    assert anew.startswith("StoreUnusable This process was forked from one that had the store ")
+
+
 def test_a_client_that_was_not_opened_yet_works_in_a_forked_process(tmp_path: Path):
     code = "client = open_client(); in_child(lambda: print(client.run(quick, 'child'))); print(client.run(quick, 'p'))"
     done = run_program(tmp_path, FORK + code)

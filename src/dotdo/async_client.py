@@ -132,6 +132,9 @@ class AsyncDo:
     """A client. Without a URL it is embedded: it opens a store and runs an engine on the caller's event loop; or, while
     another process runs one on that store, is a client of that, and takes over when it ends.
 
+    url, api_key: of a server that runs the engine, `https://do.example.com` and `do_...`; by default DOTDO_URL, unless
+        a store is given, and DOTDO_API_KEY. What follows is for an embedded client only.
+
     store: `sqlite:///dotdo.db`, a path, or `sqlite://` for one that is gone when the client closes; by default
         `.dotdo/dotdo.db`. sql: the application's database(s), a URL or SQLAlchemy engine, or several by name.
     resources: objects, (async) context managers or functions that make them, opened once and given to handlers by type.
@@ -148,6 +151,8 @@ class AsyncDo:
         self,
         store: str | None = None,
         *,
+        url: str | None = None,
+        api_key: str | None = None,
         sql: Any = None,
         resources: Sequence[Any] = (),
         catalogue: Catalogue | None = None,
@@ -160,17 +165,24 @@ class AsyncDo:
         engine: bool = True,
         retention: Retention | Sequence[Retention] = (),
     ) -> None:
-        self._open = lambda: _embed(
-            store,
-            self._move,
-            engine=engine,
-            sql=sql,
-            resources=resources,
-            catalogue=catalogue or default_catalogue,
-            check_replay=check_replay,
-            clock=clock,
-            grace=grace,
-            secret_sources=secrets,
+        if url is not None and store is not None:
+            raise DefinitionError("A client has a store of its own, or the URL of a server; not both.")
+        url = url or (os.environ.get("DOTDO_URL") if store is None else None)
+        self._open = lambda: (
+            _connect(url, api_key)
+            if url is not None
+            else _embed(
+                store,
+                self._move,
+                engine=engine,
+                sql=sql,
+                resources=resources,
+                catalogue=catalogue or default_catalogue,
+                check_replay=check_replay,
+                clock=clock,
+                grace=grace,
+                secret_sources=secrets,
+            )
         )
         self._opening: asyncio.Future[Platform] | None = None
         self._followed: Platform | None = None
@@ -373,6 +385,13 @@ async def _embed(store: str | None, moved: Callable[[Platform], None], *, engine
     from dotdo.embedding import Opening, open_platform
 
     return await open_platform(store, Opening(**options), engine=engine, moved=moved)
+
+
+async def _connect(url: str, api_key: str | None) -> Platform:
+    # Imported here: whoever is embedded needs no HTTP.
+    from dotdo.remote import RemotePlatform
+
+    return RemotePlatform(url, api_key or os.environ.get("DOTDO_API_KEY"))
 
 
 def _has_failed(opening: "asyncio.Future[Platform]") -> bool:

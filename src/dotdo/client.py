@@ -25,6 +25,8 @@ R = TypeVar("R")
 class ClientOptions(TypedDict, total=False):
     """What `Do` hands on to `AsyncDo`, for type checkers."""
 
+    url: str | None
+    api_key: str | None
     sql: Any
     resources: Sequence[Any]
     catalogue: Catalogue | None

@@ -266,6 +266,16 @@ def open_reader(store: str | None) -> SqlStore:
     return SqlStore(SQLiteDatabase(path, readonly=True))
 
 
+def open_writer(store: str | None) -> SqlStore:
+    """Opens a store to change what is not of a run, such as API keys. Raises StoreUnusable."""
+    path = store_path(store)
+    if path is None:
+        raise StoreUnusable("A temporary store (sqlite://) is gone when its client closes; there is nothing to change.")
+    if not os.path.exists(path):
+        SqlStore(SQLiteDatabase(path)).close()
+    return SqlStore(SQLiteDatabase(path, beside=True))
+
+
 def engine_on(store: str | None) -> str | None:
     """The process that runs an engine on a store, in words, as far as can be told from here; None if there is none."""
     path = store_path(store)

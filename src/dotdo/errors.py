@@ -26,6 +26,10 @@
     │   ├── ReplayMismatch           it asked for other steps than those recorded
     │   ├── ServiceDidIO             it did input or output itself
     │   └── ServiceSpins             it never became idle
+    ├── AccessError              a platform over HTTP did not do as asked
+    │   ├── AccessDenied             the API key is missing, unknown, revoked, expired, or does not allow this
+    │   ├── Unreachable              it cannot be reached; nothing happened
+    │   └── OutcomeUnknown           the answer was lost; ask again, by `run_id` or with the same key
     └── StoreError               the store cannot be used: its operator must act
         ├── StoreUnusable            wrong file, version, folder, library; or another engine holds it
         ├── StoreUnavailable         a write or read failed (disk full, I/O error); nothing half done
@@ -262,6 +266,31 @@ class ServiceSpins(ReplayError):
     """A service ran on and on without waiting for anything."""
 
     code = "service_spins"
+
+
+class AccessError(DotdoError):
+    """A platform over HTTP did not do as asked."""
+
+    code = "access_error"
+
+
+class AccessDenied(AccessError):
+    """The API key is missing, unknown, revoked, expired, or does not allow this. Nothing happened."""
+
+    code = "access_denied"
+
+
+class Unreachable(AccessError):
+    """The platform cannot be reached. Nothing happened."""
+
+    code = "unreachable"
+
+
+class OutcomeUnknown(AccessError):
+    """The answer was lost, so nobody here knows whether the request was done. `run_id` names the run, if it was."""
+
+    code = "outcome_unknown"
+    run_id: str | None = None
 
 
 class StoreError(DotdoError):

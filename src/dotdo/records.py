@@ -3,6 +3,7 @@
 A run is durable work under an id; its journal (journal.py) is the truth, and these records are what callers see of it.
 """
 
+import hashlib
 from typing import Any, Literal
 
 import msgspec
@@ -15,6 +16,11 @@ ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 
 # What a person can answer to the question of a blocked run.
 Outcome = Literal["happened", "did_not_happen", "try_again"]
+
+
+def keyed_run_id(name: str, key: str) -> str:
+    """The id of the one run of that name under that idempotency key."""
+    return "run_" + hashlib.sha256(f"{name}\0{key}".encode()).hexdigest()[:32]
 
 
 class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True):

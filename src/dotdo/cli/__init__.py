@@ -16,11 +16,14 @@ from dotdo.errors import DefinitionError, DotdoError, InputError, StillRunning
 COMMANDS = {
     "init": ("init", "Write a small working application into a folder."),
     "run": ("run", "Run an action or service and wait for its result."),
+    "serve": ("serve", "Serve the application's actions and services over HTTP."),
+    "dev": ("serve", "The same while you write it: no keys, and restarted when a file changes."),
     "runs": ("runs", "Look at runs, send them events, and cancel, retry or undo them."),
     "actions": ("definitions", "The actions of the application."),
     "services": ("definitions", "The services of the application."),
     "check": ("check", "Which runs in flight would block with this code."),
     "db": ("db", "Look after the store: check, migrate, back up, restore."),
+    "keys": ("keys", "API keys: make one, list them, revoke one."),
     "audit": ("audit", "Check that no journal was tampered with."),
     "secrets": ("secrets", "The keys that secret inputs are encrypted under."),
 }

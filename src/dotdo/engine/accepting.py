@@ -1,6 +1,5 @@
 """Accepting a run: its id, first entry and row. After the commit of these a caller may be told the id."""
 
-import hashlib
 import os
 import time
 from typing import Any, Protocol
@@ -10,7 +9,7 @@ import msgspec
 from dotdo.clock import Clock
 from dotdo.errors import KeyConflict
 from dotdo.journal import GENESIS, LARGE, Accepted, Chain, Entry, anchor, encode_data, input_digest, link
-from dotdo.records import Options, RunKind, WaitingFor
+from dotdo.records import Options, RunKind, WaitingFor, keyed_run_id
 from dotdo.store.protocol import NewRun
 
 
@@ -58,7 +57,7 @@ def run_id(name: str, key: str | None) -> str:
     """A new run's id. With a key it is derived from name and key, so the primary key makes the pair unique; without
     one it is a UUIDv7 (RFC 9562)."""
     if key is not None:
-        return "run_" + hashlib.sha256(f"{name}\0{key}".encode()).hexdigest()[:32]
+        return keyed_run_id(name, key)
     random = int.from_bytes(_entropy.take(10), "big")
     stamp = int(time.time() * 1000) & 0xFFFFFFFFFFFF
     return f"run_{stamp:012x}7{random >> 68 & 0xFFF:03x}{0x8 | random >> 66 & 0x3:x}{random & 0xFFFFFFFFFFFFFFF:015x}"

@@ -55,6 +55,7 @@ class GroupCommit:
         self._apart: ThreadPoolExecutor | None = None
         self._bringing: set[asyncio.Task[None]] = set()
         self.commits = 0
+        self.watched: dict[str, set[asyncio.Event]] = {}  # by run: set when something of it has been written
         self._thread = threading.Thread(target=self._work, name="dotdo-writer", daemon=True)
         self._thread.start()
 
@@ -159,7 +160,7 @@ class GroupCommit:
         writes.clear()  # or this thread would keep the runs of its last batch in memory
         for part in parts:
             outcomes = self._write(part)
-            self._loop.call_soon_threadsafe(_tell, part, outcomes)
+            self._loop.call_soon_threadsafe(self._tell, part, outcomes)
         self.store.settle()
 
     def _write(self, part: list[tuple[Write, Done]]) -> list[BaseException | None]:
@@ -183,6 +184,16 @@ class GroupCommit:
         self.commits += 1
         return None
 
+    def _tell(self, part: list[tuple[Write, Done]], outcomes: list[BaseException | None]) -> None:
+        """On the loop: tells each how its write went."""
+        for (_, done), outcome in zip(part, outcomes, strict=True):
+            done(outcome)
+        if self.watched:
+            for write, _ in part:
+                for event in self.watched.get(write.run, ()):
+                    event.set()
+        part.clear()
+
     def forgive(self, run: str, claim: int) -> None:
         """The run was claimed anew: the old claim can write nothing any more by itself."""
         self._loop.call_soon(self._queue.put, (lambda: self._guilty.discard((run, claim)), self._loop.create_future()))
@@ -193,15 +204,6 @@ def _fits(writes: list[tuple[Write, Done]]) -> bool:
     if entries >= MAX_ROWS:
         return False
     return sum(len(entry.data) for write, _ in writes for entry in write.entries) < MAX_BYTES
-
-
-def _tell(part: list[tuple[Write, Done]], outcomes: list[BaseException | None]) -> None:
-    for (_, done), outcome in zip(part, outcomes, strict=True):
-        try:
-            done(outcome)
-        except Exception:  # or the other runs of the batch would never be told
-            log.exception("a callback after a commit failed")
-    part.clear()
 
 
 def _resolve(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:

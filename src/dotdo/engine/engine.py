@@ -114,7 +114,8 @@ class Engine(Serving):
         self.processes = ProcessPool()
         self.settler = Settler(self)
         self.answers = Answers(self.loop)
-        self.readers = Readers(self.loop)
+        self.readers, self.watched = Readers(self.loop), self.committer.watched
+        self.write = self.committer.call
         self.watch = Watch()
         self._watchdog = Watchdog(self.loop, self.watch, limit=self._spin_limit)
         try:

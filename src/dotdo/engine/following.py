@@ -120,6 +120,7 @@ class Follower(Serving):
         """Calls the engine, and begins to watch over it."""
         self.loop = asyncio.get_running_loop()
         self.readers = Readers(self.loop)
+        self.watched: dict[str, set[asyncio.Event]] = {}  # nobody here writes entries: readers look now and then
         # Daemon threads, because a client may be closed when the interpreter has shut its pools down already.
         self._reading, self._writing = Threads(self.loop, 1), Threads(self.loop, 1)
         self._files = _Files(self._own, self._reading, self._writing, self._work)
@@ -240,6 +241,10 @@ class Follower(Serving):
 
     async def _read(self, function: Callable[[], T]) -> T:
         return await self._work(self._reading, function)
+
+    async def write(self, function: Callable[[], T]) -> T:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Runs a write that is not of a run on the writer's thread."""
+        return await (self.engine.write(function) if self.engine is not None else self._work(self._writing, function))
 
     async def _work(self, threads: Threads, function: Callable[[], T]) -> T:
         future = threads.run(function)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from dotdo.journal import Entry
 from dotdo.records import Progress
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from dotdo.engine.serving import Serving
 
 POLL_SECONDS = 1.0
+PAGE = 200
 
 
 class Listener(Protocol):
@@ -49,6 +51,27 @@ class Readers:
             waiting.discard(listener)
             if not waiting:
                 del self._waiting[run]
+
+    async def news(self, engine: "Serving", run: str, after: int, seconds: float) -> list[Entry]:
+        """The run's entries after a number, as soon as there are some; none when so many seconds have passed."""
+        event, until = asyncio.Event(), self._loop.time() + seconds
+        engine.watched.setdefault(run, set()).add(event)
+        try:
+            while True:
+                found = await engine.read(lambda: engine.store.read_journal(run, after, PAGE))
+                left = until - self._loop.time()
+                if found or left <= 0:
+                    return found
+                try:
+                    async with asyncio.timeout(min(left, POLL_SECONDS)):
+                        await event.wait()
+                except TimeoutError:
+                    pass
+                event.clear()
+        finally:
+            engine.watched[run].discard(event)
+            if not engine.watched[run]:
+                del engine.watched[run]
 
     async def read(self, engine: "Serving", run: str, after: int) -> Progress:
         """What the run has published after an entry's number; waits until there is something, or it has ended."""

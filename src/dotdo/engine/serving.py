@@ -1,5 +1,6 @@
 """What clients ask of an engine about runs that are there: the `Platform` protocol, but for accepting runs."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -9,7 +10,6 @@ from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
 from dotdo.engine import resolving
 from dotdo.engine.answering import Answers
-from dotdo.engine.committing import GroupCommit
 from dotdo.engine.parking import waiting_for
 from dotdo.engine.previewing import Previewer
 from dotdo.engine.pruning import Place, prune
@@ -17,6 +17,7 @@ from dotdo.engine.publishing import Readers
 from dotdo.engine.running import LiveRun
 from dotdo.errors import UnknownName
 from dotdo.journal import Entry
+from dotdo.keys import ApiKey
 from dotdo.policy import Retention
 from dotdo.preview import Preview
 from dotdo.records import Definition, Options, Outcome, Progress, Run, RunFilter, RunKind
@@ -32,11 +33,12 @@ class Serving:
     clock: Clock
     catalogue: Catalogue
     answers: Answers
+    watched: dict[str, set[asyncio.Event]]  # by run: who is told when an entry of it has been written
+    write: Callable[[Callable[[], Any]], Awaitable[Any]]  # on the writer's thread
     readers: Readers
     previewer: Previewer
     live: dict[str, LiveRun]
     read: Callable[[Callable[[], Any]], Awaitable[Any]]
-    committer: GroupCommit
     anchor_key: bytes
     post: Callable[[Message], Awaitable[None]]
 
@@ -111,8 +113,29 @@ class Serving:
 
     async def prune(self, policy: Retention, actor: str | None) -> int:
         """Deletes ended runs as the policy says; returns how many."""
-        place = Place(self.store, self.clock.now(), self.anchor_key, self.read, self.committer.call)
+        place = Place(self.store, self.clock.now(), self.anchor_key, self.read, self.write)
         return await prune(place, policy, actor)
+
+    async def news(self, id: str, after: int, seconds: float) -> list[Entry]:
+        """A run's entries after a number, as soon as there are some; none when so many seconds have passed."""
+        return await self.readers.news(self, id, after, seconds)
+
+    async def count_by_status(self) -> dict[str, int]:
+        """How many runs are in each state."""
+        return await self.read(self.store.count_by_status)
+
+    async def check(self) -> None:
+        """Raises StoreError unless runs can be accepted now."""
+        await self.write(lambda: None)
+        await self.read(self.store.next_due)
+
+    async def find_api_key(self, digest: str) -> ApiKey | None:
+        """An API key by the digest of its text."""
+        return await self.read(lambda: self.store.find_api_key(digest))
+
+    async def touch_api_keys(self, used: list[tuple[str, int]]) -> None:
+        """Notes when API keys were last used (ms)."""
+        await self.write(lambda: self.store.touch_api_keys(used))
 
     async def cancel(self, id: str, actor: str | None) -> None:
         """Asks for a run to be cancelled."""

@@ -12,10 +12,12 @@ import msgspec
 
 from dotdo.errors import InputError
 from dotdo.journal import Entry, RegistryEntry
+from dotdo.keys import ApiKey
 from dotdo.records import Run, RunFilter
 
 # What a run's row says of its last owner: it died with the run, or it left attempts whose end it had not seen.
 CRASHED, UNSETTLED = 1, 2
+ALL = 1 << 53  # a limit that limits nothing
 
 
 class NewRun(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -191,6 +193,18 @@ class Store(Protocol):
         """Clears about so many journal entries of deleted runs; returns whether there may be more."""
         ...
 
+    def save_api_key(self, key: ApiKey) -> None:
+        """Keeps a new key."""
+        ...
+
+    def revoke_api_key(self, id: str, now: int) -> bool:
+        """The key allows nothing from now on; whether there is such a key."""
+        ...
+
+    def touch_api_keys(self, used: list[tuple[str, int]]) -> None:
+        """Notes when keys (by id) were last used (ms)."""
+        ...
+
     def settle(self) -> None:
         """Housekeeping between writes."""
         ...
@@ -200,6 +214,14 @@ class Store(Protocol):
         ...
 
     # Reads: on any thread.
+    def find_api_key(self, digest: str) -> ApiKey | None:
+        """A key by the digest of its text."""
+        ...
+
+    def list_api_keys(self) -> list[ApiKey]:
+        """Every key, oldest first."""
+        ...
+
     def next_due(self) -> int | None:
         """When the earliest free run is due."""
         ...
@@ -256,8 +278,8 @@ class Store(Protocol):
         """Whole journals by run."""
         ...
 
-    def read_journal(self, run: str, after: int = 0) -> list[Entry]:
-        """One journal from an entry on."""
+    def read_journal(self, run: str, after: int = 0, limit: int = ALL) -> list[Entry]:
+        """One journal from an entry on, up to so many entries."""
         ...
 
     def read_published(self, run: str, after: int) -> list[tuple[int, Any]]:

@@ -12,10 +12,11 @@ import msgspec
 
 from dotdo.errors import FenceLost, InputError, InvalidOperation, UnknownName
 from dotdo.journal import Blocked, Ended, Entry, EventReceived, Published
+from dotdo.keys import ApiKey
 from dotdo.records import ENDED, Run, RunFilter, WaitingFor
 from dotdo.store.blobs import Blobs, is_elsewhere
 from dotdo.store.migrate import Migratable, migrate
-from dotdo.store.protocol import CRASHED, UNSETTLED, Claim, Filed, Head, Link, Message, Write
+from dotdo.store.protocol import ALL, CRASHED, UNSETTLED, Claim, Filed, Head, Link, Message, Write
 from dotdo.store.queries import load_queries
 from dotdo.store.retaining import Retaining
 
@@ -220,6 +221,24 @@ class SqlStore(Retaining):
         with self._db.transaction():
             self._db.write(self._sql["save_definitions"], {"id": id, "newest": _encode(newest).decode(), "now": now})
 
+    def save_api_key(self, key: ApiKey) -> None:
+        """Keeps a new key."""
+        values = msgspec.structs.asdict(key)
+        del values["revoked_at"], values["used_at"]
+        with self._db.transaction():
+            self._db.write(self._sql["save_api_key"], {**values, "scopes": _encode(key.scopes).decode()})
+
+    def revoke_api_key(self, id: str, now: int) -> bool:
+        """The key allows nothing from now on; whether there is such a key."""
+        with self._db.transaction():
+            self._db.write(self._sql["revoke_api_key"], {"id": id, "now": now})
+            return self._db.changes() == 1
+
+    def touch_api_keys(self, used: list[tuple[str, int]]) -> None:
+        """Notes when keys were last used."""
+        with self._db.transaction():
+            self._db.write(self._sql["touch_api_keys"], {"rows": rows(used)})
+
     def settle(self) -> None:
         """Housekeeping between writes."""
         self._db.settle_log()
@@ -230,6 +249,15 @@ class SqlStore(Retaining):
         self._db.take_turns(wanted)
 
     # -- reads --------------------------------------------------------------------------------------------------------
+
+    def find_api_key(self, digest: str) -> ApiKey | None:
+        """A key by the digest of its text."""
+        found = self._db.read(self._sql["find_api_key"], {"digest": digest})
+        return _api_key(found[0]) if found else None
+
+    def list_api_keys(self) -> list[ApiKey]:
+        """Every key, oldest first."""
+        return [_api_key(row) for row in self._db.read(self._sql["list_api_keys"])]
 
     def next_due(self) -> int | None:
         """When the earliest free run is due."""
@@ -315,9 +343,9 @@ class SqlStore(Retaining):
             found[row[0]].append(Entry(*row))
         return found
 
-    def read_journal(self, run: str, after: int = 0) -> list[Entry]:
+    def read_journal(self, run: str, after: int = 0, limit: int = ALL) -> list[Entry]:
         """One journal from an entry on."""
-        journal = self._db.read(self._sql["read_journal"], {"run": run, "after": after})
+        journal = self._db.read(self._sql["read_journal"], {"run": run, "after": after, "limit": limit})
         return [Entry(*row) for row in self._blobs.whole_rows(journal, _DATA)]
 
     def read_published(self, run: str, after: int) -> list[tuple[int, Any]]:
@@ -359,6 +387,21 @@ class SqlStore(Retaining):
     def close(self) -> None:
         """Closes the store."""
         self._db.close()
+
+
+def _api_key(row: tuple[Any, ...]) -> ApiKey:
+    id, name, hint, digest, scopes, created_at, expires_at, revoked_at, used_at = row
+    return ApiKey(
+        id=id,
+        name=name,
+        hint=hint,
+        digest=digest,
+        scopes=msgspec.json.decode(scopes, type=tuple[str, ...]),
+        created_at=created_at,
+        expires_at=expires_at,
+        revoked_at=revoked_at,
+        used_at=used_at,
+    )
 
 
 def _check_allowed(message: Message, status: str, undo: str) -> None:

@@ -14,7 +14,7 @@ from journal where run in (select value ->> 0 from each(:runs)) order by run, se
 -- name: read_journal
 -- One run's journal from an entry on.
 select run, seq, kind, step, generation, attempt, at, data, data_digest, digest
-from journal where run = :run and seq > :after order by seq;
+from journal where run = :run and seq > :after order by seq limit :limit;
 
 -- name: taken_events
 -- The events that a run has taken.

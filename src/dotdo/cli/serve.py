@@ -1,0 +1,106 @@
+"""`dotdo serve` and `dotdo dev`: the application's actions and services over HTTP."""
+
+import asyncio
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from dotdo.async_client import AsyncDo
+from dotdo.cli.attending import GRACE
+from dotdo.cli.loading import Application, load_application
+from dotdo.cli.output import mark, say
+from dotdo.cli.settings import app_option, databases, sql_option, store_option
+from dotdo.errors import DefinitionError
+
+host_option = click.option(
+    "--host", envvar="DOTDO_HOST", default="127.0.0.1", show_default=True, help="Address to listen on."
+)
+port_option = click.option(
+    "--port",
+    envvar="DOTDO_PORT",
+    default=8787,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port; 0 takes a free one.",
+)
+
+
+@click.command("serve")
+@app_option
+@store_option
+@sql_option
+@host_option
+@port_option
+@click.option("--open", "open_access", is_flag=True, help="Ask for no API key; on this machine only.")
+def serve(app: str, store: str, sql: tuple[str, ...], host: str, port: int, open_access: bool) -> None:
+    """Serve the application's actions and services over HTTP, with an engine in this process.
+
+    Clients need an API key: `dotdo keys create`. On SIGTERM or Ctrl-C requests in flight are answered and the engine
+    drains; what is left goes on at the next start.
+    """
+    application = load_application(app)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    asyncio.run(_serve(application, store, sql, host, port, open_access=open_access))
+
+
+async def _serve(
+    application: Application, store: str, sql: tuple[str, ...], host: str, port: int, *, open_access: bool
+) -> None:
+    try:
+        from dotdo.server.listening import serve as listen
+    except ModuleNotFoundError as error:
+        raise DefinitionError(
+            f"Serving over HTTP needs more packages ({error}): pip install 'dotdo[server]'."
+        ) from None
+
+    def on_ready(url: str) -> None:
+        names = [each.name for kind in ("action", "service") for each in application.catalogue.all(kind)]
+        say(f"{mark('✓', '+')} Serving {len(set(names))} actions and services of {application.where} at {url}")
+        say(f"  Try: curl {url}/v1/actions" + ("" if open_access else " -H 'Authorization: Bearer do_...'"))
+
+    async with AsyncDo(
+        store,
+        sql=databases(sql),
+        resources=application.resources,
+        catalogue=application.catalogue,
+        secrets=application.secrets,
+        grace=GRACE,
+    ) as client:
+        await listen(client, host=host, port=port, open_access=open_access, on_ready=on_ready)
+    say("Stopped in order.")
+
+
+@click.command("dev")
+@click.argument("file", required=False, type=click.Path(dir_okay=False))
+@app_option
+@store_option
+@sql_option
+@port_option
+def dev(file: str | None, app: str, store: str, sql: tuple[str, ...], port: int) -> None:
+    """Serve the application while you write it: without API keys, on this machine only, and restarted whenever a Python
+    file beside it changes. Each run is replayed at once, to find services that would not replay.
+    """
+    try:
+        from watchfiles import PythonFilter, run_process
+    except ModuleNotFoundError as error:
+        raise DefinitionError(f"dotdo dev needs more packages ({error}): pip install 'dotdo[server]'.") from None
+    app = file or app
+    folder = Path(app).absolute().parent if app.endswith(".py") or "/" in app else Path.cwd()
+    command = [sys.executable, "-m", "dotdo", "serve", "--open", "--app", app, "--store", store, "--port", str(port)]
+    for url in sql:
+        command += ["--sql", url]
+    os.environ.setdefault("DOTDO_DEV", "1")
+    say(f"Watching {folder}; Ctrl-C stops.")
+    run_process(
+        folder,
+        target=shlex.join(command),
+        target_type="command",
+        watch_filter=PythonFilter(),
+        sigint_timeout=int(GRACE) + 5,
+        callback=lambda changes: say(f"{mark('↻', '*')} {', '.join(sorted({Path(path).name for _, path in changes}))}"),
+    )

@@ -1,0 +1,96 @@
+"""Who may do what: one function authorises every request, before anything else is looked at.
+
+A key is told apart by its checksum first, so that noise costs no look-up; then found by its digest; then its scopes
+decide. What is known of a key is kept for a second, so a revoked one is refused within that.
+"""
+
+import time
+from typing import Protocol
+
+from starlette.requests import Request
+
+from dotdo.keys import ApiKey, allows, digest_of, is_well_formed
+from dotdo.server.problems import Refused
+
+KEPT_SECONDS = 1.0
+MOST_KEPT = 10_000
+TOUCH_SECONDS = 30.0
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="dotdo"'}
+
+
+class Keys(Protocol):
+    """Where the keys are."""
+
+    async def find_api_key(self, digest: str) -> ApiKey | None:
+        """A key by the digest of its text."""
+        ...
+
+    async def touch_api_keys(self, used: list[tuple[str, int]]) -> None:
+        """Notes when keys were last used (ms)."""
+        ...
+
+
+class Gate:
+    """The access control of one server. open: no key is needed, for development on loopback only."""
+
+    def __init__(self, keys: Keys, *, open: bool) -> None:
+        self._keys, self.open = keys, open
+        self._known: dict[str, tuple[float, ApiKey]] = {}
+        self._used: dict[str, int] = {}
+        self._touched = time.monotonic()
+
+    async def authorise(self, request: Request, resource: str, verb: str, name: str | None) -> str | None:
+        """The actor of a request: `key:<name of the key>`. Raises Refused: 401 without a valid key, 403 beyond it."""
+        header = request.headers.get("authorization")
+        if header is None:
+            if self.open:
+                return None
+            raise _unknown("missing_key", "This needs an API key: send it as `Authorization: Bearer do_...`.")
+        scheme, _, text = header.partition(" ")
+        if scheme.lower() != "bearer" or not is_well_formed(text.strip()):
+            raise _unknown(
+                "malformed_key", "That is no API key of dotdo; one looks like do_ and 46 letters and digits."
+            )
+        key = await self._find(text.strip())
+        now = int(time.time() * 1000)
+        if key is None:
+            raise _unknown("invalid_key", "There is no such API key.")
+        if key.revoked_at is not None:
+            raise _unknown("revoked_key", f"The API key {key.hint}... was revoked.")
+        if key.expires_at is not None and key.expires_at <= now:
+            raise _unknown("expired_key", f"The API key {key.hint}... has expired.")
+        if not allows(key.scopes, resource, verb, name):
+            scope = f"{resource}:{verb}" + (f":{name}" if name else "")
+            raise Refused(403, "forbidden", f"The API key {key.hint}... has no scope for {scope}.")
+        await self._touch(key.id, now)
+        return f"key:{key.name}"
+
+    async def _find(self, text: str) -> ApiKey | None:
+        digest, now = digest_of(text), time.monotonic()
+        kept = self._known.get(digest)
+        if kept is not None and now - kept[0] < KEPT_SECONDS:
+            return kept[1]
+        key = await self._keys.find_api_key(digest)
+        if key is not None:
+            if len(self._known) >= MOST_KEPT:
+                self._known.clear()
+            self._known[digest] = (now, key)
+        else:
+            self._known.pop(digest, None)
+        return key
+
+    async def _touch(self, id: str, now: int) -> None:
+        self._used[id] = now
+        if time.monotonic() - self._touched >= TOUCH_SECONDS or len(self._used) >= MOST_KEPT:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Writes down when keys were used."""
+        self._touched = time.monotonic()
+        used, self._used = list(self._used.items()), {}
+        if used:
+            await self._keys.touch_api_keys(used)
+
+
+def _unknown(code: str, detail: str) -> Refused:
+    return Refused(401, code, detail, headers=_CHALLENGE)

@@ -1,0 +1,34 @@
+"""`/healthz`, `/readyz` and `/metrics`: whether the process lives, whether it can accept runs now, and its counters."""
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from dotdo.errors import DotdoError
+from dotdo.server.problems import Refused
+from dotdo.server.serving import actor, answer, platform, site
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def healthz(request: Request) -> Response:
+    """The process answers. For restarting it when it does not; says nothing about the store. Needs no key."""
+    return answer({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    """Runs can be accepted now: the server does not drain, and the store answers. Needs no key."""
+    if site(request).draining:
+        raise Refused(503, "draining", "The server is stopping.", retryable=True, headers={"Retry-After": "1"})
+    try:
+        await (await platform(request)).check()
+    except DotdoError:
+        # Whoever has no key is not told why; the log is.
+        raise Refused(503, "not_ready", "The store does not answer.", retryable=True) from None
+    return answer({"status": "ready"})
+
+
+async def metrics(request: Request) -> Response:
+    """Counters in the text format of Prometheus."""
+    await actor(request, "metrics", "read", "*")
+    runs = await (await platform(request)).count_by_status()
+    return PlainTextResponse(site(request).metrics.text(runs), media_type=METRICS_TYPE)

@@ -1,0 +1,235 @@
+"""`/openapi.json` (OpenAPI 3.1) and `/reference`: the description of the API, from the routes and the definitions.
+
+Every action and service appears as an operation of its own, with its own input and output.
+"""
+
+import html
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from dotdo.records import Definition
+from dotdo.server.problems import Problem
+from dotdo.server.reading import query
+from dotdo.server.serving import actor, answer, platform
+
+if TYPE_CHECKING:
+    from dotdo.server.routes import Operation
+
+_REF = "#/components/schemas/{name}"
+_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+_QUERIES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
+    "list_runs": [
+        ("status", {"type": "string"}, "Only runs in this state."),
+        ("undo", {"type": "string"}, "Only runs of which that much is undone: none, partial, all."),
+        ("name", {"type": "string"}, "Only runs of this action or service."),
+        ("trail", {"type": "string"}, "Only runs of this trail."),
+        ("parent", {"type": "string"}, "Only children of this run."),
+        ("since", {"type": "integer", "minimum": 0}, "Only runs accepted since then, ms since 1970."),
+        ("limit", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many on a page."),
+        ("cursor", {"type": "string"}, "`next` of the page before."),
+    ],
+    "get_journal": [("after", {"type": "integer", "minimum": 0}, "Only entries after this number.")],
+    "stream_journal": [("after", {"type": "integer", "minimum": 0}, "Only entries after this number.")],
+}
+_VERSION = ("version", {"type": "integer", "minimum": 1}, "Which version; by default the newest.")
+_WAIT = "Seconds to wait for the end (`wait=30`), or `respond-async`."
+_KEY = "The caller's name for this one request: the same key and input again is the same run."
+
+
+async def document(request: Request) -> Response:
+    """GET /openapi.json."""
+    await actor(request, "actions", "read", "*")
+    query(request, {})
+    return answer(await _describe(request))
+
+
+async def reference(request: Request) -> Response:
+    """GET /reference: the same as a page that needs nothing from anywhere else."""
+    await actor(request, "actions", "read", "*")
+    query(request, {})
+    return HTMLResponse(_page(await _describe(request)))
+
+
+async def _describe(request: Request) -> dict[str, Any]:
+    from dotdo.server.routes import OPERATIONS  # they name the endpoints above
+
+    behind = await platform(request)
+    found = [*await behind.definitions("action"), *await behind.definitions("service")]
+    return describe(OPERATIONS, found, request.scope.get("root_path", ""))
+
+
+def describe(operations: "list[Operation]", definitions: list[Definition], base: str = "") -> dict[str, Any]:
+    """The OpenAPI document of routes and definitions."""
+    kinds = [kind for each in operations for kind in (each.body, each.answer) if kind is not None]
+    schemas, components = msgspec.json.schema_components([*kinds, Problem], ref_template=_REF, schema_hook=_any)
+    shown = iter(schemas)
+    paths: dict[str, Any] = {}
+    for each in operations:
+        body = next(shown) if each.body is not None else None
+        given = next(shown) if each.answer is not None else {"type": "string"}
+        paths.setdefault(each.path, {})[each.method.lower()] = _operation(each, body, given)
+    for definition in newest(definitions):
+        path = f"/v1/{definition.kind}s/{definition.name}/execute"
+        paths[path] = {"post": _own_operation(definition)}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "dotdo",
+            "version": "1",
+            "description": "Atomic actions and durable services. Every refusal is a problem document (RFC 9457) with a "
+            "stable `code`: 4xx means that nothing happened.",
+        },
+        "servers": [{"url": base or "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key: do_..."}},
+        },
+    }
+
+
+def newest(definitions: list[Definition]) -> list[Definition]:
+    """Of each name the newest version."""
+    found: dict[str, Definition] = {}
+    for each in definitions:
+        if each.name not in found or each.version > found[each.name].version:
+            found[each.name] = each
+    return list(found.values())
+
+
+def _operation(each: "Operation", body: dict[str, Any] | None, given: dict[str, Any]) -> dict[str, Any]:
+    parameters: list[dict[str, Any]] = []
+    if "{id}" in each.path:
+        parameters.append(_ID)
+    if "{name}" in each.path:
+        parameters.append(_NAME)
+    parameters += [_query(*one) for one in _QUERIES.get(each.id, [])]
+    if each.path.endswith(("/execute", "/preview")):
+        parameters.append(_query(*_VERSION))
+    if each.path.endswith("/execute"):
+        parameters += [_header("Idempotency-Key", _KEY), _header("Prefer", _WAIT)]
+    if each.id == "get_run":
+        parameters.append(_header("Prefer", _WAIT))
+    return _described(each.id, each.summary, parameters, body, given, each.status, each.media_type, each.scope)
+
+
+def _own_operation(definition: Definition) -> dict[str, Any]:
+    """An action's or service's own operation, with its own input and output."""
+    name, kind = definition.name, definition.kind
+    call = {
+        "type": "object",
+        "properties": {
+            "params": _inlined(definition.input_schema),
+            "trail": {"type": "string"},
+            "deadline": {"type": "number"},
+            "delay": {"type": "number"},
+            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+        },
+        "required": ["params"] if definition.input_schema.get("required") else [],
+        "additionalProperties": False,
+    }
+    run = {
+        "allOf": [
+            {"$ref": _REF.format(name="RunShape")},
+            {"type": "object", "properties": {"result": {"anyOf": [_inlined(definition.output_schema), {}]}}},
+        ]
+    }
+    parameters = [_query(*_VERSION), _header("Idempotency-Key", _KEY), _header("Prefer", _WAIT)]
+    summary = definition.doc.partition("\n")[0] or f"Run the {kind} {name}"
+    return _described(
+        f"execute_{kind}_{name}", summary, parameters, call, run, 200, "application/json", f"{kind}s:execute:{name}"
+    )
+
+
+def _described(
+    id: str,
+    summary: str,
+    parameters: list[dict[str, Any]],
+    body: dict[str, Any] | None,
+    given: dict[str, Any],
+    status: int,
+    media_type: str,
+    scope: str | None,
+) -> dict[str, Any]:
+    answers: dict[str, Any] = {str(status): {"description": "Done.", "content": {media_type: {"schema": given}}}}
+    if id.startswith("execute"):
+        answers["202"] = {"description": "Accepted; it goes on.", "content": {media_type: {"schema": given}}}
+    answers["default"] = {
+        "description": "Refused, or failed.",
+        "content": {"application/problem+json": {"schema": {"$ref": _REF.format(name="Problem")}}},
+    }
+    found: dict[str, Any] = {"operationId": id, "summary": summary, "parameters": parameters, "responses": answers}
+    if body is not None:
+        found["requestBody"] = {"content": {"application/json": {"schema": body}}}
+    if scope is not None:
+        found["security"] = [{"key": []}]
+        found["description"] = f"Needs the scope `{scope}`."
+    return found
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A definition's schema; its `$defs` stay inside, as JSON Schema 2020-12 allows, under an id of their own."""
+    return schema
+
+
+def _query(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": text, "schema": schema}
+
+
+def _header(name: str, text: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
+
+
+def _any(_: type) -> dict[str, Any]:
+    return {}
+
+
+def _page(document: dict[str, Any]) -> str:
+    """The description as one page of HTML, without scripts."""
+    rows: list[str] = []
+    for path, methods in document["paths"].items():
+        for method, each in methods.items():
+            body = each.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+            inputs = "".join(
+                f"<tr><td><code>{_e(one['name'])}</code></td><td>{_e(one['in'])}</td>"
+                f"<td>{_e(one.get('description', ''))}</td></tr>"
+                for one in each["parameters"]
+            )
+            shown = _e(msgspec.json.format(msgspec.json.encode(body), indent=2).decode()) if body else ""
+            rows.append(
+                f"<details><summary><b>{_e(method.upper())}</b> <code>{_e(path)}</code> {_e(each['summary'])}</summary>"
+                f"<p>{_e(each.get('description', ''))}</p>"
+                + (f"<table>{inputs}</table>" if inputs else "")
+                + (f"<pre>{shown}</pre>" if shown else "")
+                + "</details>"
+            )
+    return _TEMPLATE.format(
+        title=_e(document["info"]["title"]), text=_e(document["info"]["description"]), rows="\n".join(rows)
+    )
+
+
+def _e(text: Any) -> str:
+    return html.escape(str(text))
+
+
+_TEMPLATE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}: reference</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+details {{ border-bottom: 1px solid #8884; padding: .5rem 0; }}
+summary {{ cursor: pointer; }}
+summary b {{ display: inline-block; min-width: 3.5rem; }}
+table {{ border-collapse: collapse; margin: .5rem 0; }}
+td {{ padding: .2rem .8rem .2rem 0; vertical-align: top; }}
+pre {{ overflow-x: auto; padding: .75rem; background: #8881; border-radius: .4rem; }}
+</style></head><body>
+<h1>{title}</h1><p>{text}</p><p>The same for programs: <a href="openapi.json">openapi.json</a>.</p>
+{rows}
+</body></html>
+"""

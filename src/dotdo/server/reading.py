@@ -1,0 +1,164 @@
+"""Reads what a request brings: its body within bounds, strictly; its preferences; its query.
+
+Everything is checked before any work is done, and each refusal says what was wrong.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from dotdo.records import Options, Outcome
+from dotdo.server.problems import FieldProblem, Refused
+
+MAX_BODY = 1024 * 1024
+DEFAULT_WAIT, LONGEST_WAIT = 30.0, 60.0
+KEY = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}")
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Call(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of execute and preview: the input, and what may be said beside it."""
+
+    params: dict[str, Any] = {}
+    trail: str | None = None
+    deadline: float | None = None
+    delay: float | None = None
+    labels: dict[str, str] = {}
+    timeout: float | None = None
+    retry: dict[str, Any] | None = None
+
+
+class Event(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of an event. key: the sender's own; the same one twice is one event."""
+
+    name: str
+    value: Any = None
+    key: str | None = None
+
+
+class Resolution(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of an answer to a question: which one, what happened, and the receiver's answer if it did."""
+
+    key: str
+    outcome: Outcome
+    answer: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """A body that says nothing."""
+
+
+async def read_body(request: Request, kind: type[T]) -> T:
+    """The request's JSON body as a record; no body is an empty object. Raises Refused."""
+    data = await _bytes(request)
+    if not data.strip():
+        data = b"{}"
+    elif request.headers.get("content-type", "application/json").partition(";")[0].strip() != "application/json":
+        raise Refused(415, "unsupported_media_type", "The body must be application/json.")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `")
+        place = path.rstrip("`") or "$"
+        raise Refused(
+            422, "invalid_input", f"The body does not fit: {text} (at {place}).", errors=[FieldProblem(place, text)]
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused(400, "invalid_json", f"The body is not JSON: {error}.") from None
+
+
+async def _bytes(request: Request) -> bytes:
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > MAX_BODY:
+        raise _too_large()
+    body = bytearray()
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > MAX_BODY:
+                raise _too_large()
+    except ClientDisconnect:
+        raise Refused(400, "incomplete_body", "The connection ended before the body did.") from None
+    return bytes(body)
+
+
+def _too_large() -> Refused:
+    return Refused(413, "body_too_large", f"The body has more than {MAX_BODY} bytes.", headers={"Connection": "close"})
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The Idempotency-Key header (draft-ietf-httpapi-idempotency-key-header), with or without its quotes."""
+    text = request.headers.get("idempotency-key")
+    if text is None:
+        return None
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        text = text[1:-1]
+    if not KEY.fullmatch(text):
+        raise Refused(
+            400, "invalid_idempotency_key", "Idempotency-Key: 1 to 255 printable ASCII characters are needed."
+        )
+    return text
+
+
+def preferred_wait(request: Request, default: float) -> float:
+    """For how long the caller is ready to wait (seconds), from `Prefer: wait=30` or `respond-async` (RFC 7240)."""
+    wait = default
+    for part in request.headers.get("prefer", "").split(","):
+        name, _, value = part.strip().partition("=")
+        if name.lower() == "respond-async":
+            return 0.0
+        if name.lower() == "wait":
+            try:
+                wait = float(value.strip('" '))
+            except ValueError:
+                wait = -1.0
+            if not wait >= 0:  # also NaN
+                raise Refused(400, "invalid_prefer", "Prefer: wait= takes a number of seconds, such as wait=30.")
+    return min(wait, LONGEST_WAIT)
+
+
+def query(request: Request, allowed: Mapping[str, type]) -> dict[str, Any]:
+    """The query's parameters, converted; those not given are left out. Raises Refused for others, and for repeated."""
+    found: dict[str, Any] = {}
+    for name, text in request.query_params.multi_items():
+        if name not in allowed:
+            known = ", ".join(allowed) or "none"
+            raise Refused(400, "invalid_query", f"There is no query parameter {name!r}; known: {known}.")
+        if allowed[name] is dict:
+            label, separator, value = text.partition("=")
+            if not separator:
+                raise Refused(400, "invalid_query", f"{name}: NAME=VALUE is needed.")
+            found.setdefault(name, {})[label] = value
+            continue
+        if name in found:
+            raise Refused(400, "invalid_query", f"The query parameter {name} was given twice.")
+        if allowed[name] is int:
+            if not (text.isascii() and text.isdecimal() and len(text) < 16):
+                raise Refused(400, "invalid_query", f"{name}: a whole number is needed.")
+            found[name] = int(text)
+        else:
+            found[name] = text
+    return found
+
+
+def options_of(request: Request, call: Call, actor: str | None) -> Options:
+    """The options of a run, from the body, the query (`version`) and the headers."""
+    version = query(request, {"version": int}).get("version")
+    if version == 0:
+        raise Refused(400, "invalid_query", "version: a whole number from 1 is needed.")
+    return Options(
+        key=idempotency_key(request),
+        version=version,
+        trail=call.trail,
+        delay=call.delay,
+        deadline=call.deadline,
+        labels=call.labels,
+        actor=actor,
+        timeout=call.timeout,
+        retry=call.retry,
+    )

@@ -1,0 +1,159 @@
+"""`/v1/runs`: look at runs and their journals, and steer them."""
+
+import asyncio
+import base64
+import binascii
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from dotdo import codec
+from dotdo.records import Run, RunFilter
+from dotdo.server.problems import Refused
+from dotdo.server.reading import Event, Nothing, Resolution, preferred_wait, query, read_body
+from dotdo.server.serving import Served, actor, answer, platform
+from dotdo.server.shapes import Journal, Page, entry_shape, run_shape
+
+FILTERS: dict[str, type] = {
+    "status": str,
+    "undo": str,
+    "name": str,
+    "trail": str,
+    "parent": str,
+    "since": int,
+    "limit": int,
+    "cursor": str,
+}
+MOST = 200
+
+
+async def list_runs(request: Request) -> Response:
+    """GET /v1/runs: runs, newest first, in pages."""
+    await actor(request, "runs", "read", "*")
+    given = query(request, FILTERS)
+    limit = given.pop("limit", 50)
+    if not 1 <= limit <= MOST:
+        raise Refused(400, "invalid_query", f"limit: a number from 1 to {MOST} is needed.")
+    before = _position(given.pop("cursor", None))
+    # One more than asked for tells whether there is a next page.
+    found = await (await platform(request)).list_runs(RunFilter(**given, before=before, limit=limit + 1))
+    page = found[:limit]
+    return answer(Page([run_shape(run) for run in page], _cursor(page[-1]) if len(found) > limit else None))
+
+
+async def get_run(request: Request) -> Response:
+    """GET /v1/runs/{id}: a run as it stands; with `Prefer: wait=30` once it has ended or is blocked, or then."""
+    wait = preferred_wait(request, 0.0)
+    query(request, {})
+    run = await authorised(request, "read")
+    behind = await platform(request)
+    if wait and not _rests(run):
+        run = await _ended_within(behind, run.id, wait)
+    return answer(run_shape(run), headers={"Preference-Applied": f"wait={wait:g}"} if wait else None)
+
+
+async def _ended_within(behind: Served, id: str, seconds: float) -> Run:
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            return await behind.result(id)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+    return await behind.get(id)
+
+
+async def get_journal(request: Request) -> Response:
+    """GET /v1/runs/{id}/journal: its entries, after a number if asked."""
+    after = query(request, {"after": int}).get("after", 0)
+    wait = preferred_wait(request, 0.0)
+    run = await authorised(request, "read")
+    behind = await platform(request)
+    entries = await (behind.news(run.id, after, wait) if wait and not _rests(run) else behind.journal(run.id, after))
+    return answer(Journal([entry_shape(entry) for entry in entries]))
+
+
+async def cancel(request: Request) -> Response:
+    """POST /v1/runs/{id}/cancel: asks for it to be cancelled; what it did is undone."""
+    run = await authorised(request, "cancel")
+    await read_body(request, Nothing)
+    await (await platform(request)).cancel(run.id, _who(request))
+    return await _accepted(request, run.id)
+
+
+async def retry(request: Request) -> Response:
+    """POST /v1/runs/{id}/retry: opens a failed, cancelled or blocked run again."""
+    run = await authorised(request, "retry")
+    await read_body(request, Nothing)
+    await (await platform(request)).retry(run.id, _who(request))
+    return await _accepted(request, run.id)
+
+
+async def undo(request: Request) -> Response:
+    """POST /v1/runs/{id}/undo: takes back what an ended run did."""
+    run = await authorised(request, "undo")
+    await read_body(request, Nothing)
+    await (await platform(request)).undo(run.id, _who(request))
+    return await _accepted(request, run.id)
+
+
+async def resolve(request: Request) -> Response:
+    """POST /v1/runs/{id}/resolve: answers a question of a blocked run."""
+    run = await authorised(request, "resolve")
+    body = await read_body(request, Resolution)
+    data = (
+        None
+        if isinstance(body.answer, msgspec.UnsetType)
+        else codec.encode(codec.decode(bytes(body.answer)), "The answer")
+    )
+    await (await platform(request)).resolve(run.id, body.key, body.outcome, data, _who(request))
+    return await _accepted(request, run.id)
+
+
+async def send_event(request: Request) -> Response:
+    """POST /v1/runs/{id}/events: sends an event to it."""
+    run = await authorised(request, "event")
+    event = await read_body(request, Event)
+    if not event.name:
+        raise Refused(422, "invalid_input", "The name of an event must not be empty.")
+    value = codec.encode(event.value, f"The value of the event {event.name!r}")
+    await (await platform(request)).send_event(run.id, event.name, value, event.key, _who(request))
+    return await _accepted(request, run.id)
+
+
+async def authorised(request: Request, verb: str) -> Run:
+    """The run of the route, for somebody who may do that to runs of its name. Raises Refused, UnknownName."""
+    # First without the name: whoever has no key for that verb at all learns nothing, not even which runs there are.
+    await actor(request, "runs", verb)
+    run = await (await platform(request)).get(request.path_params["id"])
+    request.state.actor = await actor(request, "runs", verb, run.name)
+    return run
+
+
+def _who(request: Request) -> str | None:
+    return request.state.actor
+
+
+async def _accepted(request: Request, id: str) -> Response:
+    return answer(run_shape(await (await platform(request)).get(id)), 202)
+
+
+def _rests(run: Run) -> bool:
+    return run.ended or run.status == "blocked"
+
+
+def _cursor(run: Run) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode((run.created_at, run.id))).decode().rstrip("=")
+
+
+def _position(cursor: str | None) -> tuple[int, str] | None:
+    if cursor is None:
+        return None
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        found: Any = msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=tuple[int, str])
+    except (ValueError, binascii.Error, msgspec.MsgspecError):
+        raise Refused(400, "invalid_cursor", "cursor: take it from `next` of the page before.") from None
+    return found

@@ -1,0 +1,62 @@
+"""What handlers of requests share: the platform behind them, who asks, and how an answer is made."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from dotdo.journal import Entry
+from dotdo.platform import Platform
+from dotdo.server.auth import Gate, Keys
+from dotdo.server.metrics import Metrics
+
+
+class Served(Platform, Keys, Protocol):
+    """What a server needs of the platform behind it."""
+
+    async def news(self, id: str, after: int, seconds: float) -> list[Entry]:
+        """A run's entries after a number, as soon as there are some; none when the time has passed."""
+        ...
+
+    async def count_by_status(self) -> dict[str, int]:
+        """How many runs are in each state."""
+        ...
+
+    async def check(self) -> None:
+        """Raises StoreError unless runs can be accepted now."""
+        ...
+
+
+class Site(msgspec.Struct):
+    """One server: its platform, opened when it starts; its access control; its counters."""
+
+    open: Callable[[], Awaitable[Served]]
+    gate: Gate
+    metrics: Metrics
+    draining: bool = False
+
+
+def site(request: Request) -> Site:
+    """The server that handles a request."""
+    found: Site = request.app.state.site
+    return found
+
+
+async def platform(request: Request) -> Served:
+    """The platform behind the server. Raises StoreError."""
+    return await site(request).open()
+
+
+async def actor(request: Request, resource: str, verb: str, name: str | None = None) -> str | None:
+    """Authorises a request, and says who asks. name: None is for a first look, before it is known. Raises Refused."""
+    return await site(request).gate.authorise(request, resource, verb, name)
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON answer."""
+    return Response(_encode(value), status, headers, "application/json")

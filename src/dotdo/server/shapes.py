@@ -1,0 +1,121 @@
+"""What the API's answers look like: records of their own, so that nothing internal leaves by accident.
+
+Names are those of the Python interface. Times are ms since 1970 by the store's clock.
+"""
+
+from typing import Any, cast
+
+import msgspec
+
+from dotdo.journal import Entry
+from dotdo.records import Definition, ErrorRecord, Run, WaitingFor
+
+
+class RunError(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a run failed, was cancelled or is blocked; without its traceback, which stays in the journal."""
+
+    type: str
+    message: str
+    action: str | None = None
+    step: str | None = None
+    attempts: int = 1
+
+
+class RunShape(msgspec.Struct, frozen=True, kw_only=True):
+    """One run."""
+
+    id: str
+    kind: str
+    name: str
+    version: int
+    status: str
+    undo: str
+    generation: int
+    result: Any
+    error: RunError | None
+    not_undone: list[str]
+    waiting_for: WaitingFor | None
+    progress: Any
+    key: str | None
+    trail: str | None
+    actor: str | None
+    labels: dict[str, str]
+    parent: str | None
+    root: str
+    continues: str | None
+    continued_as: str | None
+    created_at: int
+    ended_at: int | None
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A page of runs, newest first. next: the cursor of the page after it, None on the last one."""
+
+    runs: list[RunShape]
+    next: str | None
+
+
+class EntryShape(msgspec.Struct, frozen=True):
+    """One entry of a journal. digest: of the entry in the run's hash chain."""
+
+    seq: int
+    kind: str
+    step: str
+    generation: int
+    attempt: int
+    at: int
+    data: Any
+    digest: str
+
+
+class Journal(msgspec.Struct, frozen=True):
+    """The entries of a run."""
+
+    entries: list[EntryShape]
+
+
+class Definitions(msgspec.Struct, frozen=True):
+    """What can be called."""
+
+    definitions: list[Definition]
+
+
+def run_shape(run: Run) -> RunShape:
+    """A run as the API shows it."""
+    return RunShape(
+        id=run.id,
+        kind=run.kind,
+        name=run.name,
+        version=run.version,
+        status=run.status,
+        undo=run.undo,
+        generation=run.generation,
+        result=run.result,
+        error=None if run.error is None else _error(run.error),
+        not_undone=run.not_undone,
+        waiting_for=run.waiting_for,
+        progress=run.progress,
+        key=run.key,
+        trail=run.trail,
+        actor=run.actor,
+        labels=run.labels,
+        parent=run.parent,
+        root=run.root,
+        continues=run.continues,
+        continued_as=run.continued_as,
+        created_at=run.created_at,
+        ended_at=run.ended_at,
+    )
+
+
+def entry_shape(entry: Entry) -> EntryShape:
+    """An entry as the API shows it, without tracebacks."""
+    data: dict[str, Any] = msgspec.json.decode(entry.data)
+    error = data.get("error")
+    if isinstance(error, dict):
+        cast("dict[str, Any]", error).pop("traceback", None)
+    return EntryShape(entry.seq, entry.kind, entry.step, entry.generation, entry.attempt, entry.at, data, entry.digest)
+
+
+def _error(error: ErrorRecord) -> RunError:
+    return RunError(error.type, error.message, error.action, error.step, error.attempts)

@@ -1,0 +1,117 @@
+"""Every route, with every kind of key that must not do: nothing answers, and nothing happens."""
+
+from typing import Any
+
+import httpx2
+import pytest
+
+from dotdo.server.routes import OPERATIONS, Operation
+from tests.server.running import Running, seen
+
+NEEDING_A_KEY = [each for each in OPERATIONS if each.scope is not None]
+OPEN = [each for each in OPERATIONS if each.scope is None]
+KINDS = ("none", "not bearer", "malformed", "mistyped", "unknown", "revoked", "expired", "wrong scope", "wrong name")
+
+
+def ask(server: Running, operation: Operation, headers: dict[str, str]) -> httpx2.Response:
+    path = operation.path.replace("{name}", "greet-user" if "action" in operation.id else "approval")
+    body: dict[str, Any] = {"params": {"name": "Nobody"}} if operation.body is not None else {}
+    with httpx2.Client(base_url=server.url, timeout=20) as http:
+        return http.request(
+            operation.method,
+            path.replace("{id}", "run_0"),
+            headers=headers,
+            json=body if operation.method == "POST" else None,
+        )
+
+
+def headers_for(server: Running, kind: str, operation: Operation) -> dict[str, str]:
+    scope = operation.scope or ""
+    key = server.key("*")
+    if kind == "none":
+        return {}
+    if kind == "not bearer":
+        return {"Authorization": f"Basic {key}"}
+    if kind == "malformed":
+        key = "do_short"
+    elif kind == "mistyped":
+        key = key[:-1] + ("0" if key[-1] != "0" else "1")
+    elif kind == "unknown":
+        from dotdo.keys import new_key
+
+        key = new_key("never saved", ["*"], now=1)[0]
+    elif kind == "revoked":
+        server.revoke(server.last)
+    elif kind == "expired":
+        key = server.key("*", expires_at=2)
+    elif kind == "wrong scope":
+        key = server.key("workers:serve" if not scope.startswith("workers") else "runs:read")
+    elif kind == "wrong name":
+        key = server.key(f"{scope}:something-else")
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_no_route_answers_without_a_key_that_allows_it(server: Running):
+    answers: dict[tuple[str, str], int] = {}
+    for operation in NEEDING_A_KEY:
+        for kind in KINDS:
+            if kind == "wrong name" and "{id}" in operation.path:
+                continue  # the name is that of the run; see below
+            response = ask(server, operation, headers_for(server, kind, operation))
+            answers[operation.id, kind] = response.status_code
+            problem = response.json()
+            assert response.headers["content-type"] == "application/problem+json"
+            assert problem["status"] == response.status_code
+            assert problem["request_id"] == response.headers["x-request-id"]
+    wanted = {
+        (operation.id, kind): 403 if kind.startswith("wrong") else 401
+        for operation in NEEDING_A_KEY
+        for kind in KINDS
+        if not (kind == "wrong name" and "{id}" in operation.path)
+    }
+    assert answers == wanted
+    assert len(answers) > 100
+    assert "Nobody" not in seen
+
+
+def test_open_routes_tell_nothing_but_that_they_are_there(server: Running):
+    assert [each.id for each in OPEN] == ["healthz", "readyz"]
+    for operation in OPEN:
+        response = ask(server, operation, {})
+        assert (response.status_code, set(response.json())) == (200, {"status"})
+
+
+@pytest.mark.parametrize("verb", ["", "/journal", "/stream"])
+def test_a_key_for_runs_of_one_name_does_not_open_others(server: Running, verb: str):
+    with server.http() as http:
+        id = http.post("/v1/actions/greet-user/execute", json={"params": {"name": "Ada"}}).json()["id"]
+    with server.http("runs:read:greet-*") as http:
+        assert http.get(f"/v1/runs/{id}{verb}").status_code == 200
+    with server.http("runs:read:refuse") as http:
+        refused = http.get(f"/v1/runs/{id}{verb}")
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+
+
+def test_the_key_is_the_actor_in_the_journal(server: Running):
+    with server.http("actions:execute:greet-*", "runs:read") as http:
+        run = http.post("/v1/actions/greet-user/execute", json={"params": {"name": "Ada"}}).json()
+        assert run["actor"] == "key:a test"
+        entries = http.get(f"/v1/runs/{run['id']}/journal").json()["entries"]
+        assert entries[0]["data"]["options"]["actor"] == "key:a test"
+
+
+def test_revoked_key_is_refused_within_seconds(server: Running):
+    with server.http("runs:read") as http:
+        assert http.get("/v1/runs").status_code == 200
+        server.revoke(server.last)
+        for _ in range(400):
+            if http.get("/v1/runs").status_code == 401:
+                break
+            http.get("/healthz")
+        else:
+            # The answer is kept for a second: longer than that many requests may take.
+            import time
+
+            until = time.monotonic() + 3
+            while http.get("/v1/runs").status_code != 401:
+                assert time.monotonic() < until

@@ -1,0 +1,250 @@
+"""What the API answers: runs, repeated requests, waits, pages, streams that resume, and problem documents."""
+
+import gzip
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from dotdo.server.reading import MAX_BODY
+from tests.server.running import Running, seen
+
+
+@pytest.fixture
+def http(server: Running) -> Iterator[httpx2.Client]:
+    with server.http() as client:
+        yield client
+
+
+def greet(http: httpx2.Client, name: str = "Ada", **headers: str) -> httpx2.Response:
+    return http.post("/v1/actions/greet-user/execute", json={"params": {"name": name}}, headers=headers)
+
+
+def approve(http: httpx2.Client, **headers: str) -> dict[str, Any]:
+    headers = {"Prefer": "respond-async", **headers}
+    response = http.post("/v1/services/approval/execute", json={"params": {"name": "Ada"}}, headers=headers)
+    assert response.status_code == 202
+    assert response.headers["location"] == f"/v1/runs/{response.json()['id']}"
+    return response.json()
+
+
+# -- executing --------------------------------------------------------------------------------------------------------
+
+
+def test_action_by_name_answers_with_its_run(http: httpx2.Client):
+    response = greet(http)
+    run = response.json()
+    assert (response.status_code, run["status"], run["result"]) == (200, "completed", {"text": "Hello, Ada"})
+    assert http.get(f"/v1/runs/{run['id']}").json() == run
+
+
+def test_failed_run_is_an_answer_and_tells_no_traceback(http: httpx2.Client):
+    response = http.post("/v1/actions/refuse/execute", json={"params": {"reason": "no"}})
+    run = response.json()
+    assert (response.status_code, run["status"]) == (200, "failed")
+    assert run["error"] == {"type": "Fail", "message": "no", "action": "refuse", "step": "refuse"}
+    journal = http.get(f"/v1/runs/{run['id']}/journal").text
+    assert "attempt_failed" in journal
+    assert "Traceback" not in journal
+    assert "traceback" not in journal
+
+
+def test_repeated_key_gives_the_first_answer_again(http: httpx2.Client):
+    first = greet(http, "Ada", **{"Idempotency-Key": '"k-1"'})
+    again = greet(http, "Ada", **{"Idempotency-Key": "k-1"})
+    assert again.json() == first.json()
+    assert ("idempotent-replayed" in first.headers, again.headers["idempotent-replayed"]) == (False, "true")
+    other = greet(http, "Eve", **{"Idempotency-Key": "k-1"})
+    assert (other.status_code, other.json()["code"]) == (422, "key_conflict")
+    assert "Eve" not in seen
+
+
+def test_key_of_a_run_under_way_conflicts_until_it_ends(http: httpx2.Client):
+    run = approve(http, **{"Idempotency-Key": "a-1"})
+    body = {"params": {"name": "Ada"}}
+    conflict = http.post("/v1/services/approval/execute", json=body, headers={"Idempotency-Key": "a-1"})
+    assert (conflict.status_code, conflict.json()["code"], conflict.json()["run"]) == (409, "still_running", run["id"])
+    http.post(f"/v1/runs/{run['id']}/events", json={"name": "answer", "value": 1})
+    assert http.get(f"/v1/runs/{run['id']}", headers={"Prefer": "wait=20"}).json()["status"] == "completed"
+    done = http.post("/v1/services/approval/execute", json=body, headers={"Idempotency-Key": "a-1"})
+    assert (done.status_code, done.json()["id"]) == (200, run["id"])
+
+
+def test_wait_that_is_over_answers_with_where_to_look(http: httpx2.Client):
+    body = {"params": {"name": "Ada"}}
+    response = http.post("/v1/services/approval/execute", json=body, headers={"Prefer": "wait=0.05"})
+    assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=0.05")
+    assert http.get(response.headers["location"]).json()["waiting_for"]["kind"] == "event"
+
+
+# -- refusing ---------------------------------------------------------------------------------------------------------
+
+JSON = {"Content-Type": "application/json"}
+BODIES: list[tuple[str, dict[str, Any], int, str]] = [
+    ("not JSON", {"content": b"{", "headers": JSON}, 400, "invalid_json"),
+    ("not UTF-8", {"content": b'{"params": {"name": "\xff"}}', "headers": JSON}, 400, "invalid_json"),
+    ("NaN", {"content": b'{"params": {"name": NaN}}', "headers": JSON}, 400, "invalid_json"),
+    ("a list", {"json": []}, 422, "invalid_input"),
+    ("an unknown field", {"json": {"param": {"name": "Ada"}}}, 422, "invalid_input"),
+    ("an unknown parameter", {"json": {"params": {"name": "Ada", "nmae": 1}}}, 422, "invalid_input"),
+    ("a wrong type", {"json": {"params": {"name": 7}}}, 422, "invalid_input"),
+    ("nothing", {}, 422, "invalid_input"),
+    (
+        "another media type",
+        {"content": b"name=Ada", "headers": {"Content-Type": "text/plain"}},
+        415,
+        "unsupported_media_type",
+    ),
+    ("too much", {"content": b" " * (MAX_BODY + 1), "headers": JSON}, 413, "body_too_large"),
+    (
+        "compressed",
+        {"content": gzip.compress(b"{}"), "headers": {**JSON, "Content-Encoding": "gzip"}},
+        400,
+        "invalid_json",
+    ),
+    ("a lone surrogate", {"content": b'{"params": {"name": "\\ud800"}}', "headers": JSON}, 400, "invalid_json"),
+    ("a NUL", {"json": {"params": {"name": "a\0b"}}}, 422, "invalid_value"),
+    (
+        "a bad key",
+        {"json": {"params": {"name": "A"}}, "headers": {"Idempotency-Key": "x" * 256}},
+        400,
+        "invalid_idempotency_key",
+    ),
+    ("a bad wait", {"json": {"params": {"name": "A"}}, "headers": {"Prefer": "wait=-1"}}, 400, "invalid_prefer"),
+]
+
+
+@pytest.mark.parametrize("what, request_, status, code", BODIES, ids=[each[0] for each in BODIES])
+def test_bad_request_is_a_problem_and_leaves_no_run(
+    http: httpx2.Client, what: str, request_: dict[str, Any], status: int, code: str
+):
+    response = http.post("/v1/actions/greet-user/execute", **request_)
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (status, code)
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem["type"] == f"urn:dotdo:error:{code}"
+    assert problem["detail"]
+    assert http.get("/v1/runs").json()["runs"] == []
+
+
+def test_every_problem_of_an_input_is_listed(http: httpx2.Client):
+    response = http.post("/v1/actions/greet-user/execute", json={"params": {"polite": "very"}})
+    assert {each["path"] for each in response.json()["errors"]} == {"$.params.name", "$.params.polite"}
+
+
+def test_too_deep_a_value_is_refused(http: httpx2.Client):
+    deep: Any = "x"
+    for _ in range(70):
+        deep = [deep]
+    response = http.post("/v1/runs/run_0/events", json={"name": "e", "value": deep})
+    assert response.status_code in (404, 422)
+    run = approve(http)
+    response = http.post(f"/v1/runs/{run['id']}/events", json={"name": "answer", "value": deep})
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_value")
+
+
+@pytest.mark.parametrize(
+    "path, status, code",
+    [
+        ("/v1/actions/greet-usr", 404, "unknown_name"),
+        ("/v1/runs/run_0", 404, "unknown_name"),
+        ("/v1/nothing", 404, "not_found"),
+        ("/v1/runs?limit=0", 400, "invalid_query"),
+        ("/v1/runs?limit=1&limit=2", 400, "invalid_query"),
+        ("/v1/runs?stauts=failed", 400, "invalid_query"),
+        ("/v1/runs?cursor=no", 400, "invalid_cursor"),
+        ("/v1/actions/greet-user/execute", 405, "method_not_allowed"),
+    ],
+)
+def test_wrong_address_or_query(http: httpx2.Client, path: str, status: int, code: str):
+    response = http.get(path)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+
+
+def test_request_id_of_the_caller_is_kept_if_it_is_sound(http: httpx2.Client):
+    assert http.get("/healthz", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    assert http.get("/healthz", headers={"X-Request-Id": "a b"}).headers["x-request-id"].startswith("req_")
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_pages_lead_through_all_runs(http: httpx2.Client):
+    ids = [greet(http, f"N{n}").json()["id"] for n in range(5)]
+    found: list[str] = []
+    cursor: str | None = None
+    while True:
+        query = {"limit": 2, "name": "greet-user", **({"cursor": cursor} if cursor else {})}
+        page = http.get("/v1/runs", params=query).json()
+        found += [run["id"] for run in page["runs"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert found == ids[::-1]
+
+
+def read_events(
+    http: httpx2.Client, id: str, last: str | None = None, stop_at: int | None = None
+) -> list[tuple[str, str]]:
+    """Ids and kinds of a stream's events, to its end or up to an entry."""
+    found: list[tuple[str, str]] = []
+    headers = {"Last-Event-ID": last} if last is not None else {}
+    with http.stream("GET", f"/v1/runs/{id}/stream", headers=headers) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        number = ""
+        for line in response.iter_lines():
+            if line.startswith("id: "):
+                number = line[4:]
+            elif line.startswith("event: "):
+                found.append((number, line[7:]))
+                if stop_at is not None and number == str(stop_at):
+                    return found
+    return found
+
+
+def test_stream_follows_a_run_and_resumes_where_it_broke_off(http: httpx2.Client, server: Running):
+    run = approve(http)
+    first = read_events(http, run["id"], stop_at=2)
+    assert [kind for _, kind in first] == ["accepted", "completed"]
+    found: list[tuple[str, str]] = []
+
+    def read() -> None:
+        with server.http() as again:
+            found.extend(read_events(again, run["id"], last="2"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    http.post(f"/v1/runs/{run['id']}/events", json={"name": "answer", "value": 1})
+    reader.join(20)
+    assert [kind for _, kind in found] == ["published", "event", "ended", "end"]
+    assert [number for number, _ in found[:3]] == ["3", "4", "5"]
+
+
+def test_readiness_tells_the_truth(http: httpx2.Client, server: Running):
+    assert http.get("/readyz").json() == {"status": "ready"}
+
+
+def test_metrics_count_requests_by_route(http: httpx2.Client):
+    greet(http)
+    text = http.get("/metrics").text
+    assert 'dotdo_http_requests_total{method="POST",route="/v1/actions/{name}/execute",status="200"} 1' in text
+    assert 'dotdo_runs{status="completed"} 1' in text
+
+
+def test_description_has_every_route_and_every_definition(http: httpx2.Client):
+    document = http.get("/openapi.json").json()
+    assert document["openapi"] == "3.1.0"
+    assert {"/v1/runs/{id}/stream", "/v1/actions/greet-user/execute", "/v1/services/approval/execute"} <= set(
+        document["paths"]
+    )
+    own = document["paths"]["/v1/actions/greet-user/execute"]["post"]
+    params = own["requestBody"]["content"]["application/json"]["schema"]["properties"]["params"]
+    assert params["required"] == ["name"]
+    assert own["summary"] == "Greets somebody."
+    page = http.get("/reference")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "/v1/actions/greet-user/execute" in page.text
+    assert "http://" not in page.text.replace("http://127", "")
+    assert "<script" not in page.text

@@ -38,6 +38,32 @@ def test_importing_dotdo_loads_no_extras():
     assert not loaded, f"`import dotdo` must stay light, but loads {loaded}"
 
 
+def test_nothing_that_is_stored_can_become_code():
+    """No module can unpickle or evaluate; and those that import by name are told it by a person or a definition."""
+    runs_bytes = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "jsonpickle", "yaml", "code", "runpy"}
+    runs_text = {"eval", "exec", "compile", "__import__"}
+    imports_by_name = {"import_module", "spec_from_file_location"}
+    # The command line imports the application that it is given; a process of the pool, the module of a definition.
+    may_import = {"cli", "cli.loading", "engine.pool_worker"}
+    problems: list[str] = []
+    importing: set[str] = set()
+    for module in modules():
+        for line, imported in _imports(module.tree):
+            if imported.split(".")[0] in runs_bytes:
+                problems.append(f"{module.shown}:{line}: imports {imported}")
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Name) and node.id in runs_text:
+                problems.append(f"{module.shown}:{node.lineno}: {node.id}")
+            if not isinstance(node, ast.Name | ast.Attribute):
+                continue
+            if (named := node.id if isinstance(node, ast.Name) else node.attr) in imports_by_name:
+                importing.add(module.name)
+                if module.name not in may_import:
+                    problems.append(f"{module.shown}:{node.lineno}: {named}")
+    assert importing == may_import, f"only {sorted(may_import)} may import by name, and {sorted(importing)} do"
+    assert not problems, report(problems)
+
+
 def _imports(tree: ast.AST) -> list[tuple[int, str]]:
     """Line and dotted name of every module that is imported from."""
     found: list[tuple[int, str]] = []

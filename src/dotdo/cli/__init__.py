@@ -17,7 +17,7 @@ COMMANDS = {
     "init": ("init", "Write a small working application into a folder."),
     "run": ("run", "Run an action or service and wait for its result."),
     "serve": ("serve", "Serve the application's actions and services over HTTP."),
-    "dev": ("serve", "The same while you write it: no keys, and restarted when a file changes."),
+    "dev": ("serve", "Serve while you write: no keys, restarted on changes."),
     "runs": ("runs", "Look at runs, send them events, and cancel, retry or undo them."),
     "actions": ("definitions", "The actions of the application."),
     "services": ("definitions", "The services of the application."),

@@ -241,17 +241,19 @@ class LiveRun(SecretKeeping):
         code = self.code
         for call in calls:
             if self.is_stopping or code is None:
-                self.leave()
+                self.busy -= 1
             elif not (call.step.done() or code.main.done()):
                 self._launch(call)
             elif call.id not in self.tasks and is_left(self, call.id):
                 self.given_up.add(call.id)
                 self.launch_task(call.id, give_up(self, call))
             else:
-                self.leave()
+                self.busy -= 1
         if self._launching:
-            self._launching = False
+            self._launching = False  # the service may have ended meanwhile: nothing is left that it would wait for
             self.pump()
+        elif self.busy == 0 and not self._pumping:
+            self._idle()
 
     def _launch(self, call: Call) -> None:
         if isinstance(call.definition, Service):

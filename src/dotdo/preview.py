@@ -10,8 +10,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from dotdo.clock import duration
 from dotdo.records import ErrorRecord, RunKind
-from dotdo.timeline import duration
 
 R = TypeVar("R")
 

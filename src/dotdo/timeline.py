@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from dotdo.clock import duration
 from dotdo.journal import (
     KINDS,
     Accepted,
@@ -347,20 +348,6 @@ def _name_of(step: str) -> tuple[str, Purpose]:
 
 def _by(actor: str | None) -> str:
     return f" by {actor}" if actor else ""
-
-
-def duration(ms: int) -> str:
-    """A length of time in words that are short: `340 ms`, `2.5 s`, `3 min 20 s`, `2 d 4 h`."""
-    if ms < 1000:
-        return f"{ms} ms"
-    if ms < 60_000:
-        return f"{ms / 1000:.3g} s" if ms < 59_950 else "60 s"
-    seconds = round(ms / 1000)
-    sizes = [("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)]
-    large = next(index for index, (_, size) in enumerate(sizes) if seconds >= size)
-    (unit, size), (smaller, part) = sizes[large], sizes[large + 1]
-    rest = seconds % size // part
-    return f"{seconds // size} {unit}" + (f" {rest} {smaller}" if rest else "")
 
 
 _ADD: dict[str, Callable[[Builder, Entry, Any], StepItem | Moment | None]] = {

@@ -18,11 +18,11 @@ from dotdo.async_client import AsyncDo
 from dotdo.cli.loading import Application
 from dotdo.cli.output import clean, mark, print_json, say, say_error
 from dotdo.cli.settings import databases
+from dotdo.clock import duration
 from dotdo.embedding import engine_on
 from dotdo.errors import ActionFailed, RunBlocked, RunCancelled, StillRunning
 from dotdo.platform import Platform
 from dotdo.records import Run
-from dotdo.timeline import duration
 
 if TYPE_CHECKING:
     from rich.status import Status

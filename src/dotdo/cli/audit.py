@@ -11,10 +11,10 @@ from dotdo.audit import Audit, Finding
 from dotdo.cli.output import Span, json_option, mark, print_json, print_lines, say
 from dotdo.cli.runs import find_run
 from dotdo.cli.settings import store_option
+from dotdo.clock import duration
 from dotdo.embedding import audit_key, open_reader, store_path
 from dotdo.errors import UnknownName
 from dotdo.store.protocol import Store
-from dotdo.timeline import duration
 
 # So many findings are kept for JSON and printed as text; all are counted.
 MAX_SHOWN = 1_000

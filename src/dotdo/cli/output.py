@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from dotdo.clock import duration
 from dotdo.errors import DotdoError, InvalidInput
-from dotdo.timeline import duration
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -30,13 +30,14 @@ from dotdo.cli.output import (
 from dotdo.cli.parameters import labels_of
 from dotdo.cli.settings import app_option, sql_option, store_option
 from dotdo.cli.showing import View
+from dotdo.clock import duration
 from dotdo.embedding import engine_on, open_reader
 from dotdo.errors import StillRunning, UnknownName
 from dotdo.journal import Entry
 from dotdo.records import Outcome, Run, RunFilter, Status
 from dotdo.sealing import masked
 from dotdo.store.protocol import Store
-from dotdo.timeline import Builder, Moment, duration, timeline
+from dotdo.timeline import Builder, Moment, timeline
 
 # How often `watch` looks into the store, in seconds.
 LOOK = 0.1

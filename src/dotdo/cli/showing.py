@@ -4,8 +4,9 @@ import textwrap
 from collections.abc import Sequence
 
 from dotdo.cli.output import STATUS_STYLES, Span, clock_time, is_terminal, mark, one_line, status_span, until, width
+from dotdo.clock import duration
 from dotdo.records import ErrorRecord, Question, Run
-from dotdo.timeline import EffectItem, Moment, StepItem, Timeline, Try, duration, step_name
+from dotdo.timeline import EffectItem, Moment, StepItem, Timeline, Try, step_name
 
 Line = Sequence[Span]
 DIM, BAD, GOOD = "dim", "red", "green"

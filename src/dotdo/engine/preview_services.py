@@ -15,6 +15,7 @@ import msgspec
 
 from dotdo import codec
 from dotdo.action import Action, undo_input
+from dotdo.clock import duration
 from dotdo.engine.continuing import continuation
 from dotdo.engine.failing import Block, error_record, failure_record, is_failure
 from dotdo.engine.history import COMPLETED, FAILED, Handover, History, StepRecord
@@ -27,7 +28,6 @@ from dotdo.journal import Accepted, Completion
 from dotdo.preview import PreviewStatus
 from dotdo.records import ErrorRecord, Failure
 from dotdo.service import Service
-from dotdo.timeline import duration
 
 T = TypeVar("T")
 

@@ -376,6 +376,7 @@ KINDS: dict[str, type[Data]] = {
     "answered": Answered,
     "request_failed": RequestFailed,
     "request_undone": Answered,
+    "request_undo_failed": RequestFailed,
     "committed": Completion,
     "completed": Completion,
     "delivering": Delivering,

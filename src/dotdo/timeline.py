@@ -258,6 +258,11 @@ class Builder:
         effect.tries.append(Try(number=len(effect.tries) + 1, at=entry.at, error=data.error))
         return self._step(entry)
 
+    def _request_undo_failed(self, entry: Entry, data: RequestFailed) -> StepItem:
+        effect = self._requests[entry.step, data.request]
+        effect.tries.append(Try(number=len(effect.tries) + 1, at=entry.at, error=data.error))
+        return self._step(entry)
+
     # -- moments ------------------------------------------------------------------------------------------------------
 
     def _moment(self, entry: Entry, text: str, error: ErrorRecord | None = None) -> Moment:

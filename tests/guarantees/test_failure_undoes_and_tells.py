@@ -2,8 +2,9 @@
 
 import pytest
 
-from dotdo import ActionFailed, journal
+from dotdo import ActionFailed, RunBlocked, journal
 from examples.onboarding.app import customer_onboarding
+from examples.onboarding.providers import create_customer
 from tests.guarantees.onboarding import PATIENCE, Onboarding, Witness, of_step
 
 
@@ -35,19 +36,28 @@ def test_billing_refused_undoes_the_user_and_tells_the_admin(onboarding: Onboard
     assert run.error.action == "setup-billing-account"
 
 
-def test_billing_down_is_tried_five_times_under_one_key_before_it_fails(onboarding: Onboarding, world: Witness):
-    world.tell("billing", fail=-1, how="5xx")
+def test_billing_that_breaks_down_is_tried_under_one_key_and_fails_once_a_person_says_what_happened(
+    onboarding: Onboarding, world: Witness
+):
+    world.tell("billing", fail=-1, how="5xx")  # nobody knows what a server did that answers so
     client = onboarding.open()
 
     handle = client.start(customer_onboarding, user_name="Cleo", user_email="cleo@example.com")
-    for _ in range(4):
+    attempts, settling = 5, create_customer.retry.attempts
+    assert settling is not None
+    for _ in range(attempts + settling - 2):
         onboarding.clock.advance_to_next()
+    with pytest.raises(RunBlocked, match=r"Nobody knows whether billing.create-customer happened"):
+        handle.result(timeout=PATIENCE)
+    assert onboarding.users() == [("Cleo", "cleo@example.com")], "nothing is undone while nobody knows"
+    assert [one.status for one in world.heard("billing")] == [500] * (attempts + settling)
+    assert len(world.keys("billing")) == 1
+
+    client.runs.resolve(handle.id, outcome="did_not_happen")
     with pytest.raises(ActionFailed) as failure:
         handle.result(timeout=PATIENCE)
 
     assert (failure.value.action, failure.value.attempts) == ("setup-billing-account", 5)
-    assert [one.status for one in world.heard("billing")] == [500] * 5
-    assert len(world.keys("billing")) == 1
     failed = [journal.read(entry) for entry in handle.journal() if entry.kind == "attempt_failed"]
     assert [one.error.attempts for one in failed] == [1, 2, 3, 4, 5]
     assert [one.next_at is not None for one in failed] == [True, True, True, True, False]

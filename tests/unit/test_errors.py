@@ -43,6 +43,10 @@ CODES = {
     "SecretUnreadable": "secret_unreadable",
     "FenceLost": "fence_lost",
     "ClientClosed": "client_closed",
+    "AccessError": "access_error",
+    "AccessDenied": "access_denied",
+    "Unreachable": "unreachable",
+    "OutcomeUnknown": "outcome_unknown",
     "NodeDraining": "node_draining",
 }
 

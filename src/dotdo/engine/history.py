@@ -55,6 +55,7 @@ class Request(msgspec.Struct, gc=False):
 
     refused: it certainly has not happened. again: a person said to send it once more. left: it is not undone, and a
     person said to leave it so. carried: of a generation before. first_at: ms, when its key was first used.
+    tries, tried_at: failed tries to settle or undo it, since its step's last attempt, and when (ms) the first was.
     """
 
     intent: Requested
@@ -66,6 +67,8 @@ class Request(msgspec.Struct, gc=False):
     left: bool = False
     carried: bool = False
     error: ErrorRecord | None = None
+    tries: int = 0
+    tried_at: int | None = None
 
     @property
     def in_doubt(self) -> bool:
@@ -244,6 +247,7 @@ class History:
         record.next_at, record.last_error = data.next_at, data.error
         if record.first_at is None:
             record.first_at = data.started
+        _count_tries_anew(record)
 
     def _lost(self, entry: Entry, data: Any) -> None:
         self.step(entry.step).attempt = entry.attempt
@@ -255,11 +259,16 @@ class History:
         requests[data.request] = Request(data, at=entry.seq, first_at=first_at)
 
     def _answered(self, entry: Entry, data: Answered) -> None:
-        self.step(entry.step).requests[data.request].answer = data.answer
+        known = self.step(entry.step).requests[data.request]
+        known.answer, known.tries, known.tried_at = data.answer, 0, None
 
     def _request_failed(self, entry: Entry, data: RequestFailed) -> None:
         known = self.step(entry.step).requests[data.request]
         known.refused, known.error, known.again = not data.unknown, data.error, False
+        _count_try(known, entry)
+
+    def _request_undo_failed(self, entry: Entry, data: RequestFailed) -> None:
+        _count_try(self.step(entry.step).requests[data.request], entry)
 
     def _request_undone(self, entry: Entry, data: Answered) -> None:
         _forget_request(self.step(entry.step), data.request)
@@ -353,6 +362,8 @@ class History:
             if gone:
                 # What is done again may come out otherwise, and then later steps are others, too.
                 self.redone = self.generation
+        for record in self.steps.values():
+            _count_tries_anew(record)
         if data.operation != "resolve":
             for record in self.steps.values():
                 record.undo_error = None
@@ -367,6 +378,17 @@ class History:
         for known in doubts.values():
             known.carried = True
         self.steps[id] = StepRecord(id, epoch=old.epoch + 1, generation=self.generation, requests=doubts, deliveries=[])
+
+
+def _count_try(known: Request, entry: Entry) -> None:
+    known.tries += 1
+    if known.tried_at is None:
+        known.tried_at = entry.at
+
+
+def _count_tries_anew(record: StepRecord) -> None:
+    for known in record.requests.values():
+        known.tries, known.tried_at = 0, None
 
 
 def resolve(history: History, entry: Entry, data: Resolved) -> None:

@@ -161,9 +161,7 @@ async def _settle(run: "LiveRun", record: StepRecord, known: Request, *, goes_on
     effect = run.engine.catalogue.find("effect", known.intent.effect, known.intent.version)
     if effect is None:
         return [_not_defined(known, record)]
-    tries, first = 0, run.engine.clock.now()
     while (move := _settling_move(run, effect, known)) != "ask":
-        tries += 1
         try:
             if move == "look up":
                 await _look_up(run, record, effect, known, record.attempt)
@@ -172,7 +170,9 @@ async def _settle(run: "LiveRun", record: StepRecord, known: Request, *, goes_on
         except Exception as error:
             if not known.in_doubt:
                 return []
-            if not await _wait_for_next(run, record, effect, known, tries, first, error):
+            if move == "look up":
+                _note_failure(run, record, known, "request_failed", error)
+            if not await _wait_for_next(run, record, effect, known, error):
                 break
         else:
             return []
@@ -189,7 +189,7 @@ def _settling_move(run: "LiveRun", effect: Effect[..., Any], known: Request) -> 
 
 
 async def _undo(run: "LiveRun", record: StepRecord, known: Request) -> list[Block]:
-    intent, tries, first = known.intent, 0, run.engine.clock.now()
+    intent = known.intent
     effect = run.engine.catalogue.find("effect", intent.effect, intent.version)
     if effect is None:
         return [_not_defined(known, record)]
@@ -198,17 +198,22 @@ async def _undo(run: "LiveRun", record: StepRecord, known: Request) -> list[Bloc
     assert known.answer is not None, "the caller looked"
     await run.journal.durable()
     while True:
-        tries += 1
-        call = make_call(run, effect, f"{intent.key}.undo", record.id, tries)
+        call = make_call(run, effect, f"{intent.key}.undo", record.id, known.tries + 1)
         try:
             answer = effect.schema.load(bytes(known.answer))
             await run_function(run, effect.undo, call, effect, bytes(intent.input), answer=answer)
         except Exception as error:
-            if not await _wait_for_next(run, record, effect, known, tries, first, error, "undoing "):
+            _note_failure(run, record, known, "request_undo_failed", error)
+            if not await _wait_for_next(run, record, effect, known, error, "undoing "):
                 return [asking.about_request_undo(run, record, known, error)]
         else:
             run.append("request_undone", Answered(intent.request, msgspec.Raw(b"null")), record.id)
             return []
+
+
+def _note_failure(run: "LiveRun", record: StepRecord, known: Request, kind: str, error: Exception) -> None:
+    if not run.over:
+        run.append(kind, RequestFailed(known.intent.request, error_record(error), True), record.id, record.attempt)
 
 
 async def _wait_for_next(
@@ -216,15 +221,15 @@ async def _wait_for_next(
     record: StepRecord,
     effect: Effect[..., Any],
     known: Request,
-    tries: int,
-    first: int,
     error: Exception,
     what: str = "settling ",
 ) -> bool:
-    """Waits as the effect's policy says; False when there is no further try."""
-    if not effect.retry.retries(error):
+    """Waits as the effect's policy says; False when there is no further try. The journal counts the tries, because the
+    run may leave memory while it waits."""
+    if run.over or not effect.retry.retries(error):
         return False
-    elapsed = (run.engine.clock.now() - first) / 1000
+    now, tries = run.engine.clock.now(), known.tries
+    elapsed = (now - (now if known.tried_at is None else known.tried_at)) / 1000
     after = error.after if isinstance(error, RetryLater) else None
     wait = effect.retry.delay_before(tries + 1, elapsed=elapsed, after=after)
     if wait is None:

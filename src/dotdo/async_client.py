@@ -18,7 +18,7 @@ import msgspec
 
 from dotdo import codec
 from dotdo.action import Action
-from dotdo.async_runs import AsyncHandle, AsyncRuns, Load, checked, within
+from dotdo.async_runs import AsyncHandle, AsyncRuns, Load, checked, nothing, within
 from dotdo.catalogue import Catalogue, default_catalogue, split_version
 from dotdo.clock import Clock
 from dotdo.errors import (
@@ -59,7 +59,7 @@ class AsyncByName:
     async def invoke(self, /, **params: Any) -> Any:
         """Runs it and returns its output as plain JSON values. Raises ActionFailed when it failed for good."""
         run = await self._client.execute(self._kind, self._name, params, self._options, self._wait)
-        return run.result
+        return _plain(run)
 
     async def start(self, /, **params: Any) -> AsyncHandle[Any]:
         """Starts it; the handle's id is durable when this returns."""
@@ -407,14 +407,14 @@ def _check_loop(opening: "asyncio.Future[Platform]") -> None:
 
 
 def _plain(run: Run) -> Any:
-    return run.result
+    return run.result if run.result is not None else nothing(run)
 
 
 def _loader(definition: Any) -> Load:
     schema = definition.schema
     if schema.is_plain:
         return _plain
-    return lambda run: schema.load(codec.encode_result(run.result, "result"))
+    return lambda run: schema.load(codec.encode_result(_plain(run), "result"))
 
 
 def _check_options(options: Options) -> None:

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from dotdo import codec
-from dotdo.errors import ActionFailed, RunBlocked, RunCancelled, StillRunning
+from dotdo.errors import ActionFailed, InvalidOperation, RunBlocked, RunCancelled, StillRunning
 from dotdo.journal import Entry
 from dotdo.platform import Platform
 from dotdo.policy import Retention, check_text
 from dotdo.questions import the_question
-from dotdo.records import Outcome, Progress, Run, RunFilter
+from dotdo.records import Outcome, Progress, Run, RunFilter, erased_text
 
 R = TypeVar("R")
 
@@ -130,6 +130,16 @@ class AsyncRuns:
         policy = Retention(older_than=older_than, name=name, status=status)
         return await (await self._client.platform()).prune(policy, actor or self._client.actor)
 
+    async def erase(self, *ids: str, actor: str | None = None) -> int:
+        """Erases the data of ended runs and of all their children for good: inputs, results, errors, events,
+        effects' inputs and answers, progress, labels, keys and trails. Returns of how many runs.
+
+        The runs stay, and say that they were erased (`run.erased_at`); their journals stay verifiable. The store's file
+        is written anew once per call, during which nothing else is written, so give all ids at once. Raises
+        UnknownName, InvalidOperation when a run of these trees has not ended.
+        """
+        return await (await self._client.platform()).erase(list(ids), actor or self._client.actor)
+
     async def cancel(self, id: str, *, actor: str | None = None) -> None:
         """Asks for a run to be cancelled. Raises InvalidOperation when it has ended."""
         await (await self._client.platform()).cancel(id, actor or self._client.actor)
@@ -208,3 +218,12 @@ async def within(timeout: float | None, work: Any, id: str) -> Run:
         error = StillRunning(f"The run {id} had not ended after {timeout} s. It goes on; ask again by its id.")
         error.run_id = id
         raise error from None
+
+
+def nothing(run: Run) -> None:
+    """The result of a run that has none. Raises InvalidOperation when it had one, which was erased."""
+    if run.erased_at is not None:
+        raise InvalidOperation(
+            f"The run {run.id} of {run.name} completed, and {erased_text(run.erased_at, run.erased_by)}; so there is "
+            "no result to give. To do it again, use another key."
+        )

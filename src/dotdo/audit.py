@@ -17,6 +17,8 @@ from dotdo.journal import GENESIS, KINDS, anchor, chain
 from dotdo.records import ENDED
 from dotdo.store.protocol import Head, Link, Store
 
+_LAST = ("ended", "erased")
+
 # Entries in one snapshot: about a tenth of a second.
 CHUNK = 20_000
 # Heads that are looked at to tell a wrong key from edited rows.
@@ -122,11 +124,14 @@ class Audit:
 
     def _is_sound(self, head: Head, links: Iterable[Link]) -> bool:
         digest, count, at_head = GENESIS, 0, GENESIS
-        seq, first, last, kind = head.seq, "", "", ""
+        seq, first, last, kind, blank = head.seq, "", "", "", False
         for _, kind, header, data, data_digest, given in links:
+            if data == "":
+                blank = True
+            elif _sha256(data.encode()).hexdigest() != data_digest:
+                return False
             if (
-                _sha256(data.encode()).hexdigest() != data_digest
-                or _sha256(f"{digest}|{header}|{data_digest}".encode()).hexdigest() != given
+                _sha256(f"{digest}|{header}|{data_digest}".encode()).hexdigest() != given
                 or kind not in KINDS  # with which a header has one reading only
             ):
                 return False
@@ -137,11 +142,14 @@ class Audit:
             if count == seq:
                 at_head, last = digest, data
         self.entries += count
+        erased = kind == "erased" and count == seq
+        if blank and not (erased and last):
+            return False
         return (
             at_head == head.digest
             and (not self._anchors_count or self._anchor(head) == head.anchor)
-            and (head.status not in ENDED or (count == seq and kind == "ended" and _ended_as(head, last)))
-            and _began_as(head, first)
+            and (head.status not in ENDED or (count == seq and kind in _LAST and _ended_as(head, last)))
+            and _began_as(head, last if erased else first)
         )
 
     # -- the second look ----------------------------------------------------------------------------------------------
@@ -149,7 +157,7 @@ class Audit:
     def _examine(self, run: str) -> list[Finding]:
         with self._store.read_chains(run, run) as (heads, links):
             head = next(heads, None)
-            journal = _Journal(run, links)
+            journal = _Journal(run, links, 0 if head is None else head.seq)
         if head is None:
             return [Finding(run, 0, f"the run's row is missing; its journal has {_entries(len(journal.links))}")]
         found = journal.findings(head.seq)
@@ -168,7 +176,7 @@ class Audit:
 
     def _compare_row(self, head: Head, journal: "_Journal") -> list[Finding]:
         found: list[Finding] = []
-        if not _began_as(head, journal.first):
+        if not _began_as(head, journal.last if journal.erased else journal.first):
             text = f"the row says {head.name}@{head.version}, but the journal begins with another name or version"
             found.append(Finding(head.run, 0, text))
         if head.status in ENDED:
@@ -193,29 +201,37 @@ class _Place(msgspec.Struct):
 class _Journal:
     """One run's journal with what is wrong in it; keeps digests, never data but that of the first and last entry."""
 
-    def __init__(self, run: str, links: Iterable[Link]) -> None:
+    def __init__(self, run: str, links: Iterable[Link], head: int) -> None:
         self.run = run
         self.links: list[_Place] = []
         self.first = self.last = ""
         self._found: list[Finding] = []
         self._strangers: list[_Place] = []
         self._computed: set[str] = {GENESIS}
+        self.erased = False
+        blank: list[int] = []
         previous, expected = GENESIS, 1
         for _, kind, header, data, data_digest, digest in links:
             number, _, tail = header[len(run) + 1 :].partition("|")
             place = _Place(int(number), tail, data_digest, digest)
-            self.first, self.last = self.first or data, data
+            self.first, self.last = data if expected == 1 else self.first, data
             if place.seq != expected:
                 self._say(expected, f"{_span(expected, place.seq - 1)} missing")
             elif self._link(previous, place.seq, place) != digest:
                 self._strangers.append(place)
             if kind not in KINDS:
                 self._say(place.seq, f"its kind was changed: {kind!r} is none that dotdo writes")
-            if _sha256(data.encode()).hexdigest() != data_digest:
+            self.erased = kind == "erased" and place.seq == head
+            if data == "":
+                blank.append(place.seq)
+            elif _sha256(data.encode()).hexdigest() != data_digest:
                 self._say(place.seq, "its data was changed: it does not match its digest")
             self.links.append(place)
             previous, expected = digest, place.seq + 1
         self.last_seq = expected - 1
+        for seq in blank:
+            if not self.erased or seq == head:
+                self._say(seq, "its data was taken out, and the journal does not end with an entry that says so")
         self.digests = {place.seq: place.digest for place in self.links}
 
     def findings(self, head: int) -> list[Finding]:

@@ -149,6 +149,10 @@ class Runs:
             lambda: self._inner.prune(older_than=older_than, name=name, status=status, actor=actor)
         )
 
+    def erase(self, *ids: str, actor: str | None = None) -> int:
+        """Erases the data of ended runs for good; like `AsyncRuns.erase`."""
+        return self._portal.call(lambda: self._inner.erase(*ids, actor=actor))
+
     def cancel(self, id: str, *, actor: str | None = None) -> None:
         """Asks for a run to be cancelled."""
         self._portal.call(lambda: self._inner.cancel(id, actor=actor))

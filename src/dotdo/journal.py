@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from dotdo.errors import InvalidOperation
 from dotdo.records import ErrorRecord, Options, Outcome, Question, RunKind
 
 GENESIS = "0" * 64
@@ -341,6 +342,19 @@ class Ended(Data, frozen=True):
     continued_as: str | None = None
 
 
+class Erased(Data, frozen=True):
+    """The last entry of a run whose data was erased: all entries before it have an empty text for data, and keep the
+    digest of what that was. at: ms. With what the run's row must agree with."""
+
+    name: str
+    version: int
+    status: str
+    undo: str
+    at: int
+    actor: str | None = None
+    continued_as: str | None = None
+
+
 class Empty(Data, frozen=True):
     """No data: the kind says it all."""
 
@@ -399,6 +413,7 @@ KINDS: dict[str, type[Data]] = {
     "resolved": Resolved,
     "reopened": Reopened,
     "ended": Ended,
+    "erased": Erased,
 }
 
 _decoders = {kind: msgspec.json.Decoder(data) for kind, data in KINDS.items()}
@@ -406,5 +421,7 @@ encode_data = msgspec.json.Encoder().encode
 
 
 def read(entry: Entry) -> Any:
-    """The data of an entry as the record of its kind."""
+    """The data of an entry as the record of its kind. Raises InvalidOperation when it was erased."""
+    if not entry.data:
+        raise InvalidOperation(f"The data of entry {entry.seq} of the run {entry.run} was erased.")
     return _decoders[entry.kind].decode(entry.data)

@@ -17,7 +17,7 @@ import msgspec
 
 from dotdo.clock import SystemClock
 from dotdo.embedding import audit_key, engine_on, store_path
-from dotdo.engine import pruning
+from dotdo.engine import erasing, pruning
 from dotdo.errors import StoreUnusable
 from dotdo.journal import Blocked, anchor, encode_data, link
 from dotdo.policy import Retention
@@ -129,6 +129,20 @@ def prune(store: str | None, policy: Retention, actor: str | None) -> int:
     with closing(SqlStore(SQLiteDatabase(path))) as opened:
         key = audit_key(path, make=False)
         return asyncio.run(pruning.prune(pruning.Place(opened, SystemClock().now(), key, here, here), policy, actor))
+
+
+def erase(store: str | None, ids: list[str], actor: str | None) -> int:
+    """Erases the data of ended runs of a store that no engine holds; returns of how many. Raises StoreUnusable,
+    UnknownName, InvalidOperation."""
+    path = _path(store)
+    SQLiteDatabase(path, readonly=True).close()  # raises when there is no store
+
+    async def here(function: Callable[[], Any]) -> Any:
+        return function()
+
+    with closing(SqlStore(SQLiteDatabase(path))) as opened:
+        place = pruning.Place(opened, SystemClock().now(), audit_key(path, make=False), here, here)
+        return asyncio.run(erasing.erase(place, ids, actor))
 
 
 def restore(store: str | None, file: str, *, go_on: bool = False) -> Restored:

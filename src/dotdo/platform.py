@@ -62,6 +62,10 @@ class Platform(Protocol):
         """Deletes ended runs as the policy says; returns how many."""
         ...
 
+    async def erase(self, ids: list[str], actor: str | None) -> int:
+        """Erases the data of ended trees of runs; returns of how many runs."""
+        ...
+
     async def cancel(self, id: str, actor: str | None) -> None:
         """Asks for a run to be cancelled."""
         ...

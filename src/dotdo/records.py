@@ -4,6 +4,7 @@ A run is durable work under an id; its journal (journal.py) is the truth, and th
 """
 
 import hashlib
+import time
 from typing import Any, Literal
 
 import msgspec
@@ -16,6 +17,12 @@ ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 
 # What a person can answer to the question of a blocked run.
 Outcome = Literal["happened", "did_not_happen", "try_again"]
+
+
+def erased_text(at: int, by: str | None) -> str:
+    """That a run's data was erased, when (ms) and by whom, in words."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at / 1000))
+    return f"its data was erased on {when}" + (f" by {by}" if by else "")
 
 
 def keyed_run_id(name: str, key: str) -> str:
@@ -97,7 +104,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     blocked. `undo` says how much of what it had committed was taken back. `not_undone` lists effects that stay, as
     `step: effect`, with `(perhaps)` behind those of which nobody knows whether they happened. `progress` is what its
     service published last. `continues` and `continued_as` are the runs before and after it, when a service has
-    continued as new.
+    continued as new. `erased_at`, `erased_by`: when, and by whom, its data was erased; what it held is None then.
     """
 
     id: str
@@ -122,6 +129,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     continued_as: str | None = None
     created_at: int = 0
     ended_at: int | None = None
+    erased_at: int | None = None
+    erased_by: str | None = None
 
     @property
     def ended(self) -> bool:

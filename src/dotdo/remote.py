@@ -174,7 +174,8 @@ class RemotePlatform:
             headers = {"Prefer": "wait=0" if _rests(run) else f"wait={WAIT_SECONDS:g}"}
             entries = _entries(id, await self._get(f"/v1/runs/{id}/journal", {"after": seen}, headers))
             seen = entries[-1].seq if entries else seen
-            values = [msgspec.json.decode(entry.data)["value"] for entry in entries if entry.kind == "published"]
+            told = [entry.data for entry in entries if entry.kind == "published" and entry.data]
+            values = [msgspec.json.decode(data)["value"] for data in told]
             if values or _rests(run):
                 return Progress(values, seen, _rests(run))
 
@@ -199,6 +200,13 @@ class RemotePlatform:
         """Refused: whoever runs the server decides for how long runs are kept."""
         raise InvalidOperation(
             "Runs are deleted where the server runs: `dotdo db prune`, or a Retention of its own. Nothing was deleted."
+        )
+
+    async def erase(self, ids: list[str], actor: str | None) -> int:
+        """Refused: that is for whoever runs the server."""
+        raise InvalidOperation(
+            "The data of runs is erased where the server runs: `client.runs.erase(id)` there, or `dotdo runs erase ID` "
+            "while it is stopped. Nothing was erased."
         )
 
     async def send_event(self, id: str, name: str, value: bytes, key: str | None, actor: str | None) -> None:
@@ -391,7 +399,7 @@ def _entries(run: str, data: bytes) -> list[Entry]:
             one.generation,
             one.attempt,
             one.at,
-            bytes(one.data).decode(),
+            bytes(one.data).decode() if bytes(one.data) != b"null" else "",  # it was erased
             "",
             one.digest,
         )

@@ -25,6 +25,7 @@ from dotdo.journal import (
     EffectsDropped,
     Ended,
     Entry,
+    Erased,
     EventReceived,
     Fired,
     Published,
@@ -133,6 +134,9 @@ class Builder:
 
     def add(self, entry: Entry) -> StepItem | Moment | None:
         """Adds an entry."""
+        if not entry.data:
+            of = f" {step_name(entry.step)}" if entry.step else ""
+            return self._moment(entry, f"{entry.kind.replace('_', ' ')}{of} (erased)")
         return _ADD[entry.kind](self, entry, read(entry))
 
     # -- steps --------------------------------------------------------------------------------------------------------
@@ -326,6 +330,9 @@ class Builder:
     def _ended(self, entry: Entry, data: Ended) -> Moment:
         text = data.status if data.continued_as is None else f"continued as {data.continued_as}"
         return self._moment(entry, text, data.error)
+
+    def _erased(self, entry: Entry, data: Erased) -> Moment:
+        return self._moment(entry, f"all data was erased{_by(data.actor)}")
 
 
 def _shown(input: msgspec.Raw) -> Any:

@@ -52,6 +52,30 @@ def test_backup_beside_a_live_engine_and_restore(shop: Shell):
     assert shop.json("audit", "verify")["sound"]
 
 
+def test_erased_run_says_so_and_verifies(shop: Shell):
+    shop.ok("run", "greet@1", "name=Canary")
+    [run] = shop.json("runs", "ls")
+    wrong = shop.run("runs", "erase", "nothing")
+    assert (wrong.returncode, "There is no run 'nothing'" in wrong.stderr) == (2, True)
+    done = shop.run("runs", "erase", "latest")
+    assert (done.returncode, "The data of 1 run was erased." in done.stderr) == (0, True)
+    shown = shop.ok("runs", "show", run["id"])
+    assert "erased      its data was erased on " in shown
+    assert "(erased)" in shown
+    assert "Canary" not in shown
+    assert "input" not in shown
+    found = shop.json("runs", "show", run["id"])
+    assert found["run"]["erased_at"] is not None
+    assert [entry["data"] for entry in found["journal"][:-1]] == [None] * (len(found["journal"]) - 1)
+    assert shop.json("runs", "ls")[0]["status"] == "completed"
+    shop.ok("runs", "watch", run["id"], "--json")
+    refused = shop.run("runs", "undo", run["id"])
+    assert (refused.returncode, "there is nothing left to undo it from" in refused.stderr) == (2, True)
+    assert shop.json("audit", "verify")["sound"]
+    again = shop.run("runs", "erase", "latest")
+    assert "It was erased before" in again.stderr
+
+
 def test_prune_deletes_old_runs(shop: Shell):
     shop.ok("run", "greet@1", "name=Ada")
     wrong = shop.run("db", "prune", "--older-than", "soon")

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from dotdo.async_client import AsyncDo
+from dotdo.async_runs import nothing
 from dotdo.cli.loading import Application
 from dotdo.cli.output import clean, mark, print_json, say, say_error
 from dotdo.cli.settings import databases
@@ -128,12 +129,14 @@ async def _refresh(platform: Platform, id: str, status: "Status | None") -> None
 
 
 def report(run: Run, *, as_json: bool) -> int:
-    """Prints how a run ended and returns the exit code: 0 when it completed."""
+    """Prints how a run ended and returns the exit code: 0 when it completed. Raises InvalidOperation when its result
+    was erased."""
     if as_json:
         print_json(run)
     took = f" after {duration(run.ended_at - run.created_at)}" if run.ended_at is not None else ""
     if run.status == "completed":
         if not as_json:
+            nothing(run)
             print_json(run.result)
         say(f"{mark('✓', '+')} {run.name} completed{took}. More: dotdo runs show {run.id}")
         return 0

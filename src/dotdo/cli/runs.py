@@ -11,15 +11,17 @@ from typing import Any, TypeVar, cast
 import click
 import msgspec
 
+from dotdo import maintaining
 from dotdo.async_client import AsyncDo
 from dotdo.catalogue import Catalogue
 from dotdo.cli import Group
-from dotdo.cli.attending import UNDONE, report, wait_for_end, with_engine
+from dotdo.cli.attending import UNDONE, report, user, wait_for_end, with_engine
 from dotdo.cli.loading import Application, load_application
 from dotdo.cli.output import (
     Span,
     clock_time,
     json_option,
+    mark,
     print_json,
     print_json_line,
     print_lines,
@@ -265,6 +267,28 @@ def resolve(
     return steer(target, ask, tell, as_json=as_json, defines=answer is not None)
 
 
+@runs.command("erase", short_help="Erase the data of ended runs for good.")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@store_option
+@json_option
+def erase(ids: tuple[str, ...], store: str, as_json: bool) -> int:
+    """Erase the data of ended runs and their children for good. No engine may hold the store.
+
+    Inputs, results, errors, events, effects, progress, labels, keys and trails go, from the file, too. The runs stay,
+    and say that they were erased; `dotdo audit verify` accepts that. Beside a live engine, use client.runs.erase(...)
+    in the application.
+    """
+    reader = open_reader(store)
+    found = [find_run(reader, id).id for id in ids]
+    reader.close()
+    count = maintaining.erase(store, found, user())
+    if as_json:
+        print_json({"erased": count})
+    said = "The data of 1 run was" if count == 1 else f"The data of {count} runs was"
+    say(f"{mark('✓', '+')} {said} erased." if count else "It was erased before, and nothing of it is left.")
+    return 0
+
+
 def steer(
     target: dict[str, Any],
     ask: Callable[[AsyncDo, str], Awaitable[None]],
@@ -361,6 +385,6 @@ def entry_json(entry: Entry) -> dict[str, Any]:
     names = ("seq", "kind", "step", "generation", "attempt", "at")
     return {
         **{name: getattr(entry, name) for name in names},
-        "data": msgspec.Raw(masked(entry.data).encode()),
+        "data": msgspec.Raw(masked(entry.data).encode() or b"null"),  # erased
         "digest": entry.digest,
     }

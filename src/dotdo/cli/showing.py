@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from dotdo.cli.output import STATUS_STYLES, Span, clock_time, is_terminal, mark, one_line, status_span, until, width
 from dotdo.clock import duration
-from dotdo.records import ErrorRecord, Question, Run
+from dotdo.records import ErrorRecord, Question, Run, erased_text
 from dotdo.timeline import EffectItem, Moment, StepItem, Timeline, Try, step_name
 
 Line = Sequence[Span]
@@ -84,7 +84,7 @@ class View:
             "parent": run.parent,
             "continues": run.continues,
             "reopened": f"{run.generation} times" if run.generation > 1 else "once" if run.generation else None,
-            "input": one_line(self.timeline.input, self._limit),
+            "input": None if run.erased_at is not None else one_line(self.timeline.input, self._limit),
             "progress": one_line(run.progress, self._limit) if run.progress is not None else None,
         }
         lines += [_fact(label, value) for label, value in facts.items() if value]
@@ -93,14 +93,16 @@ class View:
     def _ending(self) -> list[Line]:
         run = self.run
         lines: list[Line] = []
+        if run.erased_at is not None:
+            lines += [[], _fact("erased", erased_text(run.erased_at, run.erased_by), "yellow")]
         if run.continued_as is not None:
             lines += [[], _fact("continued", f"as {run.continued_as}")]
-        elif run.status == "completed":
+        elif run.status == "completed" and run.erased_at is None:
             lines += [[], _fact("result", one_line(run.result, self._limit))]
         elif run.questions:
             for number, question in enumerate(run.questions, 1):
                 lines += self._question(question, number if len(run.questions) > 1 else None)
-        elif run.error is not None:
+        elif run.error is not None and run.erased_at is None:
             where = f"{run.error.action}: " if run.error.action else ""
             lines += [[], _fact("error", where + _error(run.error), BAD)]
             lines += self._traceback(run.error)
@@ -129,7 +131,7 @@ class View:
         run = self.run
         short = run.id if "." in run.id else run.id[:SHORT_ID]
         hints: list[tuple[str, str]] = []
-        if run.status in ("failed", "cancelled"):
+        if run.status in ("failed", "cancelled") and run.erased_at is None:
             hints.append((f"dotdo runs retry {short}", "open it again; completed steps keep their results"))
         elif run.status == "blocked":
             which = " --step NAME" if len(run.questions) > 1 else ""
@@ -152,7 +154,7 @@ class View:
         ]
         if run.continued_as is not None:
             hints.append((f"dotdo runs show {run.continued_as}", "the run that goes on for it"))
-        if not self.verbose:
+        if not self.verbose and run.erased_at is None:
             hints.append((f"dotdo runs show {short} -v", "with inputs, results and tracebacks"))
         size = max(len(command) for command, _ in hints) if hints else 0
         lines: list[Line] = [[]]

@@ -24,6 +24,7 @@ from dotdo.engine.answering import Answers, run_record
 from dotdo.engine.children import blocked_message, child_message
 from dotdo.engine.claiming import Claimer
 from dotdo.engine.committing import GroupCommit
+from dotdo.engine.erasing import take_up
 from dotdo.engine.forgetting import AppliedRows
 from dotdo.engine.guarding import broke
 from dotdo.engine.history import History
@@ -33,6 +34,7 @@ from dotdo.engine.outliving import Outliving
 from dotdo.engine.pinning import Pins
 from dotdo.engine.previewing import Previewer
 from dotdo.engine.process_pool import ProcessPool
+from dotdo.engine.pruning import Place
 from dotdo.engine.publishing import Readers
 from dotdo.engine.resources import open_resource
 from dotdo.engine.resuming import Suspects, load_runs
@@ -139,6 +141,7 @@ class Engine(Serving):
         )
         self.claimer = Claimer(self)
         self.sweeper = Sweeper(self)
+        self.spawn(take_up(Place(self.store, self.clock.now(), self.anchor_key, self.read, self.write)))
         if self.host is not None:
             self.host.open()
 

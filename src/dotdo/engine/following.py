@@ -467,6 +467,13 @@ class Follower(Serving):
             "give its client a retention."
         )
 
+    async def erase(self, ids: list[str], actor: str | None) -> int:
+        """Not from here: only the engine's process erases."""
+        raise InvalidOperation(
+            "Another process runs the engine of this store, and only that one erases runs: call erase() there. Nothing "
+            "was erased."
+        )
+
     async def definitions(self, kind: str) -> list[Definition]:
         """What can be called: what is defined here, and what the engine offers beside."""
         own = await super().definitions(kind)

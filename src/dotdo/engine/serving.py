@@ -10,6 +10,7 @@ from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
 from dotdo.engine import resolving
 from dotdo.engine.answering import Answers
+from dotdo.engine.erasing import erase
 from dotdo.engine.parking import waiting_for
 from dotdo.engine.previewing import Previewer
 from dotdo.engine.pruning import Place, prune
@@ -115,6 +116,10 @@ class Serving:
         """Deletes ended runs as the policy says; returns how many."""
         place = Place(self.store, self.clock.now(), self.anchor_key, self.read, self.write)
         return await prune(place, policy, actor)
+
+    async def erase(self, ids: list[str], actor: str | None) -> int:
+        """Erases the data of ended trees; returns of how many runs."""
+        return await erase(Place(self.store, self.clock.now(), self.anchor_key, self.read, self.write), ids, actor)
 
     async def news(self, id: str, after: int, seconds: float) -> list[Entry]:
         """A run's entries after a number, as soon as there are some; none when so many seconds have passed."""

@@ -88,6 +88,9 @@ class Sweeper:
             entries = (await engine.read(lambda run=run: engine.store.read_journals([run])))[run]
             if not entries:
                 continue  # another store's, or of a run that was deleted
+            if entries[-1].kind == "erased":
+                found += [row.key for row in its]
+                continue
             history = History()
             history.load(entries)
             found += [row.key for row in its if _has_ended(history, row)]

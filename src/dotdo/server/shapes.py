@@ -46,6 +46,8 @@ class RunShape(msgspec.Struct, frozen=True, kw_only=True):
     continued_as: str | None
     created_at: int
     ended_at: int | None
+    erased_at: int | None
+    erased_by: str | None
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -105,13 +107,15 @@ def run_shape(run: Run) -> RunShape:
         continued_as=run.continued_as,
         created_at=run.created_at,
         ended_at=run.ended_at,
+        erased_at=run.erased_at,
+        erased_by=run.erased_by,
     )
 
 
 def entry_shape(entry: Entry) -> EntryShape:
     """An entry as the API shows it, without tracebacks."""
-    data: dict[str, Any] = msgspec.json.decode(entry.data)
-    error = data.get("error")
+    data: dict[str, Any] | None = msgspec.json.decode(entry.data) if entry.data else None  # it was erased
+    error = data.get("error") if data is not None else None
     if isinstance(error, dict):
         cast("dict[str, Any]", error).pop("traceback", None)
     return EntryShape(entry.seq, entry.kind, entry.step, entry.generation, entry.attempt, entry.at, data, entry.digest)

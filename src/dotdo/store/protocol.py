@@ -129,6 +129,24 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     version: int
 
 
+class Erasable(msgspec.Struct, frozen=True):
+    """An ended run whose data is to be erased, with the head of its journal."""
+
+    id: str
+    name: str
+    version: int
+    status: str
+    undo: str
+    generation: int
+    seq: int
+    at: int
+    digest: str
+    continued_as: str | None
+
+
+# Makes the last entry of a run, and its anchor.
+Sign = Callable[[Erasable], tuple[Entry, str]]
+
 # One journal entry as the audit sees it: run, kind, header, data, data_digest, digest.
 Link = tuple[str, str, str, str, str, str]
 
@@ -191,6 +209,19 @@ class Store(Protocol):
 
     def delete_leftovers(self, limit: int) -> bool:
         """Clears about so many journal entries of deleted runs; returns whether there may be more."""
+        ...
+
+    def begin_erasing(self, roots: list[str], sign: Sign) -> int:
+        """From here on the data of these ended trees is gone for good; returns how many runs that are. Raises
+        UnknownName, InvalidOperation."""
+        ...
+
+    def erase_some(self, entries: int, parts: int) -> bool:
+        """Erases about so many entries and parts of large values; returns whether there may be more."""
+        ...
+
+    def end_erasing(self) -> None:
+        """Sees to it that nothing of what was erased is left in the file."""
         ...
 
     def save_api_key(self, key: ApiKey) -> None:
@@ -298,6 +329,10 @@ class Store(Protocol):
         self, before: int, name: str | None, status: str | None, after: tuple[int, str], limit: int
     ) -> tuple[list[str], tuple[int, str] | None]:
         """Of the next runs by age: roots of trees that may be deleted, and where to go on."""
+        ...
+
+    def is_erasing(self) -> bool:
+        """Whether there are runs whose data is not wholly gone."""
         ...
 
     def leftover_runs(self) -> set[str]:

@@ -11,10 +11,11 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from dotdo.errors import FenceLost, InputError, InvalidOperation, UnknownName
-from dotdo.journal import Blocked, Ended, Entry, EventReceived, Published
+from dotdo.journal import Blocked, Ended, Entry, Erased, EventReceived, Published
 from dotdo.keys import ApiKey
-from dotdo.records import ENDED, Run, RunFilter, WaitingFor
+from dotdo.records import ENDED, ErrorRecord, Run, RunFilter, WaitingFor, erased_text
 from dotdo.store.blobs import Blobs, is_elsewhere
+from dotdo.store.erasing import Erasing
 from dotdo.store.migrate import Migratable, migrate
 from dotdo.store.protocol import ALL, CRASHED, UNSETTLED, Claim, Filed, Head, Link, Message, Write
 from dotdo.store.queries import load_queries
@@ -23,11 +24,13 @@ from dotdo.store.retaining import Retaining
 _encode = msgspec.json.Encoder().encode
 _ended = msgspec.json.Decoder(Ended)
 _blocked = msgspec.json.Decoder(Blocked)
+_erased = msgspec.json.Decoder(Erased)
 _event = msgspec.json.Decoder(EventReceived)
 _published = msgspec.json.Decoder(Published)
 _waiting = msgspec.json.Decoder(WaitingFor)
 
 _DATA = 7  # where an entry's data is in its row
+_HEAD_KIND = -4  # where a run's row has the kind of its last entry
 SOON = 60_000  # ms; the engine looks for missing definitions no less often
 NEVER = 1 << 62  # a lease without an end, for the only engine of a file
 
@@ -42,6 +45,7 @@ class Database(Migratable, Protocol):
     def snapshot(self) -> AbstractContextManager[Callable[[str, dict[str, Any]], Iterator[Any]]]: ...
     def settle_log(self) -> None: ...
     def take_turns(self, wanted: bool) -> None: ...
+    def rewrite(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -50,7 +54,7 @@ def rows(items: list[Any]) -> str:
     return _encode(items).decode()
 
 
-class SqlStore(Retaining):
+class SqlStore(Retaining, Erasing):
     """A store on a SQL database."""
 
     def __init__(self, database: Database) -> None:
@@ -64,6 +68,7 @@ class SqlStore(Retaining):
             database.close()
             raise
         self._blobs = Blobs(self._sql["read_blob"], database.read)
+        self._whole = self._blobs.whole
 
     # -- writes -------------------------------------------------------------------------------------------------------
 
@@ -163,6 +168,8 @@ class SqlStore(Retaining):
             status, undo, _, owner, _ = cast("tuple[str, str, str, str | None, int]", state[0])
         if message.kind == "event" and status in ENDED and self._was_taken(message):
             return owner  # sent again, after the run that took it has ended: it is the same one event
+        if message.kind in ("retry", "undo") and status in ENDED:
+            self._refuse_erased(message.run, message.kind)
         _check_allowed(message, status, undo)
         reopens = message.kind in ("retry", "undo") or (message.kind == "cancel" and status == "blocked")
         if message.kind == "resolve":
@@ -175,6 +182,10 @@ class SqlStore(Retaining):
         elif message.kind != "event" or status != "pending":  # an event does not start a delayed run early
             self._db.write(self._sql["wake_run"], {"run": message.run, "now": message.at})
         return owner
+
+    def _refuse_erased(self, run: str, kind: str) -> None:
+        if self._db.write(self._sql["get_run"], {"run": run})[0][_HEAD_KIND] == "erased":
+            raise InvalidOperation(f"The data of the run {run} was erased; there is nothing left to {kind} it from.")
 
     def file(self, requests: Sequence[Filed | Message]) -> list[str | InputError | None]:
         """Leaves the requests of a client of an engine in another process."""
@@ -213,7 +224,7 @@ class SqlStore(Retaining):
         if message.sender is None:
             return False
         taken = self._db.write(self._sql["taken_events"], {"run": message.run})
-        events = (_event.decode(self._blobs.whole(message.run, data)) for (data,) in taken)
+        events = (_event.decode(self._blobs.whole(message.run, data)) for (data,) in taken if data)
         return any(event.sender == message.sender for event in events)
 
     def save_definitions(self, id: str, newest: dict[str, int], now: int) -> None:
@@ -351,7 +362,7 @@ class SqlStore(Retaining):
     def read_published(self, run: str, after: int) -> list[tuple[int, Any]]:
         """What a run has published after an entry's number."""
         found = self._db.read(self._sql["read_published"], {"run": run, "after": after})
-        return [(seq, _progress(data)) for seq, data in found]
+        return [(seq, _progress(data)) for seq, data in found if data]
 
     def read_inbox(self, runs: list[str]) -> dict[str, list[Message]]:
         """Messages not yet taken, by run, in order of arrival."""
@@ -432,13 +443,17 @@ def _run(row: tuple[Any, ...], blobs: Blobs | None = None) -> Run:
     waiting_for, _, _, _, _, _, _, _, created_at, ended_at, head_kind, head, progress, continues = row[15:]
     if is_elsewhere(head):
         head_kind, head = (head_kind, blobs.whole(id, head)) if blobs else ("", "")
-    result, error, not_undone, continued_as = None, None, list[str](), None
+    result, error, not_undone, continued_as, erased = None, None, list[str](), None, None
     waits = _waiting.decode(waiting_for) if waiting_for else None
     if head_kind == "ended":
         ended = _ended.decode(head)
         if status in ENDED:
             result, error, not_undone = msgspec.json.decode(ended.result), ended.error, ended.not_undone
             continued_as = ended.continued_as
+    elif head_kind == "erased":
+        erased = _erased.decode(head)
+        continued_as = erased.continued_as
+        error = None if status == "completed" else ErrorRecord("Erased", erased_text(erased.at, erased.actor))
     elif head_kind == "blocked" and status == "blocked":
         blocked = _blocked.decode(head)
         error = blocked.error
@@ -466,4 +481,6 @@ def _run(row: tuple[Any, ...], blobs: Blobs | None = None) -> Run:
         continued_as=continued_as,
         created_at=created_at,
         ended_at=ended_at,
+        erased_at=erased.at if erased else None,
+        erased_by=erased.actor if erased else None,
     )

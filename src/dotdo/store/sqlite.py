@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,22 @@ class SQLiteDatabase:
         """Writes a whole and compact copy of one moment to a new file, also while others write."""
         with self._errors("copy"):
             self.reader.execute("vacuum into ?", (path,))
+
+    def rewrite(self) -> None:
+        """Writes the file anew, so that nothing deleted is left in it or its log. As long as that takes, nobody writes.
+        Raises StoreUnavailable, also while somebody reads an old moment; what is deleted stays so."""
+        with self._errors("be written anew"):
+            with self._turns.queue() if self._turns is not None else nullcontext():
+                self.writer.execute("vacuum")
+            end = time.monotonic() + BUSY_TIMEOUT / 1000
+            while not self._checkpoint_with(self.writer, apsw.SQLITE_CHECKPOINT_TRUNCATE):
+                if time.monotonic() >= end:
+                    raise StoreUnavailable(
+                        f"The store {self.where} still has an old moment of itself, because somebody reads that (a "
+                        "backup, an audit). What was erased is gone from all queries, and goes from the file when this "
+                        "is asked for again."
+                    )
+                time.sleep(BUSY_PAUSE * 20)
 
     def close(self) -> None:
         """Checkpoints, closes and gives the lock back."""

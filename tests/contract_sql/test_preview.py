@@ -10,7 +10,6 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from dotdo import Action, AsyncContext, Context, Do, Fail, Preview, action, service
@@ -413,28 +412,17 @@ def test_second_database_ends_the_preview(tmp_path: Path, postgres_url: str):
     workshop.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_engine_that_commits_each_statement_by_itself_commits_none_in_a_preview(
-    tmp_path: Path, database: Database, kind: Callable[[Workshop], Action[..., Any]]
-):
+def test_driver_that_commits_each_statement_by_itself_ends_the_preview(tmp_path: Path, postgres_url: str):
+    database = PostgresDatabase(postgres_url)
     url = database.url.replace("postgresql:", "postgresql+psycopg:")
-    sync = kind in (by_connection, by_session)
-    if sync:
-        given: Any = create_engine(url, isolation_level="AUTOCOMMIT")
-    else:
-        given = create_async_engine(url.replace("sqlite:", "sqlite+aiosqlite:"), isolation_level="AUTOCOMMIT")
-    workshop = Workshop(tmp_path, sql=given)
-    note = kind(workshop)
-    preview = workshop.open().preview(note, note="committed?")
-    if isinstance(database, PostgresDatabase):
-        assert preview.status == "incomplete", str(preview)
-        assert "AUTOCOMMIT" in notes_of(preview)
-    else:
-        assert preview.result == 1  # SQLite's transaction was begun by a statement of its own
+    engine = create_engine(url, connect_args={"autocommit": True})  # nothing of the engine tells
+    workshop = Workshop(tmp_path, sql=engine)
+    preview = workshop.open().preview(by_connection(workshop), note="committed?")
+    assert preview.status == "incomplete", str(preview)
+    assert "AUTOCOMMIT" in notes_of(preview)
     assert database.notes() == []
     workshop.close()
-    if sync:
-        given.dispose()
+    engine.dispose()
 
 
 def test_engine_that_was_given_is_used_with_its_settings(tmp_path: Path):

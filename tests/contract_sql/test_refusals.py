@@ -254,6 +254,19 @@ def test_unusable_databases_are_refused_at_the_start(tmp_path: Path):
         pass
 
 
+def test_engine_that_commits_each_statement_by_itself_is_refused(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'app.db'}"
+    asynchronous = f"sqlite+aiosqlite:///{tmp_path / 'app.db'}"
+    for engine in (
+        create_engine(url, isolation_level="AUTOCOMMIT"),
+        create_engine(url).execution_options(isolation_level="AUTOCOMMIT"),
+        create_async_engine(asynchronous, isolation_level="AUTOCOMMIT"),
+        create_engine("postgresql+psycopg://nobody@127.0.0.1:9/none", isolation_level="AUTOCOMMIT"),
+    ):
+        with pytest.raises(DefinitionError, match="commits each statement by itself"):
+            Do(f"sqlite:///{tmp_path / 'dotdo.db'}", sql=engine).__enter__()
+
+
 def test_failing_client_says_it_in_time(workshop: Workshop, database: Database):
     """A table that is missing is the handler's failure, like any other."""
 

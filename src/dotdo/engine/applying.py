@@ -191,6 +191,7 @@ class Databases:
         if name in self._own and self._sync[name].dialect.driver in ("psycopg", "psycopg2"):
             self._asking[name] = create_engine(_sync_url(url), poolclass=NullPool, connect_args=ASKING)
         for engine in (self._sync[name], *([self._async[name].sync_engine] if name in self._async else [])):
+            _refuse_autocommit(name, engine)
             _prepare_engine(engine, lasting=self._lasting)
 
     def files(self) -> set[str]:
@@ -264,6 +265,17 @@ def _async_url(url: URL) -> URL:
         "postgresql+psycopg2": "postgresql+psycopg",
     }
     return url.set(drivername=drivers.get(url.drivername, url.drivername))
+
+
+def _refuse_autocommit(name: str, engine: Engine) -> None:
+    # Such an engine commits each statement by itself: nothing of an attempt that fails could be rolled back.
+    chosen = engine.get_execution_options().get("isolation_level")
+    made = getattr(engine.dialect, "_on_connect_isolation_level", None)  # create_engine(isolation_level=...)
+    if "AUTOCOMMIT" in (str(chosen).upper(), str(made).upper()):
+        raise DefinitionError(
+            f"The engine given for the database {name!r} commits each statement by itself (AUTOCOMMIT), so an attempt "
+            "would have no transaction. Give an engine without that."
+        )
 
 
 def _prepare_engine(engine: Engine, *, lasting: bool) -> None:

@@ -91,6 +91,23 @@ def test_service_with_event_progress_journal_and_listing(client: Do):
         handle.send_event("answer", "late")
 
 
+def test_erased_run_says_so_over_http(server: Running, client: Do):
+    handle = client.start(approval, name="Ada")
+    handle.send_event("answer", {"ok": True})
+    handle.result(timeout=20)
+    with pytest.raises(InvalidOperation, match="erased where the server runs"):
+        client.runs.erase(handle.id)
+    assert server.call(server.client.runs.erase(handle.id, actor="ada")) >= 1
+    run = client.runs.get(handle.id)
+    assert (run.status, run.result, run.progress, run.erased_by) == ("completed", None, None, "ada")
+    assert {entry.data for entry in handle.journal()[:-1]} == {""}
+    assert list(handle.progress()) == []
+    with pytest.raises(InvalidOperation, match="there is no result to give"):
+        handle.result(timeout=20)
+    with pytest.raises(InvalidOperation, match="nothing left to undo it from"):
+        client.runs.undo(handle.id)
+
+
 def test_pages_of_runs_are_read_through(client: Do):
     ids = [client.action.execute(name="greet-user", params={"name": f"N{n}"}).id for n in range(5)]
     assert [run.id for run in client.runs.list(name="greet-user", limit=3)] == ids[:-4:-1]

@@ -174,7 +174,7 @@ _SIZED = frozenset((str, bytes, list, tuple, dict))
 def is_heavy(value: Any) -> bool:
     """Whether turning a value into JSON is worth a thread: a guess by its sizes, one level deep."""
     # Asked for every input and output, so without calls of its own for each part.
-    kind: Any = type(value)
+    kind = cast("type[object]", type(value))
     if kind not in _SIZED:
         return False
     if len(value) > HEAVY:

@@ -20,6 +20,7 @@ PATIENCE = 30.0
 APPLICATION = '''
 """An application with something of everything."""
 import asyncio
+import threading
 import datetime as dt
 import enum
 from dotdo import Context, EffectCall, Fail, Retry, action, effect, service, wait_for_event

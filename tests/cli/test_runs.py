@@ -244,8 +244,13 @@ def test_undo_takes_a_completed_run_back(history: Shell):
 
 
 REGISTERS = """
+together = threading.Barrier(2)
+
+
 @effect("post.registered", retry=1)
 def registered(call: EffectCall, to: str) -> str:
+    if to != "Ada":
+        together.wait(20)  # both letters are under way before either is lost
     raise ConnectionError("the line went dead")
 
 
@@ -295,17 +300,18 @@ def test_question_is_shown_and_resolved(post_office: Shell):
 
 def test_several_questions_are_resolved_one_by_one(post_office: Shell):
     shop = post_office
-    shop.run("run", "registers", 'names:=["Ada", "Ben"]')
+    shop.run("run", "registers", 'names:=["Ben", "Cleo"]')
     [run] = shop.json("runs", "ls")
-    first, second = run["waiting_for"]["questions"]
-    assert {first["input"]["to"], second["input"]["to"]} == {"Ada", "Ben"}
-    several = shop.run("runs", "resolve", "latest", "--happened", "--answer", '"R1"')
-    assert several.returncode == 2
-    assert first["key"] in several.stderr
+    first, *others = run["waiting_for"]["questions"]
+    if others:  # else the other letter was cut off as the first one was asked about: it is asked about next
+        several = shop.run("runs", "resolve", "latest", "--happened", "--answer", '"R1"')
+        assert several.returncode == 2
+        assert first["key"] in several.stderr
     done = shop.run("runs", "resolve", "latest", "--key", first["key"], "--happened", "--answer", '"R1"')
     assert done.returncode == 1
     [left] = shop.json("runs", "show", "latest")["run"]["waiting_for"]["questions"]
-    assert left == second
+    assert {first["input"]["to"], left["input"]["to"]} == {"Ben", "Cleo"}
+    assert left["key"] != first["key"]
     done = shop.run("runs", "resolve", "latest", "--happened", "--answer", '"R2"')
     assert done.returncode == 0, done.stderr
     assert sorted(json.loads(done.stdout)) == ["R1", "R2"]

@@ -3,6 +3,7 @@
 A run is durable work under an id; its journal (journal.py) is the truth, and these records are what callers see of it.
 """
 
+import base64
 import hashlib
 import time
 from typing import Any, Literal
@@ -23,6 +24,17 @@ def erased_text(at: int, by: str | None) -> str:
     """That a run's data was erased, when (ms) and by whom, in words."""
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at / 1000))
     return f"its data was erased on {when}" + (f" by {by}" if by else "")
+
+
+def cursor_of(created_at: int, id: str) -> str:
+    """The cursor of the page of runs that comes after this one."""
+    return base64.urlsafe_b64encode(msgspec.json.encode((created_at, id))).decode().rstrip("=")
+
+
+def place_of(cursor: str) -> tuple[int, str]:
+    """What `cursor_of` was made of. Raises ValueError or MsgspecError for any other text."""
+    padded = cursor + "=" * (-len(cursor) % 4)
+    return msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=tuple[int, str])
 
 
 def keyed_run_id(name: str, key: str) -> str:
@@ -136,6 +148,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     def ended(self) -> bool:
         """Whether this generation has come to its end."""
         return self.status in ENDED
+
+    @property
+    def rests(self) -> bool:
+        """Whether it has ended, or is blocked: nothing happens to it by itself."""
+        return self.ended or self.status == "blocked"
 
     @property
     def questions(self) -> list[Question]:

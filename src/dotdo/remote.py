@@ -8,8 +8,7 @@ import asyncio
 import random
 import uuid
 from collections.abc import Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,12 +27,10 @@ from dotdo.errors import (
 from dotdo.journal import Entry
 from dotdo.policy import Retention
 from dotdo.preview import Preview
-from dotdo.records import Definition, Options, Outcome, Progress, Run, RunFilter, RunKind, keyed_run_id
+from dotdo.records import Definition, Options, Outcome, Progress, Run, RunFilter, RunKind, cursor_of, keyed_run_id
 
 if TYPE_CHECKING:
     import httpx2
-
-T = TypeVar("T")
 
 WAIT_SECONDS = 30.0  # for how long one request waits for a run's end, before it asks again
 TRIES = 5
@@ -109,7 +106,7 @@ class RemotePlatform:
     async def execute(self, kind: RunKind, name: str, params: Mapping[str, Any] | bytes, options: Options) -> Run:
         """Accepts a run and waits until it has ended or is blocked."""
         run = await self._start(kind, name, params, options, WAIT_SECONDS)
-        return run if _rests(run) else await self.result(run.id)
+        return run if run.rests else await self.result(run.id)
 
     async def preview(
         self,
@@ -129,7 +126,7 @@ class RemotePlatform:
         while True:
             data = await self._get(f"/v1/runs/{id}", headers={"Prefer": f"wait={WAIT_SECONDS:g}"})
             run = _run(data)
-            if _rests(run):
+            if run.rests:
                 return run
 
     async def get(self, id: str) -> Run:
@@ -171,13 +168,13 @@ class RemotePlatform:
         seen = after
         while True:
             run = await self.get(id)
-            headers = {"Prefer": "wait=0" if _rests(run) else f"wait={WAIT_SECONDS:g}"}
+            headers = {"Prefer": "wait=0" if run.rests else f"wait={WAIT_SECONDS:g}"}
             entries = _entries(id, await self._get(f"/v1/runs/{id}/journal", {"after": seen}, headers))
             seen = entries[-1].seq if entries else seen
             told = [entry.data for entry in entries if entry.kind == "published" and entry.data]
             values = [msgspec.json.decode(data)["value"] for data in told]
-            if values or _rests(run):
-                return Progress(values, seen, _rests(run))
+            if values or run.rests:
+                return Progress(values, seen, run.rests)
 
     async def cancel(self, id: str, actor: str | None) -> None:
         """Asks for a run to be cancelled. The actor is the key's owner."""
@@ -222,11 +219,6 @@ class RemotePlatform:
         """Closes the connections; runs go on."""
         self._closed = True
         await self._http.aclose()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -385,10 +377,6 @@ def _as_ours(run: Run) -> Run:
     return msgspec.structs.replace(run, key=None) if (run.key or "").startswith(AUTO_KEY) else run
 
 
-def _rests(run: Run) -> bool:
-    return run.ended or run.status == "blocked"
-
-
 def _entries(run: str, data: bytes) -> list[Entry]:
     return [
         Entry(
@@ -405,10 +393,3 @@ def _entries(run: str, data: bytes) -> list[Entry]:
         )
         for one in msgspec.json.decode(data, type=_Journal).entries
     ]
-
-
-def cursor_of(created_at: int, id: str) -> str:
-    """The cursor of the page after a run."""
-    import base64
-
-    return base64.urlsafe_b64encode(msgspec.json.encode((created_at, id))).decode().rstrip("=")

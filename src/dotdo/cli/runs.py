@@ -158,7 +158,7 @@ def follow(opened: Store, run: Run, wait: float | None, *, as_json: bool) -> int
         for entry in opened.read_journal(run.id, seen):
             seen = entry.seq
             _print_entry(run, builder, entry, as_json=as_json)
-        if run.ended or run.status == "blocked":
+        if run.rests:
             break
         if end is not None and time.monotonic() >= end:
             error = StillRunning(f"The run {run.id} had not ended after {wait:g} s.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dotdo.effect import Effect, EffectCall
 from dotdo.engine.secrets import arguments_of, plain_input
+from dotdo.engine.threads import Threads
 from dotdo.errors import AttemptTimedOut
 
 if TYPE_CHECKING:
@@ -33,12 +34,19 @@ async def run_function(
 ) -> Any:
     """Runs an effect's lookup or undo: the call record first, then those of answer and input that it takes."""
     offered = {**more, "input": plain_input(run, effect.schema, input)}
+    return await run_companion(run.engine.threads, function, call, effect.timeout, offered)
+
+
+async def run_companion(
+    threads: Threads, function: Any, call: EffectCall, timeout: float | None, offered: dict[str, Any]
+) -> Any:
+    """Runs what goes with an effect: the call record first, then those of what is offered that it takes."""
     names = list(inspect.signature(function).parameters)
     arguments = {name: offered[name] for name in names[1:] if name in offered}
-    async with asyncio.timeout(effect.timeout):
+    async with asyncio.timeout(timeout):
         if inspect.iscoroutinefunction(function):
             return await function(call, **arguments)
-        return await run.engine.threads.run(lambda: function(call, **arguments))
+        return await threads.run(lambda: function(call, **arguments))
 
 
 def answer_of(run: "LiveRun", effect: Effect[..., Any], answer: Any) -> tuple[bytes, Any]:

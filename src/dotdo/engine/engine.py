@@ -370,7 +370,7 @@ class Engine(Serving):
                 record = await self.read(lambda: self.store.get_run(id))
                 if record is None:
                     self.answers.fail(id, error)
-                elif record.ended or record.status == "blocked":
+                elif record.rests:
                     self.answers.give(id, record)
                 elif record.status == "pending":
                     self.claimer.hint()  # it is nobody's until its time has come

@@ -403,7 +403,7 @@ class Follower(Serving):
                         raise UnknownName(f"There is no run {id!r}.")
                     if record.status == "blocked":
                         record = await self.read(lambda: still_blocked(self.store, id))
-                    if record is not None and (record.ended or record.status == "blocked"):
+                    if record is not None and record.rests:
                         return record
                     await told.wait()
                     told.clear()

@@ -6,7 +6,6 @@ preview there.
 """
 
 import asyncio
-import inspect
 from collections.abc import Callable
 from contextvars import Context as VariableContext
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -19,6 +18,8 @@ from dotdo.action import Action
 from dotdo.context import AsyncContext, CompletionStatement, Context, Style, current
 from dotdo.effect import Effect, EffectCall, Staged, StandIn
 from dotdo.engine.attempting import Attempt, effect_key
+from dotdo.engine.calling import run_companion
+from dotdo.engine.cancelling import is_cancelled
 from dotdo.engine.failing import Block, error_record, message_of
 from dotdo.engine.rehearsing import Rehearsal
 from dotdo.engine.secrets import arguments_of, plain_input
@@ -121,13 +122,8 @@ class PreviewAttempt(Attempt):
             resources=resources,
             secrets=self.secret,
         )
-        takes_input = len(inspect.signature(function).parameters) > 1
-        arguments = {"input": plain_input(self.rehearsal.keeper, effect.schema, input)} if takes_input else {}
-        async with asyncio.timeout(effect.timeout):
-            if inspect.iscoroutinefunction(function):
-                found = await function(call, **arguments)
-            else:
-                found = await self.rehearsal.previewer.threads.run(lambda: function(call, **arguments))
+        offered = {"input": plain_input(self.rehearsal.keeper, effect.schema, input)}
+        found = await run_companion(self.rehearsal.previewer.threads, function, call, effect.timeout, offered)
         return found if isinstance(found, StandIn) else StandIn(answer=found)
 
     def found(
@@ -215,7 +211,7 @@ async def _once(
         data = await _Handler(rehearsal, attempt, action).run(input, timeout or action.timeout)
     except BaseException as error:  # whatever a handler raises is its failure
         _take_statements(rehearsal, kept=False)
-        out_of_time = isinstance(error, asyncio.CancelledError) and _is_cancelled()
+        out_of_time = isinstance(error, asyncio.CancelledError) and is_cancelled()
         ends = error if out_of_time else attempt.block or _ends_the_preview(rehearsal, id, error)
         if ends is not None:
             rehearsal.step_at(*place, "incomplete", **given)
@@ -241,7 +237,7 @@ async def _show_staged(attempt: PreviewAttempt, effect: Effect[..., Any], staged
         try:
             shown = await attempt.shown(effect, staged.key, bytes(staged.input))
         except BaseException as error:  # a rendering that fails takes nothing from what would be sent
-            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
             attempt.rehearsal.note(
                 f"How {effect.name} would look is not known: its preview= raised {type(error).__name__}: "
@@ -276,11 +272,6 @@ def _ends_the_preview(rehearsal: Rehearsal, step: str, error: BaseException) -> 
             "no transaction", f"Its transaction was lost: {message_of(error) or type(error).__name__}", step=step
         )
     return None
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 class _Handler:

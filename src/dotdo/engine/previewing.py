@@ -14,6 +14,7 @@ from dotdo import codec
 from dotdo.action import Action
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
+from dotdo.engine.cancelling import whatever_happens
 from dotdo.engine.failing import Block
 from dotdo.engine.preview_services import Ending, preview_run
 from dotdo.engine.rehearsing import Rehearsal
@@ -119,7 +120,7 @@ class Previewer:
                     ending = await preview_run(rehearsal, definition, input)
             finally:
                 rehearsal.limit = None  # it can be set no more
-                await _whatever_happens(self.loop.create_task(rehearsal.close()))
+                await whatever_happens(self.loop.create_task(rehearsal.close()), is_commit=False)
         except Block as block:
             rehearsal.note(block.message, block.step)
             if limit.expired():  # what it was ended for, while its handler refuses to
@@ -183,16 +184,3 @@ class Previewer:
     def keep(self, refusing: Any) -> None:
         """Tasks of a service that refused to end: kept, so that the garbage collector cannot run them."""
         self._kept += refusing
-
-
-async def _whatever_happens(work: "asyncio.Task[None]") -> None:
-    """Waits for the rollback, also when the preview is cancelled meanwhile."""
-    cancelled: asyncio.CancelledError | None = None
-    while not work.done():
-        try:
-            await asyncio.wait([work])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    work.result()
-    if cancelled is not None:
-        raise cancelled

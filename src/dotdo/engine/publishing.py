@@ -82,7 +82,7 @@ class Readers:
                 # The row first: that of an ended run then has its whole journal.
                 record = await engine.get(run)
                 found = await engine.read(lambda: engine.store.read_published(run, after))
-                ended = record.ended or record.status == "blocked"
+                ended = record.rests
                 if found or ended:
                     return Progress(
                         [value for _, value in found], found[-1][0] if found else after, ended, record.continued_as

@@ -16,6 +16,7 @@ from dotdo.codec import is_heavy
 from dotdo.context import AsyncContext, Context, current
 from dotdo.engine import requesting
 from dotdo.engine.attempting import Attempt
+from dotdo.engine.cancelling import is_cancelled, uncancel, whatever_happens
 from dotdo.engine.delivering import deliver
 from dotdo.engine.failing import Block, error_record
 from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
@@ -172,10 +173,10 @@ class StepRun:
         run, settled = self.run, attempt.in_doubt
         found = await self._settle_doubt(attempt)
         if found is not None:
-            _uncancel()  # too late
+            uncancel()  # too late
             tell_of_difference(run, attempt, found, error, returned)
             self._committed(found, attempt.number)
-        elif attempt.block is not None or run.over or _is_cancelled():
+        elif attempt.block is not None or run.over or is_cancelled():
             if settled and not run.over:
                 run.append("lost", Empty(), self.id, attempt.number)  # its number is void, and taken for ever
             if attempt.block is not None:
@@ -240,16 +241,16 @@ class StepRun:
             attempt.begin_commit()
             if is_heavy(result):
                 work = partial(self._completion, action, attempt, started, result)
-                completion = await _whatever_happens(self.run.engine.committer.apart(work))
+                completion = await whatever_happens(self.run.engine.committer.apart(work))
             else:
                 completion = self._completion(action, attempt, started, result)
             if attempt.work is not None:
                 commit = attempt.work.commit_async(self._applied(attempt), completion)
-                await _whatever_happens(asyncio.ensure_future(commit))
+                await whatever_happens(asyncio.ensure_future(commit))
             return completion
         except BaseException:
             if attempt.work is not None:
-                await _whatever_happens(asyncio.ensure_future(attempt.work.rollback_async()), is_commit=False)
+                await whatever_happens(asyncio.ensure_future(attempt.work.rollback_async()), is_commit=False)
             raise
         finally:
             current.reset(token)
@@ -304,13 +305,13 @@ class StepRun:
             if not limit.expired():
                 raise  # the handler's own
             if not attempt.end("timed out"):
-                return await _whatever_happens(future)
+                return await whatever_happens(future)
             # A thread cannot be killed: its context is dead now, and the retry waits until its SQL is rolled back.
             await outlive(self.run, future, attempt)
             raise AttemptTimedOut(f"The attempt did not end within {timeout} s.") from None
         except asyncio.CancelledError:
             if not attempt.end("was cancelled"):
-                return await _whatever_happens(future)
+                return await whatever_happens(future)
             await outlive(self.run, future, attempt)
             raise
 
@@ -327,7 +328,7 @@ class StepRun:
         data = await run_in_process(self.run.engine.processes, action, attempt, self.input, timeout)
         attempt.begin_commit()
         load = partial(action.schema.load, data)
-        loaded = load() if len(data) <= LARGE else await _whatever_happens(self.run.engine.committer.apart(load))
+        loaded = load() if len(data) <= LARGE else await whatever_happens(self.run.engine.committer.apart(load))
         return self._completed(action, attempt, started, data, loaded)
 
     def _completion(self, action: Action[..., Any], attempt: Attempt, started: int, result: Any) -> Completion:
@@ -426,38 +427,7 @@ class StepRun:
         if cancelled is not None:
             if record.state == OPEN:
                 raise cancelled
-            _uncancel()
-
-
-async def _whatever_happens(work: "asyncio.Future[T]", *, is_commit: bool = True) -> T:
-    """Waits for a commit or rollback that has begun; the connection is in its hands until it ends.
-
-    A cancellation meanwhile comes too late for a commit, so it does not count; after a rollback it does.
-    """
-    cancelled: asyncio.CancelledError | None = None
-    while not work.done():
-        try:
-            await asyncio.wait([work])
-        except asyncio.CancelledError as error:
-            if is_commit:
-                _uncancel()
-            else:
-                cancelled = error
-    if cancelled is not None and work.exception() is None:
-        raise cancelled
-    return work.result()
-
-
-def _uncancel() -> None:
-    task = asyncio.current_task()
-    if task is not None:
-        task.uncancel()
-
-
-def _is_cancelled() -> bool:
-    """Whether the step itself is being cancelled; a handler may also raise CancelledError of its own accord."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+            uncancel()
 
 
 def step_context() -> VariableContext:

@@ -136,10 +136,9 @@ def _problem(error: Exception, request_id: str) -> Response:
     if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
         return answer(Refused(error.status_code, code, error.detail, headers=error.headers), request_id)
-    if isinstance(error, DotdoError):
-        refused = refused_by(error)
-        if refused.status < 500 or refused.status == 503:
-            return answer(refused, request_id)
+    refused = refused_by(error) if isinstance(error, DotdoError) else None
+    if refused is not None:
+        return answer(refused, request_id)
     log.error("request %s failed", request_id, exc_info=error)
     return answer(
         Refused(500, "internal_error", f"The server failed. Its log says why, under request {request_id}."), request_id

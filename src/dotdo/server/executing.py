@@ -10,7 +10,7 @@ from dotdo.errors import UnknownName
 from dotdo.records import Options, Run, RunKind, keyed_run_id
 from dotdo.server.problems import Refused
 from dotdo.server.reading import DEFAULT_WAIT, Call, options_of, preferred_wait, query, read_body
-from dotdo.server.serving import Served, actor, answer, platform
+from dotdo.server.serving import Served, actor, answer, ended_within, platform
 from dotdo.server.shapes import Definitions, run_shape
 
 
@@ -51,7 +51,7 @@ async def execute(request: Request) -> Response:
     headers = {"Idempotent-Replayed": "true"} if replayed else {}
     if wait:
         headers["Preference-Applied"] = f"wait={wait:g}"
-    if run.ended or run.status == "blocked":
+    if run.rests:
         return answer(run_shape(run), 200, headers)
     base = request.scope.get("root_path", "")
     return answer(run_shape(run), 202, {**headers, "Location": f"{base}/v1/runs/{run.id}"})
@@ -78,18 +78,9 @@ async def _is_repeated(behind: Served, kind: RunKind, name: str, params: dict[st
 
 
 async def _run(behind: Served, kind: RunKind, name: str, params: dict[str, Any], options: Options, wait: float) -> Run:
-    if wait:
-        limit = asyncio.timeout(wait)
-        accepted = asyncio.ensure_future(behind.accept(kind, name, params, options))
-        id = await asyncio.shield(accepted)  # a caller who hangs up does not keep the run from being accepted
-        try:
-            async with limit:
-                return await behind.result(id)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-        return await behind.get(id)
-    return await behind.get(await behind.accept(kind, name, params, options))
+    # Shielded: a caller who hangs up does not keep the run from being accepted.
+    id = await asyncio.shield(asyncio.ensure_future(behind.accept(kind, name, params, options)))
+    return await (ended_within(behind, id, wait) if wait else behind.get(id))
 
 
 async def preview(request: Request) -> Response:

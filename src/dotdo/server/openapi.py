@@ -123,7 +123,7 @@ def _own_operation(definition: Definition) -> dict[str, Any]:
     call = {
         "type": "object",
         "properties": {
-            "params": _inlined(definition.input_schema),
+            "params": definition.input_schema,
             "trail": {"type": "string"},
             "deadline": {"type": "number"},
             "delay": {"type": "number"},
@@ -135,7 +135,7 @@ def _own_operation(definition: Definition) -> dict[str, Any]:
     run = {
         "allOf": [
             {"$ref": _REF.format(name="RunShape")},
-            {"type": "object", "properties": {"result": {"anyOf": [_inlined(definition.output_schema), {}]}}},
+            {"type": "object", "properties": {"result": {"anyOf": [definition.output_schema, {}]}}},
         ]
     }
     parameters = [_query(*_VERSION), _header("Idempotency-Key", _KEY), _header("Prefer", _WAIT)]
@@ -169,11 +169,6 @@ def _described(
         found["security"] = [{"key": []}]
         found["description"] = f"Needs the scope `{scope}`."
     return found
-
-
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A definition's schema; its `$defs` stay inside, as JSON Schema 2020-12 allows, under an id of their own."""
-    return schema
 
 
 def _query(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ means done; `503` and a lost connection mean unknown, ask again with the same ke
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 from starlette.responses import Response
@@ -64,7 +63,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     status: int
     detail: str
     code: str
-    retryable: bool = msgspec.field(name="retryable")
+    retryable: bool
     request_id: str
     errors: list[FieldProblem] = []
     run: str | None = None
@@ -89,15 +88,15 @@ class Refused(Exception):
         self.errors, self.run, self.headers = errors or [], run, dict(headers or {})
 
 
-def refused_by(error: DotdoError) -> Refused:
-    """What an error of the platform is over HTTP."""
+def refused_by(error: DotdoError) -> Refused | None:
+    """What an error of the platform is over HTTP; None for one that is the server's own failure."""
     for kind, status, retryable in _STATUSES:
         if isinstance(error, kind):
             problems = error.problems if isinstance(error, InvalidInput) else ()
             errors = [FieldProblem("$.params" + each.path.removeprefix("$"), each.message) for each in problems]
             headers = {"Retry-After": "1"} if status == 503 else None
             return Refused(status, error.code, error.message, retryable=retryable, errors=errors, headers=headers)
-    return Refused(500, "internal_error", "The server failed; its log says why, under this request's id.")
+    return None
 
 
 def answer(problem: Refused, request_id: str) -> Response:
@@ -114,8 +113,3 @@ def answer(problem: Refused, request_id: str) -> Response:
         run=problem.run,
     )
     return Response(msgspec.json.encode(body), problem.status, problem.headers, MEDIA_TYPE)
-
-
-def encoded(value: Any) -> bytes:
-    """JSON of an answer."""
-    return msgspec.json.encode(value)

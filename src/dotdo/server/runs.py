@@ -1,19 +1,14 @@
 """`/v1/runs`: look at runs and their journals, and steer them."""
 
-import asyncio
-import base64
-import binascii
-from typing import Any
-
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from dotdo import codec
-from dotdo.records import Run, RunFilter
+from dotdo.records import Run, RunFilter, cursor_of, place_of
 from dotdo.server.problems import Refused
 from dotdo.server.reading import Event, Nothing, Resolution, preferred_wait, query, read_body
-from dotdo.server.serving import Served, actor, answer, platform
+from dotdo.server.serving import actor, answer, ended_within, platform
 from dotdo.server.shapes import Journal, Page, entry_shape, run_shape
 
 FILTERS: dict[str, type] = {
@@ -40,7 +35,12 @@ async def list_runs(request: Request) -> Response:
     # One more than asked for tells whether there is a next page.
     found = await (await platform(request)).list_runs(RunFilter(**given, before=before, limit=limit + 1))
     page = found[:limit]
-    return answer(Page([run_shape(run) for run in page], _cursor(page[-1]) if len(found) > limit else None))
+    return answer(
+        Page(
+            [run_shape(run) for run in page],
+            cursor_of(page[-1].created_at, page[-1].id) if len(found) > limit else None,
+        )
+    )
 
 
 async def get_run(request: Request) -> Response:
@@ -49,20 +49,9 @@ async def get_run(request: Request) -> Response:
     query(request, {})
     run = await authorised(request, "read")
     behind = await platform(request)
-    if wait and not _rests(run):
-        run = await _ended_within(behind, run.id, wait)
+    if wait and not run.rests:
+        run = await ended_within(behind, run.id, wait)
     return answer(run_shape(run), headers={"Preference-Applied": f"wait={wait:g}"} if wait else None)
-
-
-async def _ended_within(behind: Served, id: str, seconds: float) -> Run:
-    limit = asyncio.timeout(seconds)
-    try:
-        async with limit:
-            return await behind.result(id)
-    except TimeoutError:
-        if not limit.expired():
-            raise
-    return await behind.get(id)
 
 
 async def get_journal(request: Request) -> Response:
@@ -71,7 +60,7 @@ async def get_journal(request: Request) -> Response:
     wait = preferred_wait(request, 0.0)
     run = await authorised(request, "read")
     behind = await platform(request)
-    entries = await (behind.news(run.id, after, wait) if wait and not _rests(run) else behind.journal(run.id, after))
+    entries = await (behind.news(run.id, after, wait) if wait and not run.rests else behind.journal(run.id, after))
     return answer(Journal([entry_shape(entry) for entry in entries]))
 
 
@@ -140,20 +129,10 @@ async def _accepted(request: Request, id: str) -> Response:
     return answer(run_shape(await (await platform(request)).get(id)), 202)
 
 
-def _rests(run: Run) -> bool:
-    return run.ended or run.status == "blocked"
-
-
-def _cursor(run: Run) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode((run.created_at, run.id))).decode().rstrip("=")
-
-
 def _position(cursor: str | None) -> tuple[int, str] | None:
     if cursor is None:
         return None
     try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        found: Any = msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=tuple[int, str])
-    except (ValueError, binascii.Error, msgspec.MsgspecError):
+        return place_of(cursor)
+    except (ValueError, msgspec.MsgspecError):
         raise Refused(400, "invalid_cursor", "cursor: take it from `next` of the page before.") from None
-    return found

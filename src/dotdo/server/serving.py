@@ -1,5 +1,6 @@
 """What handlers of requests share: the platform behind them, who asks, and how an answer is made."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ from starlette.responses import Response
 
 from dotdo.journal import Entry
 from dotdo.platform import Platform
+from dotdo.records import Run
 from dotdo.server.auth import Gate, Keys
 from dotdo.server.metrics import Metrics
 
@@ -52,6 +54,18 @@ async def platform(request: Request) -> Served:
 async def actor(request: Request, resource: str, verb: str, name: str | None = None) -> str | None:
     """Authorises a request, and says who asks. name: None is for a first look, before it is known. Raises Refused."""
     return await site(request).gate.authorise(request, resource, verb, name)
+
+
+async def ended_within(behind: Served, id: str, seconds: float) -> Run:
+    """A run once it has ended or is blocked, or as it stands when so many seconds have passed."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            return await behind.result(id)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+    return await behind.get(id)
 
 
 _encode = msgspec.json.Encoder().encode

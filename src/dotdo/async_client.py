@@ -22,16 +22,15 @@ from dotdo.async_runs import AsyncHandle, AsyncRuns, Load, checked, nothing, wit
 from dotdo.catalogue import Catalogue, default_catalogue, split_version
 from dotdo.clock import Clock
 from dotdo.errors import (
-    MAX_SECONDS,
     ClientClosed,
     DefinitionError,
     InvalidOperation,
     StoreError,
 )
 from dotdo.platform import Platform
-from dotdo.policy import Retention, check_text
+from dotdo.policy import Retention
 from dotdo.preview import Preview
-from dotdo.records import Definition, Options, Run, RunKind
+from dotdo.records import Definition, Options, Run, RunKind, check_options
 from dotdo.secret_provider import Given
 from dotdo.service import Service
 from dotdo.terminating import Restore, drain_first
@@ -271,7 +270,7 @@ class AsyncDo:
         trail = options.trail or _trail.get()
         if trail != options.trail or self.actor != options.actor:
             options = msgspec.structs.replace(options, trail=trail, actor=self.actor)
-        _check_options(options)
+        check_options(options)
         return options
 
     async def execute(
@@ -415,16 +414,3 @@ def _loader(definition: Any) -> Load:
     if schema.is_plain:
         return _plain
     return lambda run: schema.load(codec.encode_result(_plain(run), "result"))
-
-
-def _check_options(options: Options) -> None:
-    check_text(options.key, "key")
-    check_text(options.trail, "trail")
-    check_text(options.actor, "actor")
-    for name, text in options.labels.items():
-        check_text(name, "labels: a name")
-        check_text(text, f"labels: {name}")
-    for name in ("deadline", "delay"):
-        value = getattr(options, name)
-        if value is not None and not (isinstance(value, int | float) and 0 <= value <= MAX_SECONDS):
-            raise DefinitionError(f"{name}={value!r}: a number of seconds from 0 to {MAX_SECONDS:,} is needed.")

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from dotdo.errors import MAX_SECONDS, DefinitionError
+from dotdo.policy import Retry, check_text, seconds
+
 RunKind = Literal["action", "service"]
 Status = Literal["pending", "running", "waiting", "stopping", "undoing", "completed", "failed", "cancelled", "blocked"]
 Undo = Literal["none", "partial", "all"]
@@ -107,6 +110,25 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     actor: str | None = None
     timeout: float | None = None
     retry: dict[str, Any] | None = None
+
+
+def check_options(options: Options) -> None:
+    """Checks what a caller said beside the input. Raises DefinitionError."""
+    check_text(options.key, "key")
+    check_text(options.trail, "trail")
+    check_text(options.actor, "actor")
+    for name, text in options.labels.items():
+        check_text(name, "labels: a name")
+        check_text(text, f"labels: {name}")
+        if "=" in name:
+            raise DefinitionError(f"labels: a name is without `=`, as filters are NAME=VALUE; this one is {name!r}.")
+    for name in ("deadline", "delay"):
+        value = getattr(options, name)
+        if value is not None and not (isinstance(value, int | float) and 0 <= value <= MAX_SECONDS):
+            raise DefinitionError(f"{name}={value!r}: a number of seconds from 0 to {MAX_SECONDS:,} is needed.")
+    seconds(options.timeout, "timeout")
+    if options.retry is not None:
+        Retry(**options.retry)
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):

@@ -106,7 +106,7 @@ class RemotePlatform:
     async def execute(self, kind: RunKind, name: str, params: Mapping[str, Any] | bytes, options: Options) -> Run:
         """Accepts a run and waits until it has ended or is blocked."""
         run = await self._start(kind, name, params, options, WAIT_SECONDS)
-        return run if run.rests else await self.result(run.id)
+        return run if _is_last(run) else await self.result(run.id)
 
     async def preview(
         self,
@@ -117,17 +117,20 @@ class RemotePlatform:
         seconds: float | None = None,
     ) -> Preview[Any]:
         """What a run would do; nothing happens."""
-        wait = None if seconds is None else {"Prefer": f"wait={seconds:g}"}
-        data = await self._post(f"/v1/{kind}s/{name}/preview", _body(params, options), _version(options), wait)
+        wait = WAIT_SECONDS if seconds is None else seconds
+        headers = {"Prefer": f"wait={wait:g}"}
+        path = f"/v1/{kind}s/{name}/preview"
+        data = await self._post(path, _body(params, options), _version(options), headers, wait)
         return msgspec.json.decode(data, type=Preview[Any])
 
     async def result(self, id: str) -> Run:
-        """Waits until the run has ended or is blocked."""
+        """Waits until the run, and whatever goes on for it, has ended or is blocked."""
         while True:
             data = await self._get(f"/v1/runs/{id}", headers={"Prefer": f"wait={WAIT_SECONDS:g}"})
             run = _run(data)
-            if run.rests:
+            if _is_last(run):
                 return run
+            id = run.continued_as or id
 
     async def get(self, id: str) -> Run:
         """A run as it stands."""
@@ -141,11 +144,13 @@ class RemotePlatform:
 
     async def list_runs(self, filter: RunFilter) -> list[Run]:
         """Runs, newest first."""
-        query = {
+        query: dict[str, Any] = {
             name: value
             for name, value in msgspec.structs.asdict(filter).items()
             if value is not None and name not in ("before", "limit", "labels")
         }
+        if filter.labels:
+            query["label"] = [f"{name}={value}" for name, value in filter.labels.items()]
         found: list[Run] = []
         cursor: str | None = None if filter.before is None else cursor_of(*filter.before)
         while len(found) < filter.limit:
@@ -174,7 +179,7 @@ class RemotePlatform:
             told = [entry.data for entry in entries if entry.kind == "published" and entry.data]
             values = [msgspec.json.decode(data)["value"] for data in told]
             if values or run.rests:
-                return Progress(values, seen, run.rests)
+                return Progress(values, seen, run.rests, run.continued_as)
 
     async def cancel(self, id: str, actor: str | None) -> None:
         """Asks for a run to be cancelled. The actor is the key's owner."""
@@ -306,6 +311,11 @@ class RemotePlatform:
             if attempt < TRIES:
                 await asyncio.sleep(delay)
         raise failure
+
+
+def _is_last(run: Run) -> bool:
+    """Whether it rests and nothing goes on for it."""
+    return run.rests and (run.continued_as is None or run.undo != "none")
 
 
 class _StillRunning(DotdoError):

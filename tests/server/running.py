@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import httpx2
+import msgspec
 
-from dotdo import AsyncDo, Catalogue, Fail, action, effect, publish, service, wait_for_event
+from dotdo import AsyncDo, Catalogue, Fail, action, continue_as_new, effect, publish, service, wait_for_event
 from dotdo.keys import ApiKey, new_key
 from dotdo.server.listening import serve
 from dotdo.server.serving import Served
@@ -42,6 +43,33 @@ async def approval(name: str) -> dict[str, Any]:
     greeted = await greet_user(name=name)
     publish({"greeted": greeted["text"]})
     return {"said": await wait_for_event("answer"), "text": greeted["text"]}
+
+
+@service("countdown", catalogue=catalogue)
+async def countdown(left: int) -> dict[str, int]:
+    """Goes on as a new run for each number."""
+    publish(left)
+    if left:
+        continue_as_new(left=left - 1)
+    return {"left": left}
+
+
+class Line(msgspec.Struct):
+    """One line of an order, perhaps with others below it."""
+
+    sku: str
+    parts: "list[Line]" = []
+
+
+@action("price-order", catalogue=catalogue)
+async def price_order(lines: list[Line]) -> dict[str, Line]:
+    """Takes and gives types that name others."""
+    return {line.sku: line for line in lines}
+
+
+@action("wait-for-ever", catalogue=catalogue)
+async def wait_for_ever() -> None:
+    await asyncio.Event().wait()
 
 
 class Running:

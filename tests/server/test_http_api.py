@@ -112,6 +112,17 @@ BODIES: list[tuple[str, dict[str, Any], int, str]] = [
         400,
         "invalid_idempotency_key",
     ),
+    ("no deadline", {"json": {"params": {"name": "A"}, "deadline": -1}}, 422, "invalid_input"),
+    ("an empty trail", {"json": {"params": {"name": "A"}, "trail": ""}}, 422, "invalid_input"),
+    (
+        "a label that no filter can name",
+        {"json": {"params": {"name": "A"}, "labels": {"a=b": "c"}}},
+        422,
+        "invalid_input",
+    ),
+    ("no time for an attempt", {"json": {"params": {"name": "A"}, "timeout": 0}}, 422, "invalid_input"),
+    ("no attempts", {"json": {"params": {"name": "A"}, "retry": {"attempts": 0}}}, 422, "invalid_input"),
+    ("an unknown word of Retry", {"json": {"params": {"name": "A"}, "retry": {"tries": 1}}}, 422, "invalid_input"),
     ("a bad wait", {"json": {"params": {"name": "A"}}, "headers": {"Prefer": "wait=-1"}}, 400, "invalid_prefer"),
 ]
 
@@ -248,3 +259,44 @@ def test_description_has_every_route_and_every_definition(http: httpx2.Client):
     assert "/v1/actions/greet-user/execute" in page.text
     assert "http://" not in page.text.replace("http://127", "")
     assert "<script" not in page.text
+
+
+def references(value: Any) -> Iterator[str]:
+    """Every `$ref` of a document."""
+    if isinstance(value, list):
+        for each in value:
+            yield from references(each)
+    elif isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for each in value.values():
+            yield from references(each)
+
+
+def test_every_reference_in_the_description_leads_somewhere(http: httpx2.Client):
+    document = http.get("/openapi.json").json()
+    found = set(references(document))
+    assert {"#/components/schemas/action.price-order.input.Line", "#/components/schemas/RunShape"} <= found
+    for reference in found:
+        place = document
+        for name in reference.removeprefix("#/").split("/"):
+            place = place[name]
+    line = document["components"]["schemas"]["action.price-order.input.Line"]
+    assert line["properties"]["parts"]["items"] == {"$ref": "#/components/schemas/action.price-order.input.Line"}
+
+
+def test_run_that_went_on_as_another_is_answered_as_itself(http: httpx2.Client):
+    first = http.post("/v1/services/countdown/execute", json={"params": {"left": 2}}).json()
+    assert (first["status"], first["result"]) == ("completed", None)
+    again = http.get(f"/v1/runs/{first['id']}", headers={"Prefer": "wait=20"}).json()
+    assert again == first
+    second = http.get(f"/v1/runs/{first['continued_as']}", headers={"Prefer": "wait=20"}).json()
+    third = http.get(f"/v1/runs/{second['continued_as']}", headers={"Prefer": "wait=20"}).json()
+    assert (third["continues"], third["result"]) == (second["id"], {"left": 0})
+
+
+def test_preview_ends_with_the_time_that_was_given(http: httpx2.Client):
+    found = http.post("/v1/actions/wait-for-ever/preview", json={}, headers={"Prefer": "wait=0.2"})
+    assert found.status_code == 200
+    assert found.json()["status"] != "completed"
+    assert "0.2 s" in found.text

@@ -20,7 +20,7 @@ from dotdo.errors import (
     Unreachable,
 )
 from dotdo.records import keyed_run_id
-from tests.server.running import Running, approval, catalogue, greet_user, refuse
+from tests.server.running import Running, approval, catalogue, countdown, greet_user, refuse
 
 
 @pytest.fixture
@@ -113,6 +113,27 @@ def test_pages_of_runs_are_read_through(client: Do):
     assert [run.id for run in client.runs.list(name="greet-user", limit=3)] == ids[:-4:-1]
     third = client.runs.get(ids[2])
     assert [run.id for run in client.runs.list(name="greet-user", before=third)] == ids[1::-1]
+
+
+def test_runs_are_found_by_their_labels(client: Do):
+    for name, tier in (("Ada", "gold"), ("Eve", "tin")):
+        client.action.execute(name="greet-user", params={"name": name}, labels={"tier": tier, "of": "a=b"})
+    assert [run.result for run in client.runs.list(labels={"tier": "gold", "of": "a=b"})] == [{"text": "Hello, Ada"}]
+    assert client.runs.list(labels={"tier": "gold", "of": "c"}) == []
+
+
+def test_service_that_goes_on_as_new_is_followed_to_its_end(client: Do):
+    assert client.run(countdown, left=3) == {"left": 0}
+    handle = client.start(countdown, left=3)
+    assert list(handle.progress()) == [3, 2, 1, 0]
+    assert handle.result(timeout=20) == {"left": 0}
+    assert client.runs.get(handle.id).continued_as is not None
+
+
+def test_preview_takes_no_longer_than_asked(client: Do):
+    found = client.action("wait-for-ever", wait=0.2).preview()
+    assert found.status == "incomplete"
+    assert any("0.2 s" in str(note) for note in found.notes)
 
 
 def test_cancel_and_retry(client: Do):

@@ -392,7 +392,8 @@ class Follower(Serving):
         async with self._open_previewer() as previewer:
             return await previewer.preview(kind, name, params, options, seconds)
 
-    async def _end_of(self, id: str) -> Run:
+    async def end_of(self, id: str) -> Run:
+        """Waits until this very run has ended or is blocked, also if another goes on for it. Raises UnknownName."""
         told = asyncio.Event()
         with self._watching(id):
             self.readers.join(id, told)
@@ -411,7 +412,7 @@ class Follower(Serving):
                         raise ClientClosed("The client was closed before the run ended; the run goes on.")
             finally:
                 self.readers.leave(id, told)
-        return await self.engine.result(id)
+        return await self.engine.end_of(id)
 
     async def progress(self, id: str, after: int) -> Progress:
         """What a run has published after an entry; waits for news or its end."""

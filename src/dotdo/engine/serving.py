@@ -52,7 +52,7 @@ class Serving:
     async def result(self, id: str) -> Run:
         """Waits until the run, and whatever goes on for it, has ended or is blocked. Raises UnknownName."""
         while True:
-            record = await self._end_of(id)
+            record = await self.end_of(id)
             if record.continued_as is None or record.undo != "none":
                 return record
             id = await self.newest(id)
@@ -61,7 +61,8 @@ class Serving:
         """The run that goes on for this one; the same when it has never continued as new."""
         return await self.read(lambda: self.store.newest_of_chain(id)) or id
 
-    async def _end_of(self, id: str) -> Run:
+    async def end_of(self, id: str) -> Run:
+        """Waits until this very run has ended or is blocked, also if another goes on for it. Raises UnknownName."""
         future = self.answers.wait(id)
         try:
             if id not in self.live:

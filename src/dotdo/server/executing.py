@@ -87,6 +87,8 @@ async def preview(request: Request) -> Response:
     """POST /v1/actions/{name}/preview: what a run would do; nothing happens."""
     kind, name = kind_of(request), request.path_params["name"]
     who = await actor(request, f"{kind}s", "preview", name)
+    seconds = preferred_wait(request, DEFAULT_WAIT)
     call = await read_body(request, Call)
-    found = await (await platform(request)).preview(kind, name, call.params, options_of(request, call, who))
+    options = options_of(request, call, who)
+    found = await (await platform(request)).preview(kind, name, call.params, options, seconds)
     return answer(found)

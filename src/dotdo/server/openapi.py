@@ -3,8 +3,10 @@
 Every action and service appears as an operation of its own, with its own input and output.
 """
 
+import hashlib
 import html
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from starlette.requests import Request
@@ -28,6 +30,7 @@ _QUERIES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("name", {"type": "string"}, "Only runs of this action or service."),
         ("trail", {"type": "string"}, "Only runs of this trail."),
         ("parent", {"type": "string"}, "Only children of this run."),
+        ("label", {"type": "array", "items": {"type": "string"}}, "Only runs with this label, NAME=VALUE; repeatable."),
         ("since", {"type": "integer", "minimum": 0}, "Only runs accepted since then, ms since 1970."),
         ("limit", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many on a page."),
         ("cursor", {"type": "string"}, "`next` of the page before."),
@@ -35,6 +38,8 @@ _QUERIES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
     "get_journal": [("after", {"type": "integer", "minimum": 0}, "Only entries after this number.")],
     "stream_journal": [("after", {"type": "integer", "minimum": 0}, "Only entries after this number.")],
 }
+_VALUES = frozenset({"const", "default", "enum", "example", "examples"})  # of a schema: data, not schemas
+_MAPS = frozenset({"properties", "patternProperties", "dependentSchemas"})  # of a schema: schemas by name
 _VERSION = ("version", {"type": "integer", "minimum": 1}, "Which version; by default the newest.")
 _WAIT = "Seconds to wait for the end (`wait=30`), or `respond-async`."
 _KEY = "The caller's name for this one request: the same key and input again is the same run."
@@ -65,8 +70,9 @@ async def _describe(request: Request) -> dict[str, Any]:
 def describe(operations: "list[Operation]", definitions: list[Definition], base: str = "") -> dict[str, Any]:
     """The OpenAPI document of routes and definitions."""
     kinds = [kind for each in operations for kind in (each.body, each.answer) if kind is not None]
-    schemas, components = msgspec.json.schema_components([*kinds, Problem], ref_template=_REF, schema_hook=_any)
+    schemas, own = msgspec.json.schema_components([*kinds, Problem], ref_template=_REF, schema_hook=_any)
     shown = iter(schemas)
+    components: dict[str, Any] = dict(own)
     paths: dict[str, Any] = {}
     for each in operations:
         body = next(shown) if each.body is not None else None
@@ -74,7 +80,7 @@ def describe(operations: "list[Operation]", definitions: list[Definition], base:
         paths.setdefault(each.path, {})[each.method.lower()] = _operation(each, body, given)
     for definition in newest(definitions):
         path = f"/v1/{definition.kind}s/{definition.name}/execute"
-        paths[path] = {"post": _own_operation(definition)}
+        paths[path] = {"post": _own_operation(definition, components)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -117,13 +123,15 @@ def _operation(each: "Operation", body: dict[str, Any] | None, given: dict[str, 
     return _described(each.id, each.summary, parameters, body, given, each.status, each.media_type, each.scope)
 
 
-def _own_operation(definition: Definition) -> dict[str, Any]:
-    """An action's or service's own operation, with its own input and output."""
+def _own_operation(definition: Definition, components: dict[str, Any]) -> dict[str, Any]:
+    """An action's or service's own operation, with its own input and output. The types they name become components."""
     name, kind = definition.name, definition.kind
+    takes = _hoisted(definition.input_schema, f"{kind}.{name}.input", components)
+    gives = _hoisted(definition.output_schema, f"{kind}.{name}.output", components)
     call = {
         "type": "object",
         "properties": {
-            "params": definition.input_schema,
+            "params": takes,
             "trail": {"type": "string"},
             "deadline": {"type": "number"},
             "delay": {"type": "number"},
@@ -135,7 +143,7 @@ def _own_operation(definition: Definition) -> dict[str, Any]:
     run = {
         "allOf": [
             {"$ref": _REF.format(name="RunShape")},
-            {"type": "object", "properties": {"result": {"anyOf": [definition.output_schema, {}]}}},
+            {"type": "object", "properties": {"result": {"anyOf": [gives, {}]}}},
         ]
     }
     parameters = [_query(*_VERSION), _header("Idempotency-Key", _KEY), _header("Prefer", _WAIT)]
@@ -143,6 +151,39 @@ def _own_operation(definition: Definition) -> dict[str, Any]:
     return _described(
         f"execute_{kind}_{name}", summary, parameters, call, run, 200, "application/json", f"{kind}s:execute:{name}"
     )
+
+
+_DEFINED_THERE = "#/$defs/"
+
+
+def _hoisted(schema: dict[str, Any], prefix: str, components: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose `$defs` were moved to the document's components, as `#` now means the document."""
+    places = {name: _REF.format(name=f"{prefix}.{_component(name)}") for name in schema.get("$defs", {})}
+
+    def moved(value: Any, *, is_map: bool = False) -> Any:  # is_map: by names of the user's, not by keywords
+        match value:
+            case str() if value.startswith(_DEFINED_THERE):
+                return places.get(value.removeprefix(_DEFINED_THERE).replace("~1", "/").replace("~0", "~"), value)
+            case list():
+                return [moved(each) for each in cast("list[Any]", value)]
+            case dict():
+                entries = cast("dict[str, Any]", value).items()
+                return {
+                    name: each if name in _VALUES and not is_map else moved(each, is_map=name in _MAPS and not is_map)
+                    for name, each in entries
+                }
+            case _:
+                return value
+
+    for name, each in schema.get("$defs", {}).items():
+        components[places[name].rpartition("/")[2]] = moved(each)
+    return moved({name: each for name, each in schema.items() if name != "$defs"})
+
+
+def _component(name: str) -> str:
+    """A name as OpenAPI allows it for a component; others are told apart by a digest of theirs."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    return plain if plain == name else f"{plain}.{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def _described(

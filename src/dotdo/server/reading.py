@@ -4,13 +4,15 @@ Everything is checked before any work is done, and each refusal says what was wr
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from dotdo.records import Options, Outcome
+from dotdo.errors import DefinitionError
+from dotdo.records import Options, Outcome, check_options
 from dotdo.server.problems import FieldProblem, Refused
 
 MAX_BODY = 1024 * 1024
@@ -18,6 +20,17 @@ DEFAULT_WAIT, LONGEST_WAIT = 30.0, 60.0
 KEY = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}")
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+
+class RetryNumbers(msgspec.Struct, forbid_unknown_fields=True):
+    """Of a Retry, what can be said without code; what is left out stays as the action has it."""
+
+    attempts: int | msgspec.UnsetType | None = msgspec.UNSET
+    delay: float | msgspec.UnsetType = msgspec.UNSET
+    factor: float | msgspec.UnsetType = msgspec.UNSET
+    max_delay: float | msgspec.UnsetType = msgspec.UNSET
+    jitter: bool | msgspec.UnsetType = msgspec.UNSET
+    max_elapsed: float | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Call(msgspec.Struct, forbid_unknown_fields=True):
@@ -29,7 +42,7 @@ class Call(msgspec.Struct, forbid_unknown_fields=True):
     delay: float | None = None
     labels: dict[str, str] = {}
     timeout: float | None = None
-    retry: dict[str, Any] | None = None
+    retry: RetryNumbers | None = None
 
 
 class Event(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,6 +63,15 @@ class Resolution(msgspec.Struct, forbid_unknown_fields=True):
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
     """A body that says nothing."""
+
+
+@contextmanager
+def refusing() -> Generator[None]:
+    """Refuses the request where a check says what is wrong with a definition, which here is the caller's."""
+    try:
+        yield
+    except DefinitionError as error:
+        raise Refused(422, "invalid_input", error.message) from None
 
 
 async def read_body(request: Request, kind: type[T]) -> T:
@@ -151,7 +173,7 @@ def options_of(request: Request, call: Call, actor: str | None) -> Options:
     version = query(request, {"version": int}).get("version")
     if version == 0:
         raise Refused(400, "invalid_query", "version: a whole number from 1 is needed.")
-    return Options(
+    options = Options(
         key=idempotency_key(request),
         version=version,
         trail=call.trail,
@@ -160,5 +182,8 @@ def options_of(request: Request, call: Call, actor: str | None) -> Options:
         labels=call.labels,
         actor=actor,
         timeout=call.timeout,
-        retry=call.retry,
+        retry=None if call.retry is None else msgspec.to_builtins(call.retry),
     )
+    with refusing():
+        check_options(options)
+    return options

@@ -5,9 +5,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dotdo import codec
+from dotdo.policy import check_text
 from dotdo.records import Run, RunFilter, cursor_of, place_of
 from dotdo.server.problems import Refused
-from dotdo.server.reading import Event, Nothing, Resolution, preferred_wait, query, read_body
+from dotdo.server.reading import Event, Nothing, Resolution, preferred_wait, query, read_body, refusing
 from dotdo.server.serving import actor, answer, ended_within, platform
 from dotdo.server.shapes import Journal, Page, entry_shape, run_shape
 
@@ -17,6 +18,7 @@ FILTERS: dict[str, type] = {
     "name": str,
     "trail": str,
     "parent": str,
+    "label": dict,
     "since": int,
     "limit": int,
     "cursor": str,
@@ -32,8 +34,9 @@ async def list_runs(request: Request) -> Response:
     if not 1 <= limit <= MOST:
         raise Refused(400, "invalid_query", f"limit: a number from 1 to {MOST} is needed.")
     before = _position(given.pop("cursor", None))
+    labels = given.pop("label", {})
     # One more than asked for tells whether there is a next page.
-    found = await (await platform(request)).list_runs(RunFilter(**given, before=before, limit=limit + 1))
+    found = await (await platform(request)).list_runs(RunFilter(**given, labels=labels, before=before, limit=limit + 1))
     page = found[:limit]
     return answer(
         Page(
@@ -105,8 +108,9 @@ async def send_event(request: Request) -> Response:
     """POST /v1/runs/{id}/events: sends an event to it."""
     run = await authorised(request, "event")
     event = await read_body(request, Event)
-    if not event.name:
-        raise Refused(422, "invalid_input", "The name of an event must not be empty.")
+    with refusing():
+        check_text(event.name, "the name of an event")
+        check_text(event.key, "key")
     value = codec.encode(event.value, f"The value of the event {event.name!r}")
     await (await platform(request)).send_event(run.id, event.name, value, event.key, _who(request))
     return await _accepted(request, run.id)

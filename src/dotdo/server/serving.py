@@ -18,6 +18,10 @@ from dotdo.server.metrics import Metrics
 class Served(Platform, Keys, Protocol):
     """What a server needs of the platform behind it."""
 
+    async def end_of(self, id: str) -> Run:
+        """A run once it has ended or is blocked, also if another one goes on for it. Raises UnknownName."""
+        ...
+
     async def news(self, id: str, after: int, seconds: float) -> list[Entry]:
         """A run's entries after a number, as soon as there are some; none when the time has passed."""
         ...
@@ -61,7 +65,7 @@ async def ended_within(behind: Served, id: str, seconds: float) -> Run:
     limit = asyncio.timeout(seconds)
     try:
         async with limit:
-            return await behind.result(id)
+            return await behind.end_of(id)
     except TimeoutError:
         if not limit.expired():
             raise

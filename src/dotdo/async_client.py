@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast, overload
@@ -38,6 +38,10 @@ from dotdo.terminating import Restore, drain_first
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+# An application of the ASGI specification, which every server and framework of it takes.
+Scope = MutableMapping[str, Any]
+ASGIApplication = Callable[[Scope, Callable[[], Awaitable[Scope]], Callable[[Scope], Awaitable[None]]], Awaitable[None]]
 
 RETENTION_SECONDS = 3600.0
 
@@ -167,6 +171,7 @@ class AsyncDo:
         if url is not None and store is not None:
             raise DefinitionError("A client has a store of its own, or the URL of a server; not both.")
         url = url or (os.environ.get("DOTDO_URL") if store is None else None)
+        self._url = url
         self._open = lambda: (
             _connect(url, api_key)
             if url is not None
@@ -242,6 +247,20 @@ class AsyncDo:
             yield
         finally:
             _trail.reset(token)
+
+    def asgi(self, *, open_access: bool = False) -> ASGIApplication:
+        """The HTTP API of this client's platform, to mount into FastAPI, Starlette or Django, or to serve by itself.
+
+        Callers need an API key (`dotdo keys create`), unless open_access is True, which is for development. Mounted, it
+        opens the client with the first request, and you close the client; served by itself, it closes it, too. Serve
+        it on the client's event loop. Raises DefinitionError for a client of another server.
+        """
+        return mountable(self, self.platform, self.close, lambda: self._opening is not None, open_access=open_access)
+
+    @property
+    def url(self) -> str | None:
+        """Of the server that runs the engine; None when embedded."""
+        return self._url
 
     # -- what the methods above share ---------------------------------------------------------------------------------
 
@@ -377,6 +396,27 @@ def _forget_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def mountable(
+    client: AsyncDo,
+    platform: Callable[[], Awaitable[Any]],
+    close: Callable[[], Awaitable[None]],
+    is_open: Callable[[], bool],
+    *,
+    open_access: bool,
+) -> ASGIApplication:
+    """The HTTP API of a client, as an ASGI application. Raises DefinitionError."""
+    if client.url is not None:
+        raise DefinitionError(f"This client asks the server at {client.url}, which has an HTTP API of its own.")
+    try:
+        # Imported here: only who serves needs a web framework.
+        from dotdo.server.mounting import mountable as application
+    except ModuleNotFoundError as error:
+        raise DefinitionError(
+            f"Serving over HTTP needs more packages ({error}): pip install 'dotdo[server]'."
+        ) from None
+    return application(platform, close, is_open, open_access=open_access)
 
 
 async def _embed(store: str | None, moved: Callable[[Platform], None], *, engine: bool, **options: Any) -> Platform:

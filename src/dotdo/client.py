@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
 
 from dotdo.action import Action
-from dotdo.async_client import AsyncByName, AsyncDo, AsyncNames
+from dotdo.async_client import ASGIApplication, AsyncByName, AsyncDo, AsyncNames, mountable
 from dotdo.async_runs import AsyncHandle, AsyncRuns, Entries
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
@@ -261,6 +261,22 @@ class Do:
         with self._inner.trail(name):
             yield
 
+    def asgi(self, *, open_access: bool = False) -> ASGIApplication:
+        """The HTTP API of this client's platform, to mount into FastAPI, Starlette or Django, or to serve by itself.
+
+        Callers need an API key (`dotdo keys create`), unless open_access is True, which is for development. The engine
+        goes on running on its own thread, whatever serves. Raises DefinitionError for a client of another server.
+        """
+
+        async def platform() -> _ThroughPortal:
+            await self._portal.forward(self._inner.platform)
+            return _ThroughPortal(self._portal, self._inner)
+
+        async def close() -> None:
+            return  # the engine is not on the loop that ends; it is closed with the program, as ever
+
+        return mountable(self._inner, platform, close, lambda: True, open_access=open_access)
+
     def close(self) -> None:
         """Drains and closes. Called by itself when the program ends."""
         self._portal.close()
@@ -275,3 +291,19 @@ class Do:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _ThroughPortal:
+    """The platform of a client, for code on another event loop: each of its methods is awaited on the client's own."""
+
+    def __init__(self, portal: Portal, inner: AsyncDo) -> None:
+        self._portal, self._inner = portal, inner
+
+    def __getattr__(self, name: str) -> Any:
+        async def method(*args: Any, **kwargs: Any) -> Any:
+            async def there() -> Any:
+                return await getattr(await self._inner.platform(), name)(*args, **kwargs)
+
+            return await self._portal.forward(there)
+
+        return method

@@ -57,6 +57,20 @@ class Portal:
                 raise ClientClosed("The client was closed meanwhile.") from None
             raise
 
+    async def forward(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The same for a caller on another event loop, which goes on meanwhile."""
+        self._refuse_own_thread()
+        with self._lock:
+            loop = self._running()
+            answer = asyncio.run_coroutine_threadsafe(_made_there(make), loop)
+        try:
+            return await asyncio.wrap_future(answer)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and not (task is not None and task.cancelling()):
+                raise ClientClosed("The client was closed meanwhile.") from None
+            raise
+
     def close(self) -> None:
         """Closes what was opened and ends the thread. May be called twice."""
         self._refuse_own_thread()
@@ -98,6 +112,11 @@ class Portal:
                 "Do was called on its own event loop (from an async handler or callback), where it would wait "
                 "for itself. Use a service to compose actions, or AsyncDo in async code."
             )
+
+
+async def _made_there(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Makes the coroutine on the loop on which it is awaited."""
+    return await make()
 
 
 def _ran(loop: asyncio.AbstractEventLoop) -> bool:

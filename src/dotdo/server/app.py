@@ -24,19 +24,24 @@ from dotdo.server.auth import Gate
 from dotdo.server.metrics import Metrics
 from dotdo.server.problems import Refused, answer, refused_by
 from dotdo.server.routes import OPERATIONS, Endpoint, Operation
-from dotdo.server.serving import Served, Site
+from dotdo.server.serving import ROUTE, Served, Site
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
-ROUTE = "dotdo.route"
 MOST_AT_ONCE = 20_000  # most of them wait for a run, which costs next to nothing
 
 log = logging.getLogger("dotdo.server")
 
 
-def make_app(open_platform: Callable[[], Awaitable[Served]], *, open_access: bool = False) -> "Around":
+def make_app(
+    open_platform: Callable[[], Awaitable[Served]],
+    *,
+    open_access: bool = False,
+    on_end: Callable[[], Awaitable[None]] | None = None,
+) -> "Around":
     """The API over a platform.
 
     open_platform: gives it, opened, on the loop that serves. open_access: no key is needed; for development only.
+    on_end: awaited when the server says that it has ended (ASGI lifespan).
     """
 
     class _LateKeys:
@@ -56,6 +61,8 @@ def make_app(open_platform: Callable[[], Awaitable[Served]], *, open_access: boo
         yield
         site.draining = True
         await site.gate.flush()
+        if on_end is not None:
+            await on_end()
 
     app = Starlette(
         routes=[

@@ -10,13 +10,13 @@ from dotdo.errors import UnknownName
 from dotdo.records import Options, Run, RunKind, keyed_run_id
 from dotdo.server.problems import Refused
 from dotdo.server.reading import DEFAULT_WAIT, Call, options_of, preferred_wait, query, read_body
-from dotdo.server.serving import Served, actor, answer, ended_within, platform
+from dotdo.server.serving import Served, actor, answer, ended_within, path_of_run, platform, route
 from dotdo.server.shapes import Definitions, run_shape
 
 
 def kind_of(request: Request) -> RunKind:
     """Which of the two the route is about."""
-    return "action" if request.url.path.split("/v1/", 1)[1].startswith("actions") else "service"
+    return "action" if route(request).startswith("/v1/actions") else "service"
 
 
 async def list_definitions(request: Request) -> Response:
@@ -46,18 +46,19 @@ async def execute(request: Request) -> Response:
     call = await read_body(request, Call)
     options = options_of(request, call, who)
     behind = await platform(request)
-    replayed = options.key is not None and await _is_repeated(behind, kind, name, call.params, options)
+    replayed = options.key is not None and await _is_repeated(request, behind, kind, name, call.params, options)
     run = await _run(behind, kind, name, call.params, options, wait)
     headers = {"Idempotent-Replayed": "true"} if replayed else {}
     if wait:
         headers["Preference-Applied"] = f"wait={wait:g}"
     if run.rests:
         return answer(run_shape(run), 200, headers)
-    base = request.scope.get("root_path", "")
-    return answer(run_shape(run), 202, {**headers, "Location": f"{base}/v1/runs/{run.id}"})
+    return answer(run_shape(run), 202, {**headers, "Location": path_of_run(request, run.id)})
 
 
-async def _is_repeated(behind: Served, kind: RunKind, name: str, params: dict[str, Any], options: Options) -> bool:
+async def _is_repeated(
+    request: Request, behind: Served, kind: RunKind, name: str, params: dict[str, Any], options: Options
+) -> bool:
     """Whether the key was used before. Raises Refused while the run of the first request goes on."""
     assert options.key is not None
     try:
@@ -66,13 +67,14 @@ async def _is_repeated(behind: Served, kind: RunKind, name: str, params: dict[st
         return False
     if not run.ended and run.status != "blocked":
         await behind.accept(kind, name, params, options)  # another input under this key is a conflict, also meanwhile
+        path = path_of_run(request, run.id)
         raise Refused(
             409,
             "still_running",
-            f"The run {run.id} of this Idempotency-Key is under way; its answer is at /v1/runs/{run.id}.",
+            f"The run {run.id} of this Idempotency-Key is under way; its answer is at {path}.",
             retryable=True,
             run=run.id,
-            headers={"Retry-After": "1", "Location": f"/v1/runs/{run.id}"},
+            headers={"Retry-After": "1", "Location": path},
         )
     return True
 

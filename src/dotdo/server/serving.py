@@ -14,6 +14,8 @@ from dotdo.records import Run
 from dotdo.server.auth import Gate, Keys
 from dotdo.server.metrics import Metrics
 
+ROUTE = "dotdo.route"  # in a request's scope: the path of its operation
+
 
 class Served(Platform, Keys, Protocol):
     """What a server needs of the platform behind it."""
@@ -53,6 +55,17 @@ def site(request: Request) -> Site:
 async def platform(request: Request) -> Served:
     """The platform behind the server. Raises StoreError."""
     return await site(request).open()
+
+
+def route(request: Request) -> str:
+    """The path of the request's operation, such as /v1/actions/{name}/execute."""
+    found: str = request.scope[ROUTE]
+    return found
+
+
+def path_of_run(request: Request, id: str) -> str:
+    """Where a run is found, also when the API is mounted under a prefix."""
+    return f"{request.scope.get('root_path', '')}/v1/runs/{id}"
 
 
 async def actor(request: Request, resource: str, verb: str, name: str | None = None) -> str | None:

@@ -41,7 +41,7 @@ async def approval(name: str) -> Any:
 
 
 def django_index(_request: HttpRequest) -> HttpResponse:
-    return HttpResponse("the host")
+    return HttpResponse(b"the host")
 
 
 urlpatterns = [django_path("", django_index)]

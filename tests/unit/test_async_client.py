@@ -1,10 +1,12 @@
-"""`AsyncDo`: opened at first use, once, on the loop of its caller; closed in order; its options and its errors."""
+"""`AsyncDo`: opened at first use, once, on the loop of its caller; closed in order; its options and its errors, embedded
+and over HTTP alike."""
 
 import asyncio
 import gc
 import os
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from dotdo import (
 )
 from dotdo.engine.engine import Engine
 from dotdo.errors import ClientClosed, InvalidOperation, InvalidValue, StoreUnusable
+from tests.doors import DOORS, Door, open_async
 
 house = Catalogue()
 PATIENCE = 20.0
@@ -70,6 +73,27 @@ def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[[Path], None]:
         async def within() -> None:
             async with asyncio.timeout(PATIENCE):
                 await test(tmp_path / "dotdo.db")
+
+        asyncio.run(within())
+
+    run.__name__, run.__doc__ = getattr(test, "__name__", ""), test.__doc__
+    return run
+
+
+Opened = Callable[..., AbstractAsyncContextManager[AsyncDo]]
+
+
+def through_both(test: Callable[..., Awaitable[None]]) -> Callable[[Path, Door], None]:
+    """A test that is a coroutine function, given what opens a client; run embedded, and over HTTP."""
+
+    @pytest.mark.parametrize("door", DOORS)
+    def run(tmp_path: Path, door: Door) -> None:
+        def opened(**options: Any) -> AbstractAsyncContextManager[AsyncDo]:
+            return open_async(door, tmp_path / "dotdo.db", **{"catalogue": house, "grace": 5.0, **options})
+
+        async def within() -> None:
+            async with asyncio.timeout(PATIENCE):
+                await test(opened)
 
         asyncio.run(within())
 
@@ -201,29 +225,29 @@ async def test_close_while_it_opens_tells_every_caller_and_leaves_nothing_open(p
         assert await other.run(add, 1) == 3
 
 
-@in_loop
-async def test_every_call_after_close_says_that_it_is_closed(path: Path):
-    client = client_on(path)
-    handle = await client.start(add, 1)
-    await client.close()
-    calls = [
-        client.run(add, 1),
-        client.start(add, 1),
-        client.action("add").invoke(a=1),
-        client.action.execute(name="add", params={"a": 1}),
-        client.action.list(),
-        client.runs.list(),
-        client.runs.get(handle.id),
-        client.runs.cancel(handle.id),
-        client.runs.retry(handle.id),
-        client.runs.undo(handle.id),
-        client.runs.send_event(handle.id, "go"),
-        handle.result(),
-        handle.get(),
-        handle.journal(),
-    ]
-    told = await asyncio.gather(*calls, return_exceptions=True)
-    assert [type(error).__name__ for error in told] == ["ClientClosed"] * len(calls)
+@through_both
+async def test_every_call_after_close_says_that_it_is_closed(opened: Opened):
+    async with opened() as client:
+        handle = await client.start(add, 1)
+        await client.close()
+        calls = [
+            client.run(add, 1),
+            client.start(add, 1),
+            client.action("add").invoke(a=1),
+            client.action.execute(name="add", params={"a": 1}),
+            client.action.list(),
+            client.runs.list(),
+            client.runs.get(handle.id),
+            client.runs.cancel(handle.id),
+            client.runs.retry(handle.id),
+            client.runs.undo(handle.id),
+            client.runs.send_event(handle.id, "go"),
+            handle.result(),
+            handle.get(),
+            handle.journal(),
+        ]
+        told = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(error).__name__ for error in told] == ["ClientClosed"] * len(calls)
 
 
 @in_loop
@@ -254,10 +278,10 @@ async def test_closing_waits_for_attempts_in_flight(path: Path):
 # -- waiting ----------------------------------------------------------------------------------------------------------
 
 
-@in_loop
-async def test_a_caller_waits_as_long_as_it_says_and_the_run_goes_on(path: Path):
+@through_both
+async def test_a_caller_waits_as_long_as_it_says_and_the_run_goes_on(opened: Opened):
     gate = Gate()
-    async with client_on(path, resources=[gate]) as client:
+    async with opened(resources=[gate]) as client:
         with pytest.raises(StillRunning, match="It goes on; ask again by its id") as caught:
             await client.action("pass-gate", wait=0.01).invoke()
         assert caught.value.run_id is not None
@@ -290,10 +314,10 @@ async def test_asking_again_and_again_leaves_nothing_behind(path: Path):
         assert await asyncio.gather(*waiting[1:]) == ["passed"] * 2, "others who wait are told all the same"
 
 
-@in_loop
-async def test_a_timeout_of_the_callers_own_is_not_mistaken_for_ours(path: Path):
+@through_both
+async def test_a_timeout_of_the_callers_own_is_not_mistaken_for_ours(opened: Opened):
     gate = Gate()
-    async with client_on(path, resources=[gate]) as client:
+    async with opened(resources=[gate]) as client:
         with pytest.raises(TimeoutError) as caught:
             async with asyncio.timeout(0.01):
                 await client.action("pass-gate", wait=60).invoke()
@@ -304,9 +328,9 @@ async def test_a_timeout_of_the_callers_own_is_not_mistaken_for_ours(path: Path)
 # -- options and parameters -------------------------------------------------------------------------------------------
 
 
-@in_loop
-async def test_another_version_is_called_with_its_own_input_and_output(path: Path):
-    async with client_on(path) as client:
+@through_both
+async def test_another_version_is_called_with_its_own_input_and_output(opened: Opened):
+    async with opened() as client:
         assert await client.run(add, 1) == 3
         assert await client.run(add_text, "a") == "a!"
         other: Any = add.with_(version=2)
@@ -321,9 +345,9 @@ async def test_another_version_is_called_with_its_own_input_and_output(path: Pat
             await client.run(add.with_(version=3), 1)
 
 
-@in_loop
-async def test_events_are_checked_before_they_are_sent(path: Path):
-    async with client_on(path) as client:
+@through_both
+async def test_events_are_checked_before_they_are_sent(opened: Opened):
+    async with opened() as client:
         handle = await client.start(await_go)
         with pytest.raises(InvalidValue, match=r"The value of the event 'go' .* \$\.a is nan"):
             await handle.send_event("go", {"a": float("nan")})
@@ -336,9 +360,9 @@ async def test_events_are_checked_before_they_are_sent(path: Path):
             await handle.send_event("go", "again")
 
 
-@in_loop
-async def test_errors_have_their_class_and_attributes(path: Path):
-    async with client_on(path) as client:
+@through_both
+async def test_errors_have_their_class_and_attributes(opened: Opened):
+    async with opened() as client:
         with pytest.raises(InvalidInput) as refused:
             await client.action("add@1").invoke(a="x", c=1)
         assert {problem.path for problem in refused.value.problems} == {"$.a", "$.c"}
@@ -348,30 +372,30 @@ async def test_errors_have_their_class_and_attributes(path: Path):
         assert len(await client.runs.list()) == 1, "what was refused left no run"
 
 
-@in_loop
-async def test_what_is_no_definition_is_told(path: Path):
-    async with client_on(path) as client:
+@through_both
+async def test_what_is_no_definition_is_told(opened: Opened):
+    async with opened() as client:
         for thing in (add.plain, "add", add.handler):
             with pytest.raises(DefinitionError, match="is not an action or service; decorate it"):
                 await client.run(thing, 1)  # type: ignore[call-overload]
 
 
-@in_loop
-async def test_a_sync_client_works_beside_an_async_one(path: Path):
-    async with client_on(path) as client:
+@through_both
+async def test_a_sync_client_works_beside_an_async_one(opened: Opened):
+    async with opened() as client:
         with Do("sqlite://", catalogue=house) as other:
             assert other.run(add, 1) == await client.run(add, 1)
 
 
-@in_loop
-async def test_failure_of_the_last_attempt_is_told_with_the_run(path: Path):
+@through_both
+async def test_failure_of_the_last_attempt_is_told_with_the_run(opened: Opened):
     failing = Catalogue()
 
     @action("fail", retry=Retry(attempts=3, delay=0), catalogue=failing)
     async def fail() -> None:
         raise LookupError("nothing there")
 
-    async with client_on(path, catalogue=failing) as client:
+    async with opened(catalogue=failing) as client:
         with pytest.raises(ActionFailed) as caught:
             await client.run(fail)
         error = caught.value

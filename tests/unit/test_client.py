@@ -1,4 +1,5 @@
-"""`Do`: the same client without await; names, options, trails, handles and records as callers meet them."""
+"""`Do`: the same client without await; names, options, trails, handles and records as callers meet them, embedded and
+over HTTP alike."""
 
 import contextvars
 import dataclasses
@@ -38,6 +39,7 @@ from dotdo.async_runs import AsyncRuns
 from dotdo.client import ByName, Names, Runs
 from dotdo.errors import ClientClosed
 from dotdo.testing import ManualClock
+from tests.doors import DOORS, Door, actor_through, open_sync
 
 house = Catalogue()
 PATIENCE = 20.0
@@ -143,10 +145,21 @@ async def approval(text: str) -> str:
     return f"{text}: {await wait_for_event('approved')}"
 
 
+@pytest.fixture(params=DOORS)
+def door(request: pytest.FixtureRequest) -> Door:
+    return request.param
+
+
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[Do]:
-    with Do(f"sqlite:///{tmp_path / 'dotdo.db'}", catalogue=house, actor="ada") as client:
+def client(door: Door, tmp_path: Path) -> Iterator[Do]:
+    with open_sync(door, tmp_path / "dotdo.db", catalogue=house, actor="ada") as client:
         yield client
+
+
+@pytest.fixture
+def ada(door: Door) -> str | None:
+    """The actor of what the client does."""
+    return actor_through(door, "ada")
 
 
 # -- calls ------------------------------------------------------------------------------------------------------------
@@ -159,13 +172,13 @@ def test_typed_calls_take_and_give_what_the_hints_say(client: Do):
     assert handle.result(timeout=PATIENCE) == Bill(Decimal("0.00"), datetime.date(2030, 1, 1), [])
 
 
-def test_calls_by_name_take_and_give_plain_json(client: Do):
+def test_calls_by_name_take_and_give_plain_json(client: Do, ada: str):
     expected = {"total": "1.10", "due": "2031-02-03", "lines": ["a"]}
     assert client.action("bill").invoke(lines=["a"], due="2031-02-03") == expected
     assert client.action("bill@1").start(lines=["a"], due="2031-02-03").result(timeout=PATIENCE) == expected
     run = client.action.execute(name="bill", params={"lines": ["a"], "due": "2031-02-03"})
     assert (run.status, run.result, run.name, run.version, run.kind) == ("completed", expected, "bill", 1, "action")
-    assert (run.actor, run.key, run.trail, run.labels, run.generation) == ("ada", None, None, {}, 0)
+    assert (run.actor, run.key, run.trail, run.labels, run.generation) == (ada, None, None, {}, 0)
     assert run.ended
     assert client.runs.get(run.id) == run, "the same record, whoever asks"
 
@@ -290,22 +303,22 @@ def test_the_first_call_of_a_key_wins_and_its_repeats_get_the_same_run(client: D
 # -- trails, labels, lists --------------------------------------------------------------------------------------------
 
 
-def test_a_trail_ties_together_what_is_invoked_inside(client: Do):
+def test_a_trail_ties_together_what_is_invoked_inside(client: Do, ada: str):
     with client.trail("signup:42"):
-        assert client.run(who) == ["signup:42", "ada"]
-        assert client.action("who").invoke() == ["signup:42", "ada"]
-        assert client.action("who", trail="own").invoke() == ["own", "ada"]
+        assert client.run(who) == ["signup:42", ada]
+        assert client.action("who").invoke() == ["signup:42", ada]
+        assert client.action("who", trail="own").invoke() == ["own", ada]
         with client.trail("inner"):
-            assert client.run(who) == ["inner", "ada"]
+            assert client.run(who) == ["inner", ada]
         prepared = client.action("who")
-        assert client.run(who) == ["signup:42", "ada"]
-    assert client.run(who) == [None, "ada"]
-    assert prepared.invoke() == ["signup:42", "ada"], "options are fixed where they are said"
+        assert client.run(who) == ["signup:42", ada]
+    assert client.run(who) == [None, ada]
+    assert prepared.invoke() == ["signup:42", ada], "options are fixed where they are said"
     assert len(client.runs.list(trail="signup:42")) == 4
     assert len(client.runs.list(trail="inner")) == 1
 
 
-def test_a_trail_belongs_to_its_thread_and_ends_with_an_error(client: Do):
+def test_a_trail_belongs_to_its_thread_and_ends_with_an_error(client: Do, ada: str):
     inside, outside = threading.Event(), threading.Event()
 
     def elsewhere() -> Any:
@@ -325,16 +338,16 @@ def test_a_trail_belongs_to_its_thread_and_ends_with_an_error(client: Do):
         other = pool.submit(elsewhere)
         with pytest.raises(KeyError):
             fail_inside()
-        assert other.result(PATIENCE) == [None, "ada"]
+        assert other.result(PATIENCE) == [None, ada]
         with client.trail("carried"):
             context = contextvars.copy_context()
             assert pool.submit(context.run, client.run, who).result(PATIENCE)[0] == "carried"
-    assert client.run(who) == [None, "ada"]
+    assert client.run(who) == [None, ada]
 
 
-def test_runs_are_listed_by_what_is_known_of_them(tmp_path: Path):
+def test_runs_are_listed_by_what_is_known_of_them(door: Door, tmp_path: Path):
     clock = ManualClock()
-    with Do(str(tmp_path / "dotdo.db"), catalogue=house, clock=clock) as client:
+    with open_sync(door, tmp_path / "dotdo.db", catalogue=house, clock=clock) as client:
         ids: list[str] = []
         for number in range(5):
             run = client.action.execute(name="who", labels={"number": str(number), "größe": "5"})

@@ -43,7 +43,7 @@ async def served(client: AsyncDo) -> AsyncIterator[tuple[str, str]]:
 
 @asynccontextmanager
 async def through(door: Door, client: AsyncDo) -> AsyncIterator[AsyncDo]:
-    """A client's platform through a door, for as long as this lasts; the client itself is closed by whoever opened it."""
+    """A client's platform through a door, for as long as this lasts. Whoever opened the client closes it."""
     if door == "embedded":
         yield client
         return

@@ -1,5 +1,5 @@
-"""`AsyncDo`: opened at first use, once, on the loop of its caller; closed in order; its options and its errors, embedded
-and over HTTP alike."""
+"""`AsyncDo`: opened at first use, once, on the loop of its caller; closed in order; its options and its errors;
+embedded and over HTTP alike."""
 
 import asyncio
 import gc

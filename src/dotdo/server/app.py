@@ -96,6 +96,7 @@ class Around:
     def stop(self) -> None:
         """The server is about to stop: it is not ready any more, and streams end."""
         self._site.draining = True
+        self._site.waits.end()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one connection."""

@@ -47,7 +47,7 @@ async def execute(request: Request) -> Response:
     options = options_of(request, call, who)
     behind = await platform(request)
     replayed = options.key is not None and await _is_repeated(request, behind, kind, name, call.params, options)
-    run = await _run(behind, kind, name, call.params, options, wait)
+    run = await _run(request, behind, kind, name, call.params, options, wait)
     headers = {"Idempotent-Replayed": "true"} if replayed else {}
     if wait:
         headers["Preference-Applied"] = f"wait={wait:g}"
@@ -79,10 +79,12 @@ async def _is_repeated(
     return True
 
 
-async def _run(behind: Served, kind: RunKind, name: str, params: dict[str, Any], options: Options, wait: float) -> Run:
+async def _run(
+    request: Request, behind: Served, kind: RunKind, name: str, params: dict[str, Any], options: Options, wait: float
+) -> Run:
     # Shielded: a caller who hangs up does not keep the run from being accepted.
     id = await asyncio.shield(asyncio.ensure_future(behind.accept(kind, name, params, options)))
-    return await (ended_within(behind, id, wait) if wait else behind.get(id))
+    return await (ended_within(request, behind, id, wait) if wait else behind.get(id))
 
 
 async def preview(request: Request) -> Response:

@@ -9,7 +9,7 @@ from dotdo.policy import check_text
 from dotdo.records import Run, RunFilter, cursor_of, place_of
 from dotdo.server.problems import Refused
 from dotdo.server.reading import Event, Nothing, Resolution, preferred_wait, query, read_body, refusing
-from dotdo.server.serving import actor, answer, ended_within, platform
+from dotdo.server.serving import actor, answer, ended_within, platform, site
 from dotdo.server.shapes import Journal, Page, entry_shape, run_shape
 
 FILTERS: dict[str, type] = {
@@ -53,7 +53,7 @@ async def get_run(request: Request) -> Response:
     run = await authorised(request, "read")
     behind = await platform(request)
     if wait and not run.rests:
-        run = await ended_within(behind, run.id, wait)
+        run = await ended_within(request, behind, run.id, wait)
     return answer(run_shape(run), headers={"Preference-Applied": f"wait={wait:g}"} if wait else None)
 
 
@@ -63,7 +63,11 @@ async def get_journal(request: Request) -> Response:
     wait = preferred_wait(request, 0.0)
     run = await authorised(request, "read")
     behind = await platform(request)
-    entries = await (behind.news(run.id, after, wait) if wait and not run.rests else behind.journal(run.id, after))
+    if wait and not run.rests:
+        news = behind.news(run.id, after, wait)
+        entries = await site(request).waits.within(request.receive, wait, news) or []
+    else:
+        entries = await behind.journal(run.id, after)
     return answer(Journal([entry_shape(entry) for entry in entries]))
 
 

@@ -1,6 +1,5 @@
 """What handlers of requests share: the platform behind them, who asks, and how an answer is made."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ from dotdo.platform import Platform
 from dotdo.records import Run
 from dotdo.server.auth import Gate, Keys
 from dotdo.server.metrics import Metrics
+from dotdo.server.waits import Waits
 
 ROUTE = "dotdo.route"  # in a request's scope: the path of its operation
 
@@ -44,6 +44,7 @@ class Site(msgspec.Struct):
     gate: Gate
     metrics: Metrics
     draining: bool = False
+    waits: Waits = msgspec.field(default_factory=Waits)
 
 
 def site(request: Request) -> Site:
@@ -73,16 +74,9 @@ async def actor(request: Request, resource: str, verb: str, name: str | None = N
     return await site(request).gate.authorise(request, resource, verb, name)
 
 
-async def ended_within(behind: Served, id: str, seconds: float) -> Run:
-    """A run once it has ended or is blocked, or as it stands when so many seconds have passed."""
-    limit = asyncio.timeout(seconds)
-    try:
-        async with limit:
-            return await behind.end_of(id)
-    except TimeoutError:
-        if not limit.expired():
-            raise
-    return await behind.get(id)
+async def ended_within(request: Request, behind: Served, id: str, seconds: float) -> Run:
+    """A run once it has ended or is blocked, or as it stands when so many seconds have passed, or the wait ended."""
+    return await site(request).waits.within(request.receive, seconds, behind.end_of(id)) or await behind.get(id)
 
 
 _encode = msgspec.json.Encoder().encode

@@ -38,7 +38,7 @@ async def _events(behind: Served, here: Site, id: str, after: int) -> AsyncItera
     yield b"retry: 1000\n\n"
     while not here.draining:
         try:
-            entries = await behind.news(id, after, BEAT_SECONDS)
+            entries = await here.waits.within(None, BEAT_SECONDS, behind.news(id, after, BEAT_SECONDS)) or []
         except DotdoError:
             return  # the reader comes back, and is told then
         for entry in entries:

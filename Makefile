@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(PYTHON) -m examples.onboarding.demo
 
 test: $(INSTALLED)
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 # pyright is a JavaScript program: without node it would try to download one of its own.
 check: export PATH := $(CURDIR)/.venv/bin:$(PATH)

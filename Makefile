@@ -2,23 +2,29 @@
 
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
+TYPESCRIPT := sdks/typescript
+TYPESCRIPT_INSTALLED := $(TYPESCRIPT)/node_modules/.installed
+TYPESCRIPT_BUILT := $(TYPESCRIPT)/build/.built
+
+# pyright is a JavaScript program: without node it would try to download one of its own.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: demo test check bench lock clean
 
 demo: $(INSTALLED)
 	$(PYTHON) -m examples.onboarding.demo
 
-test: $(INSTALLED)
+# pytest comes last, so that its summary does.
+test: $(INSTALLED) $(TYPESCRIPT_BUILT)
+	cd $(TYPESCRIPT) && PYTHON=$(CURDIR)/$(PYTHON) npm test
 	$(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-# pyright is a JavaScript program: without node it would try to download one of its own.
-check: export PATH := $(CURDIR)/.venv/bin:$(PATH)
-check: $(INSTALLED)
-	@command -v node >/dev/null || { echo "make check needs Node.js (pyright runs on it): apt-get install nodejs" >&2; exit 1; }
+check: $(INSTALLED) $(TYPESCRIPT_BUILT)
 	ruff check .
 	ruff format --check .
 	pyright
 	lint-imports
+	cd $(TYPESCRIPT) && npm run check
 
 bench: $(INSTALLED)
 	$(PYTHON) -m benchmarks
@@ -28,10 +34,21 @@ lock: $(INSTALLED)
 	.venv/bin/uv --no-config pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		--quiet $(UPGRADE) --output-file requirements/dev.txt
+	cd $(TYPESCRIPT) && npm install --package-lock-only && node scripts/lock.mjs
 
 clean:
 	rm -rf .venv build dist .hypothesis .import_linter_cache .pytest_cache .ruff_cache
+	rm -rf $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/build $(TYPESCRIPT)/packages/*/dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements/install requirements/dev.txt pyproject.toml
 	@bash requirements/install
+
+$(TYPESCRIPT_INSTALLED): $(TYPESCRIPT)/scripts/install $(TYPESCRIPT)/package-lock.json $(TYPESCRIPT)/package.json \
+		$(TYPESCRIPT)/packages/sdk/package.json $(TYPESCRIPT)/packages/core/package.json | $(INSTALLED)
+	@bash $(TYPESCRIPT)/scripts/install
+
+$(TYPESCRIPT_BUILT): $(TYPESCRIPT_INSTALLED) $(wildcard $(TYPESCRIPT)/src/*.ts) $(TYPESCRIPT)/scripts/build.mjs \
+		$(TYPESCRIPT)/tsconfig.json LICENSE
+	cd $(TYPESCRIPT) && npm run build
+	@touch $@

@@ -1,10 +1,12 @@
 """The repository works anywhere: nothing in it names the machine or the network that it was written on."""
 
+import json
 import re
 
 from tests.repo.sources import ROOT, report, repository_files
 
 LOCK = ROOT / "requirements" / "dev.txt"
+NPM_LOCK = ROOT / "sdks" / "typescript" / "package-lock.json"
 
 # Put together from pieces, as this file is checked too.
 MACHINE_FOLDERS = ["work", "root", "home/[a-z]", "opt/wheels", "Users/[a-z]"]
@@ -28,6 +30,16 @@ def test_every_locked_requirement_is_pinned_and_has_hashes():
             requirements[current] += 1
     assert requirements, f"no requirements in {LOCK}"
     problems = [f"{name}: {hashes} hashes" for name, hashes in requirements.items() if "==" not in name or not hashes]
+    assert not problems, report(problems)
+
+
+def test_npm_lock_file_has_hashes_and_no_addresses():
+    text = NPM_LOCK.read_text(encoding="utf-8")
+    assert "://" not in text
+    packages = {name: entry for name, entry in json.loads(text)["packages"].items() if name.startswith("node_modules/")}
+    fetched = [name for name, entry in packages.items() if not entry.get("link")]
+    assert fetched
+    problems = [name for name in fetched if not packages[name].get("integrity", "").startswith("sha512-")]
     assert not problems, report(problems)
 
 

@@ -3,9 +3,12 @@
 Nothing here follows redirects, keeps cookies or retries; what an answer means is decided in `http`.
 """
 
+import functools
 import re
+import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, cast
@@ -82,17 +85,62 @@ class Received(msgspec.Struct, frozen=True):
         return min(max(wait, 0.0), LONGEST_WAIT)
 
 
-def new_client() -> "httpx2.AsyncClient":
-    """A pool of connections whose number and time are limited by its caller, for a whole call at once."""
+class Connections:
+    """Clients of one connection each, kept by where they lead; at most `keeps` idle ones, none of them for 0.
+
+    One client with a pool of its own would look at every connection of the pool before each request. How many are used
+    at once is limited by the caller, and so is the time of a whole call.
+    """
+
+    def __init__(self, keeps: int) -> None:
+        self._keeps = keeps
+        self._idle: list[tuple[str, httpx2.AsyncClient]] = []  # the last one used is the last one here
+
+    @asynccontextmanager
+    async def lend(self, origin: str) -> AsyncGenerator["httpx2.AsyncClient"]:
+        """A client for one exchange with scheme://host:port; it is kept only if the exchange went well."""
+        client = self._take(origin)
+        try:
+            yield client
+        except BaseException:
+            await client.aclose()
+            raise
+        self._idle.append((origin, client))
+        while len(self._idle) > self._keeps:
+            await self._idle.pop(0)[1].aclose()
+
+    async def close(self) -> None:
+        """Closes the idle ones, and keeps none from now on."""
+        self._keeps = 0
+        while self._idle:
+            await self._idle.pop()[1].aclose()
+
+    def _take(self, origin: str) -> "httpx2.AsyncClient":
+        for place in range(len(self._idle) - 1, -1, -1):
+            if self._idle[place][0] == origin:
+                return self._idle.pop(place)[1]
+        return _new_client()
+
+
+def _new_client() -> "httpx2.AsyncClient":
     import httpx2
 
     return httpx2.AsyncClient(
         timeout=None,
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
+        limits=httpx2.Limits(max_connections=1, max_keepalive_connections=1),
         follow_redirects=False,
         # A cookie of one run must not reach the calls of another.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        verify=_trusted(),
     )
+
+
+@functools.cache
+def _trusted() -> ssl.SSLContext:
+    """Reading the certificates takes tens of milliseconds, so it is done once."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 async def exchange(

@@ -12,7 +12,7 @@ import asyncio
 import re
 from collections.abc import Callable, Collection, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, NoReturn, Self
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
@@ -30,10 +30,7 @@ from dotdo import (
     current_context,
     effect,
 )
-from dotdo.connectors._exchange import Form, Progress, Received, encoded, exchange, new_client
-
-if TYPE_CHECKING:
-    import httpx2
+from dotdo.connectors._exchange import Connections, Form, Progress, Received, encoded, exchange
 
 __all__ = ["Answer", "HttpClient", "NotSent", "call", "delete", "patch", "post", "put"]
 
@@ -197,18 +194,18 @@ class HttpClient:
         self._headers.sort(key=lambda item: len(item[0].path))
         self._timeout = timeout
         self._slots = asyncio.Semaphore(connections)
-        self._client: httpx2.AsyncClient | None = None
+        self._connections: Connections | None = None
 
     async def __aenter__(self) -> Self:
-        if self._client is not None:
+        if self._connections is not None:
             raise DefinitionError("This HttpClient is in use by another client; give each client one of its own.")
-        self._client = new_client()
+        self._connections = Connections(keeps=100)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            await connections.close()
 
     def headers_for(self, url: str) -> dict[str, str | FromSecret]:
         """The configured headers of every base URL that this URL is below; those of longer paths win."""
@@ -227,9 +224,10 @@ class HttpClient:
 
         seconds = self._timeout if timeout is None else timeout
         async with self._slots:
-            client, progress = self._client or new_client(), Progress()
+            connections, progress = self._connections or Connections(keeps=0), Progress()
+            parts = urlsplit(url)
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(seconds), connections.lend(f"{parts.scheme}://{parts.netloc}") as client:
                     return await exchange(client, method, url, headers, content, progress)
             except TimeoutError:
                 if not progress.sent:
@@ -238,9 +236,6 @@ class HttpClient:
             except httpx2.HTTPError as error:
                 text = f"{method} {_shown(url)}: {error or type(error).__name__}"
                 raise (ConnectionError(text) if progress.sent else NotSent(text)) from error
-            finally:
-                if client is not self._client:
-                    await client.aclose()
 
 
 def _refused(what: str, answer: Received, retry_on: Collection[int]) -> NoReturn:

@@ -1,5 +1,15 @@
 """Fixtures for every test."""
 
+import pytest
+
+from tests import doors
 from tests.postgres import postgres_url
 
-__all__ = ["postgres_url"]
+__all__ = ["both_doors", "postgres_url"]
+
+
+@pytest.fixture(params=doors.DOORS)
+def both_doors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> doors.Door:
+    """Runs each test of laboratories and workshops twice: their clients are embedded, or ask a server over HTTP."""
+    monkeypatch.setattr(doors, "chosen", request.param)
+    return request.param

@@ -12,22 +12,29 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from dotdo import AsyncDo, Do
+from dotdo.errors import ClientClosed
 from dotdo.keys import new_key
 from dotdo.server.listening import serve
 
 Door = Literal["embedded", "remote"]
 DOORS: tuple[Door, ...] = ("embedded", "remote")
+chosen: Door = "embedded"  # through which laboratories and workshops are entered; see the fixture `both_doors`
 
 
-def actor_through(door: Door, name: str | None) -> str | None:
-    """The actor in the journal of what somebody of that name does."""
-    return name if door == "embedded" else f"key:{name or 'somebody'}"
+def actor_through(door: Door, name: str) -> str:
+    """The actor in the journal of what the client of that actor does."""
+    return name if door == "embedded" else f"key:{name}"
+
+
+def actor(name: str) -> str:
+    """The actor in the journal of what was done with `actor=name` through the chosen door: over HTTP it is the key."""
+    return name if chosen == "embedded" else "key:ada"
 
 
 @asynccontextmanager
 async def served(client: AsyncDo) -> AsyncIterator[tuple[str, str]]:
     """Serves an embedded client on its loop: the URL, and a key that allows everything."""
-    text, record = new_key(client.actor or "somebody", ["*"], now=1)
+    text, record = new_key(client.actor or "ada", ["*"], now=1)
     engine = cast("Any", await client.platform())
     await engine.committer.call(lambda: engine.store.save_api_key(record))
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -61,14 +68,26 @@ async def open_async(door: Door, store: Path, **options: Any) -> AsyncIterator[A
 @contextmanager
 def open_sync(door: Door, store: Path, **options: Any) -> Iterator[Do]:
     """The same without await."""
-    with Do(f"sqlite:///{store}", **options) as client:
-        if door == "embedded":
-            yield client
-            return
-        stack = contextlib.AsyncExitStack()
-        url, key = client._portal.call(lambda: stack.enter_async_context(served(client._inner)))
-        try:
-            with Do(url=url, api_key=key) as remote:
-                yield remote
-        finally:
-            client._portal.call(stack.aclose)
+    with enter(door, Do(f"sqlite:///{store}", **options)) as client:
+        yield client
+
+
+def enter(door: Door, client: Do) -> Do:
+    """A client's platform through a door; closing it closes the client, too."""
+    return client if door == "embedded" else Remote(client)
+
+
+class Remote(Do):
+    """A client with a URL, and all that is behind it."""
+
+    def __init__(self, behind: Do) -> None:
+        self._behind, self._server = behind, contextlib.AsyncExitStack()
+        url, key = behind._portal.call(lambda: self._server.enter_async_context(served(behind._inner)))
+        super().__init__(url=url, api_key=key)
+
+    def close(self) -> None:
+        """Closes the client, then its server, then the engine."""
+        super().close()
+        with contextlib.suppress(ClientClosed):  # it was closed before
+            self._behind._portal.call(self._server.aclose)
+        self._behind.close()

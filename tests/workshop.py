@@ -19,6 +19,7 @@ from dotdo.engine.engine import Engine
 from dotdo.journal import Entry, read
 from dotdo.records import WaitingFor
 from dotdo.testing import ManualClock
+from tests import doors
 from tests.guarantees.invariants import check_store
 
 PATIENCE = 20.0
@@ -120,13 +121,13 @@ class Workshop:
         random.seed(SEED)
 
     def open(self, **options: Any) -> Do:
-        """A client whose engine runs until the workshop closes, or it is closed."""
+        """A client, through the chosen door (tests/doors.py), whose engine runs until it or the workshop is closed."""
         given = {"catalogue": self.catalogue, "clock": self.clock, "resources": [self.receiver], "check_replay": True}
         merged: dict[str, Any] = {**given, "grace": 5.0, **self._options, **options}
         client = Do(f"sqlite:///{self.store}", **merged)
-        self.open_clients.append(client)
         self._watch(client.__enter__())
-        return client
+        self.open_clients.append(doors.enter(doors.chosen, client))
+        return self.open_clients[-1]
 
     def on_error(self, callback: Callable[[], None]) -> None:
         """Calls back when the engine logs an error, before it goes on."""

@@ -9,7 +9,7 @@ from dotdo.errors import ActionFailed, InvalidOperation, RunBlocked, RunCancelle
 from dotdo.journal import Entry
 from dotdo.platform import Platform
 from dotdo.policy import Retention, check_text
-from dotdo.questions import the_question
+from dotdo.questions import check_outcome, the_question
 from dotdo.records import Outcome, Progress, Run, RunFilter, erased_text
 
 R = TypeVar("R")
@@ -171,6 +171,7 @@ class AsyncRuns:
         """
         platform = await self._client.platform()
         question = the_question(await platform.get(id), step, key)
+        check_outcome(question, outcome)
         given = None if answer is None else codec.encode_result(answer, "The answer")
         await platform.resolve(id, question.key, outcome, given, actor or self._client.actor)
 

@@ -25,3 +25,10 @@ def the_question(run: Run, step: str | None = None, key: str | None = None) -> Q
 
 def _is_of(question: Question, step: str) -> bool:
     return step in (question.step, question.step.partition(":")[0])
+
+
+def check_outcome(question: Question, outcome: str) -> None:
+    """Raises InvalidOperation when that is no answer to the question."""
+    if outcome not in question.answers:
+        possible = ", ".join(question.answers)
+        raise InvalidOperation(f"{outcome!r} is no answer to that question; possible are: {possible}.")

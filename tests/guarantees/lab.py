@@ -17,6 +17,7 @@ from dotdo.engine.engine import Engine
 from dotdo.journal import Entry, read
 from dotdo.records import Run
 from dotdo.testing import ManualClock
+from tests import doors
 from tests.guarantees.commits import PATIENCE, Commits
 from tests.guarantees.invariants import check_store
 from tests.guarantees.replays import check_replays
@@ -213,7 +214,7 @@ class Lab:
 @asynccontextmanager
 async def laboratory(folder: Path, **options: Any) -> AsyncIterator[Lab]:
     """Opens a lab on `folder`; the same folder again is the same store. When it closes, checks the invariants of all
-    runs, and replays those that have ended."""
+    runs, and replays those that have ended. Its client goes through the door that was chosen (tests/doors.py)."""
     path = folder / "dotdo.db"
     clock: ManualClock = options.pop("clock", None) or ManualClock()
     world: World = options.pop("world", None) or World()
@@ -229,7 +230,8 @@ async def laboratory(folder: Path, **options: Any) -> AsyncIterator[Lab]:
     try:
         engine = await client.platform()
         assert isinstance(engine, Engine)
-        yield Lab(path, clock, world, client, engine)
+        async with doors.through(doors.chosen, client) as found:
+            yield Lab(path, clock, world, found, engine)
     finally:
         await client.close()
     check_store(path)

@@ -14,7 +14,10 @@ import pytest
 
 from dotdo import AsyncContext, Context, Effect, EffectCall, Retry, RetryLater, RunBlocked, action
 from dotdo.errors import InvalidOperation, InvalidValue
+from tests import doors
 from tests.workshop import PATIENCE, Workshop, data, kinds
+
+pytestmark = pytest.mark.usefixtures("both_doors")
 
 WINDOW = 100.0  # seconds for which the receiver remembers keys
 STEADY = Retry(attempts=5, delay=200, factor=1, max_delay=200, jitter=False)  # the second try is beyond the window
@@ -187,8 +190,12 @@ def test_answers_of_a_person_are_checked_and_journaled(workshop: Workshop, kind:
     with pytest.raises(InvalidOperation, match="only a blocked run"):
         client.runs.resolve(handle.id, "happened", answer="receipt 1")
     (resolved,) = data(handle, "resolved")
-    assert (resolved.outcome, resolved.actor, bytes(resolved.answer)) == ("happened", "kim", b'"receipt 1"')
-    assert [(one.operation, one.actor) for one in data(handle, "reopened")] == [("resolve", "kim")]
+    assert (resolved.outcome, resolved.actor, bytes(resolved.answer)) == (
+        "happened",
+        doors.actor("kim"),
+        b'"receipt 1"',
+    )
+    assert [(one.operation, one.actor) for one in data(handle, "reopened")] == [("resolve", doors.actor("kim"))]
     assert handle.get().generation == 1
     assert len(office.calls) == 1
 

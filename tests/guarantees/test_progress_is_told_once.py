@@ -9,6 +9,8 @@ import dotdo
 from dotdo import ActionFailed, AsyncContext, Catalogue, Do, RunBlocked, action, service
 from tests.guarantees.lab import World, book, hold, in_loop, laboratory, note, unbook
 
+pytestmark = pytest.mark.usefixtures("both_doors")
+
 catalogue = Catalogue()
 for given in (book, unbook, hold, note):
     catalogue.add("action", given.name, 1, given, given.handler)

@@ -8,7 +8,10 @@ import pytest
 
 from dotdo import AsyncContext, EffectCall, RunCancelled, action, effect, service, wait_for_event
 from dotdo.errors import InvalidOperation
+from tests import doors
 from tests.guarantees.lab import Lab, World, book, catalogue, flaky, hold, in_loop, laboratory, note, refuse
+
+pytestmark = pytest.mark.usefixtures("both_doors")
 
 
 @effect("cancel.post", dedup="key", catalogue=catalogue)
@@ -70,7 +73,7 @@ ALL_UNDONE = ["unbook hotel", "unbook flight"]
 
 async def cancelled(lab: Lab, id: str) -> list[str]:
     """Waits for the end of a cancelled run, checks its row and the order of its phases, and returns what was said."""
-    with pytest.raises(RunCancelled, match="cancelled by ada"):
+    with pytest.raises(RunCancelled, match=f"cancelled by {doors.actor('ada')}"):
         await lab.client.handle(id).result()
     run = await lab.client.runs.get(id)
     assert (run.status, run.undo, run.generation) == ("cancelled", "all", 0)
@@ -80,7 +83,7 @@ async def cancelled(lab: Lab, id: str) -> list[str]:
     if "step_cancelled" in kinds:
         assert kinds.index("stopping") < kinds.index("step_cancelled") < kinds.index("undo_planned")
     (requested,) = await lab.data(id, "cancel_requested")
-    assert requested.actor == "ada"
+    assert requested.actor == doors.actor("ada")
     (plan,) = await lab.data(id, "undo_planned")
     assert [step.partition(":")[0] for step in plan.steps] == ["book", "book"]
     return lab.world.said

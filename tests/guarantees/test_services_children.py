@@ -8,6 +8,8 @@ import pytest
 from dotdo import ActionFailed, RunBlocked, service
 from tests.guarantees.lab import Lab, book, catalogue, flaky, hold, in_loop, laboratory, note, refuse
 
+pytestmark = pytest.mark.usefixtures("both_doors")
+
 
 @service("packs", catalogue=catalogue)
 async def packs(item: str) -> str:

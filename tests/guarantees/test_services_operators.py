@@ -6,7 +6,10 @@ import pytest
 
 from dotdo import ActionFailed, AsyncContext, Fail, RunBlocked, action, service, uuid
 from dotdo.errors import InvalidOperation
+from tests import doors
 from tests.guarantees.lab import World, book, catalogue, flaky, in_loop, laboratory, note, refuse
+
+pytestmark = pytest.mark.usefixtures("both_doors")
 
 switch = {"refuse": True, "bug": True}
 
@@ -38,7 +41,7 @@ async def test_retry_does_again_only_what_failed_or_was_undone(tmp_path: Path):
         after = await handle.journal()
         assert after[: len(before)] == before
         (reopened,) = await lab.data(handle.id, "reopened")
-        assert (reopened.operation, reopened.actor) == ("retry", "ada")
+        assert (reopened.operation, reopened.actor) == ("retry", doors.actor("ada"))
         run = await handle.get()
         assert (run.status, run.generation, run.undo) == ("completed", 1, "none")
         assert {entry.generation for entry in after[len(before) + 1 :]} == {1}

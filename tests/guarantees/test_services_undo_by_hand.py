@@ -10,6 +10,8 @@ from dotdo.errors import InvalidOperation
 from tests.guarantees.lab import book, catalogue, in_loop, laboratory, note, refuse
 from tests.guarantees.test_services_children import packs
 
+pytestmark = pytest.mark.usefixtures("both_doors")
+
 
 @service("changes-its-mind", catalogue=catalogue)
 async def changes_its_mind(then: str) -> str:

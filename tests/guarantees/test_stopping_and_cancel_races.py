@@ -97,6 +97,7 @@ async def test_block_of_one_step_leaves_alone_what_parallel_steps_have_asked_for
         assert sorted(lab.world.said) == ["ask for a", "ask for b", "ask for c", "book trip"]
 
 
+@pytest.mark.usefixtures("both_doors")
 @in_loop
 async def test_questions_of_parallel_steps_are_asked_together_and_answered_one_by_one(tmp_path: Path):
     async with laboratory(tmp_path) as lab:
@@ -123,6 +124,7 @@ async def test_questions_of_parallel_steps_are_asked_together_and_answered_one_b
         assert len(await lab.entries(handle.id, "resolved")) == 2
 
 
+@pytest.mark.usefixtures("both_doors")
 @in_loop
 async def test_both_answers_at_once(tmp_path: Path):
     async with laboratory(tmp_path) as lab:

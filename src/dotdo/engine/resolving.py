@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from dotdo.errors import InvalidInput, InvalidOperation, Problem
+from dotdo.questions import check_outcome
 from dotdo.records import Outcome, Question, Run
 from dotdo.store.protocol import Message, Store
 
@@ -42,9 +43,7 @@ async def resolve(
 
 def _checked(engine: "Serving", question: Question, outcome: Outcome, answer: bytes | None) -> bytes:
     """The answer as it would have come from the effect. Raises InvalidOperation, InvalidInput, InvalidValue."""
-    if outcome not in question.answers:
-        possible = ", ".join(question.answers)
-        raise InvalidOperation(f"{outcome!r} is no answer to that question; possible are: {possible}.")
+    check_outcome(question, outcome)
     is_call = question.about in ("request", "delivery")
     if outcome != "happened" or not is_call:
         if answer is not None:

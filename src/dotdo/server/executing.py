@@ -11,7 +11,7 @@ from dotdo.records import Options, Run, RunKind, keyed_run_id
 from dotdo.server.problems import Refused
 from dotdo.server.reading import DEFAULT_WAIT, Call, options_of, preferred_wait, query, read_body
 from dotdo.server.serving import Served, actor, answer, ended_within, path_of_run, platform, route
-from dotdo.server.shapes import Definitions, run_shape
+from dotdo.server.shapes import Definitions, preview_shape, run_shape
 
 
 def kind_of(request: Request) -> RunKind:
@@ -95,4 +95,4 @@ async def preview(request: Request) -> Response:
     call = await read_body(request, Call)
     options = options_of(request, call, who)
     found = await (await platform(request)).preview(kind, name, call.params, options, seconds)
-    return answer(found)
+    return answer(preview_shape(found))

@@ -52,7 +52,7 @@ async def get_run(request: Request) -> Response:
     query(request, {})
     run = await authorised(request, "read")
     behind = await platform(request)
-    if wait and not run.rests:
+    if wait:  # also for one that is blocked: an answer to it may be on its way
         run = await ended_within(request, behind, run.id, wait)
     return answer(run_shape(run), headers={"Preference-Applied": f"wait={wait:g}"} if wait else None)
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from dotdo.journal import Entry
+from dotdo.preview import Preview
 from dotdo.records import Definition, ErrorRecord, Run, WaitingFor
 
 
@@ -95,7 +96,7 @@ def run_shape(run: Run) -> RunShape:
         result=run.result,
         error=None if run.error is None else _error(run.error),
         not_undone=run.not_undone,
-        waiting_for=run.waiting_for,
+        waiting_for=None if run.waiting_for is None else _waiting_for(run.waiting_for),
         progress=run.progress,
         key=run.key,
         trail=run.trail,
@@ -115,10 +116,42 @@ def run_shape(run: Run) -> RunShape:
 def entry_shape(entry: Entry) -> EntryShape:
     """An entry as the API shows it, without tracebacks."""
     data: dict[str, Any] | None = msgspec.json.decode(entry.data) if entry.data else None  # it was erased
-    error = data.get("error") if data is not None else None
-    if isinstance(error, dict):
-        cast("dict[str, Any]", error).pop("traceback", None)
+    _drop_tracebacks(data)
     return EntryShape(entry.seq, entry.kind, entry.step, entry.generation, entry.attempt, entry.at, data, entry.digest)
+
+
+def preview_shape(found: Preview[Any]) -> Preview[Any]:
+    """A preview as the API shows it, without tracebacks."""
+    steps = [msgspec.structs.replace(step, error=_plain(step.error)) for step in found.steps]
+    return msgspec.structs.replace(found, error=_plain(found.error), steps=steps)
+
+
+def _waiting_for(waiting: WaitingFor) -> WaitingFor:
+    if not waiting.questions:
+        return waiting
+    questions = [msgspec.structs.replace(one, error=_plain(one.error)) for one in waiting.questions]
+    return msgspec.structs.replace(waiting, questions=questions)
+
+
+def _plain(error: ErrorRecord | None) -> ErrorRecord | None:
+    return None if error is None else msgspec.structs.replace(error, traceback="")
+
+
+_ERROR_FIELDS = set(ErrorRecord.__struct_fields__)
+
+
+def _drop_tracebacks(value: Any) -> None:
+    """Out of every error in an entry: its own, those of its questions, and of what `on_failure` actions are told."""
+    if isinstance(value, list):
+        for one in cast("list[Any]", value):
+            _drop_tracebacks(one)
+    elif isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        if "traceback" in fields and "message" in fields and fields.keys() <= _ERROR_FIELDS:
+            del fields["traceback"]
+        for one in fields.values():
+            if isinstance(one, dict | list):
+                _drop_tracebacks(one)
 
 
 def _error(error: ErrorRecord) -> RunError:

@@ -10,6 +10,8 @@ import pytest
 from dotdo import ActionFailed, Context, DefinitionError, Retry, StillRunning, action, service, sleep, wait_for_event
 from tests.workshop import PATIENCE, Workshop, data, kinds
 
+pytestmark = pytest.mark.usefixtures("both_doors")
+
 STEADY = Retry(attempts=10, delay=30, factor=1, jitter=False)
 
 

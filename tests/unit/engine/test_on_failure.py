@@ -5,6 +5,8 @@ import pytest
 from dotdo import ActionFailed, Context, Fail, Failure, Retry, RunBlocked, RunCancelled, action, service
 from tests.workshop import PATIENCE, Workshop, kinds
 
+pytestmark = pytest.mark.usefixtures("both_doors")
+
 
 def define(workshop: Workshop, told: list[Failure], order: list[str]) -> None:
     @action("tell", retry=Retry(attempts=2, delay=10, jitter=False), catalogue=workshop.catalogue)

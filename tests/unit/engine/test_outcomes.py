@@ -22,7 +22,10 @@ from dotdo import (
     wait_for_event,
 )
 from dotdo.errors import InvalidOperation, OutcomeError
+from tests import doors
 from tests.workshop import PATIENCE, Workshop, data, kinds
+
+pytestmark = pytest.mark.usefixtures("both_doors")
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def test_each_state_has_its_answer(ended: dict[str, Handle[Any]]):
     assert ended["completed"].result(timeout=PATIENCE) == {"answer": 42}
     errors: dict[str, tuple[type[OutcomeError], str, str]] = {
         "failed": (ActionFailed, "action_failed", "refuse failed: no"),
-        "cancelled": (RunCancelled, "cancelled", "cancelled by kim"),
+        "cancelled": (RunCancelled, "cancelled", f"cancelled by {doors.actor('kim')}"),
         "blocked": (RunBlocked, "blocked", "a bug"),
     }
     for status, (kind, code, message) in errors.items():
@@ -192,7 +195,7 @@ def test_context_says_whose_attempt_it_is(workshop: Workshop):
     async def look_async(ctx: AsyncContext) -> None:
         look(ctx)
 
-    client = workshop.open(actor="kim")
+    client, kim = workshop.open(actor="kim"), doors.actor_through(doors.chosen, "kim")
     definitions: list[Any] = [look_sync, look_async]
     for definition in definitions:
         seen.clear()
@@ -201,10 +204,10 @@ def test_context_says_whose_attempt_it_is(workshop: Workshop):
         workshop.clock.advance_to_next()
         handle.result(timeout=PATIENCE)
         (first, second) = seen
-        assert first == (handle.id, definition.name, 1, second[3], "kim", "signup:1")
+        assert first == (handle.id, definition.name, 1, second[3], kim, "signup:1")
         assert second[:3] == (handle.id, definition.name, 2)
         (accepted,) = data(handle, "accepted")
-        assert (accepted.options.actor, accepted.options.trail) == ("kim", "signup:1")
+        assert (accepted.options.actor, accepted.options.trail) == (kim, "signup:1")
 
 
 @pytest.mark.parametrize("shape", ["sync", "async"])

@@ -38,6 +38,8 @@ from dotdo.secret_keys import key_file, rotate
 from dotdo.secret_provider import SecretSources
 from tests.workshop import PATIENCE, PLAIN, Receiver, Workshop, data, kinds
 
+pytestmark = pytest.mark.usefixtures("both_doors")
+
 CANARY = "correct-horse-battery"
 OTHER = "staple-" * 3
 

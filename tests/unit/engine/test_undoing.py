@@ -8,6 +8,8 @@ import pytest
 from dotdo import ActionFailed, AsyncContext, Context, DefinitionError, Fail, Retry, RunBlocked, action, service
 from tests.workshop import PATIENCE, Workshop, data, kinds
 
+pytestmark = pytest.mark.usefixtures("both_doors")
+
 STEADY = Retry(attempts=2, delay=10, jitter=False)
 
 

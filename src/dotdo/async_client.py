@@ -147,7 +147,8 @@ class AsyncDo:
         SIGTERM, then let the signal take its course. secrets: where `ctx.secret` looks: a SecretProvider, a mapping,
         or several, asked in order; by default the environment. engine: False for a process that only asks, and leaves
         it to others to run an engine. retention: which ended runs are deleted, looked at when the client opens and
-        every hour, where its engine runs; by default none.
+        every hour, where its engine runs; by default none. tracer_provider: of OpenTelemetry, for spans of runs, steps
+        and attempts; by default the one that the program has set before the client opens, if any.
     """
 
     def __init__(
@@ -167,6 +168,7 @@ class AsyncDo:
         secrets: Given | None = None,
         engine: bool = True,
         retention: Retention | Sequence[Retention] = (),
+        tracer_provider: Any = None,
     ) -> None:
         if url is not None and store is not None:
             raise DefinitionError("A client has a store of its own, or the URL of a server; not both.")
@@ -186,6 +188,7 @@ class AsyncDo:
                 clock=clock,
                 grace=grace,
                 secret_sources=secrets,
+                tracer_provider=tracer_provider,
             )
         )
         self._opening: asyncio.Future[Platform] | None = None

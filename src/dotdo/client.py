@@ -37,6 +37,7 @@ class ClientOptions(TypedDict, total=False):
     retention: Retention | Sequence[Retention]
     secrets: Given | None
     engine: bool
+    tracer_provider: Any
 
 
 class CallOptions(TypedDict, total=False):

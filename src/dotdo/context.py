@@ -38,6 +38,7 @@ class Attempt(Protocol):
     number: int
     actor: str | None
     trail: str | None
+    traceparent: str | None
 
     @property
     def idempotency_key(self) -> str: ...
@@ -130,8 +131,13 @@ class _Context:
         return self._attempt.trail
 
     @property
+    def traceparent(self) -> str | None:
+        """The place in a trace that this attempt belongs to (W3C Trace Context), for headers of calls of your own."""
+        return self._attempt.traceparent
+
+    @property
     def log(self) -> "logging.LoggerAdapter[logging.Logger]":
-        """A logger that names run, step and attempt."""
+        """A logger that names run, step, attempt, actor and trace."""
         return self._attempt.log
 
     def resource(self, kind: type[T], default: Callable[[], T] | None = None) -> T:

@@ -34,10 +34,15 @@ class EffectCall:
     """What an effect's function is told of the call that it makes.
 
     key: the idempotency key, equal on every try. run_id, step: whose effect it is. attempt: which try this is, from 1.
-    actor, trail: as given by the caller of the run. resources, secrets: what tests of an effect make a call with.
+    actor, trail: as given by the caller of the run. traceparent, tracestate: the place in a trace, for headers of a
+    call that continues it (W3C Trace Context). resources, secrets: what tests of an effect make a call with.
     """
 
-    __slots__ = ("_resources", "_secrets", "actor", "attempt", "key", "run_id", "step", "trail")
+    # fmt: off
+    __slots__ = (
+        "_resources", "_secrets", "actor", "attempt", "key", "run_id", "step", "traceparent", "tracestate", "trail"
+    )
+    # fmt: on
 
     def __init__(
         self,
@@ -48,11 +53,13 @@ class EffectCall:
         *,
         actor: str | None = None,
         trail: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
         resources: "dict[type, Any] | None" = None,
         secrets: Given | Callable[[str], Secret[str]] | None = None,
     ) -> None:
         self.key, self.run_id, self.step, self.attempt = key, run_id, step, attempt
-        self.actor, self.trail = actor, trail
+        self.actor, self.trail, self.traceparent, self.tracestate = actor, trail, traceparent, tracestate
         self._resources, self._secrets = resources or {}, secrets
 
     def resource(self, kind: type[T], default: Callable[[], T] | None = None) -> T:

@@ -29,6 +29,7 @@ from dotdo.secret_provider import Given, SecretSources
 from dotdo.store.engine_lock import EngineElsewhere, lock_holder
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase
+from dotdo.tracing import find_tracing
 
 if TYPE_CHECKING:
     from dotdo.engine.following import Follower
@@ -49,6 +50,7 @@ class Opening(msgspec.Struct, frozen=True):
     clock: Clock | None
     grace: float
     secret_sources: Given | None = None
+    tracer_provider: Any = None
 
 
 async def open_platform(
@@ -102,6 +104,7 @@ async def _lead(path: str | None, opening: Opening) -> Engine:
     except BaseException:
         opened.close()
         raise
+    engine.tracing = find_tracing(opening.tracer_provider)
     if path is not None:
         engine.host = Host(engine, opened.where)
     await engine.start()
@@ -147,6 +150,7 @@ async def _follow(path: str, opening: Opening, *, engine: bool, moved: Callable[
         moved=moved,
         holder=lambda: lock_holder(path),
     )
+    follower.tracing = find_tracing(opening.tracer_provider)
     await follower.start()
     return follower
 

@@ -98,7 +98,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     key: idempotency key. version: which version (None: the newest). trail: ties runs together. delay and deadline:
     seconds before the start, and for the whole run. labels: text by name. actor: who asked. timeout, retry: instead of
-    the action's own (the numbers of a Retry by name).
+    the action's own (the numbers of a Retry by name). traceparent, tracestate: the place in a trace that the run
+    belongs to (W3C Trace Context).
     """
 
     key: str | None = None
@@ -110,6 +111,8 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     actor: str | None = None
     timeout: float | None = None
     retry: dict[str, Any] | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
 
 
 def check_options(options: Options) -> None:

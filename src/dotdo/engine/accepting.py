@@ -7,10 +7,12 @@ from typing import Any, Protocol
 import msgspec
 
 from dotdo.clock import Clock
+from dotdo.engine import spans
 from dotdo.errors import KeyConflict
 from dotdo.journal import GENESIS, LARGE, Accepted, Chain, Entry, anchor, encode_data, input_digest, link
 from dotdo.records import Options, RunKind, WaitingFor, keyed_run_id
 from dotdo.store.protocol import NewRun
+from dotdo.tracing import Tracing
 
 
 class AcceptedRun(msgspec.Struct):
@@ -78,6 +80,7 @@ class Acceptor(Protocol):
     node: str
     clock: Clock
     anchor_key: bytes
+    tracing: Tracing | None
 
 
 def new_run(
@@ -101,6 +104,8 @@ def new_run(
     secrets = definition.schema.secrets
     if secrets is not None:
         secrets.check_sealed(definition.subject, input)
+    if engine.tracing is not None:
+        options = spans.accepted(engine.tracing, kind, definition, id, options, chain is not None)
     now = engine.clock.now()
     data = Accepted(
         kind=kind,

@@ -45,6 +45,7 @@ class Attempt:
         generation: int,
         actor: str | None,
         trail: str | None,
+        traceparent: str | None = None,
         resources: dict[type, Any],
         databases: "Databases | None",
         request_with: Callable[["Attempt", Effect[..., Any], bytes, str], Coroutine[Any, Any, Any]],
@@ -54,7 +55,7 @@ class Attempt:
         complete_with: "Callable[[Attempt, Any], Completion] | None" = None,
     ) -> None:
         self.run_id, self.step, self.number, self.epoch = run_id, step, number, epoch
-        self.generation, self.actor, self.trail = generation, actor, trail
+        self.generation, self.actor, self.trail, self.traceparent = generation, actor, trail, traceparent
         self.effects: list[StagedEffect] = []
         self.requests: list[str] = []
         self.work: SqlWork | None = None

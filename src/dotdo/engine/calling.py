@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from dotdo.effect import Effect, EffectCall
@@ -13,8 +14,13 @@ if TYPE_CHECKING:
     from dotdo.engine.running import LiveRun
 
 
-async def run_effect(run: "LiveRun", effect: Effect[..., Any], call: EffectCall, input: bytes) -> Any:
+def run_effect(run: "LiveRun", effect: Effect[..., Any], call: EffectCall, input: bytes) -> Coroutine[Any, Any, Any]:
     """One try of an effect, within its timeout. Raises what its function raises, AttemptTimedOut in time."""
+    work, trace = _run_effect(run, effect, call, input), run.trace
+    return work if trace is None else trace.effect(effect, call, work)
+
+
+async def _run_effect(run: "LiveRun", effect: Effect[..., Any], call: EffectCall, input: bytes) -> Any:
     arguments = arguments_of(run, effect.schema, input)
     first = (call,) if effect.takes_call else ()
     limit = asyncio.timeout(effect.timeout)
@@ -22,11 +28,15 @@ async def run_effect(run: "LiveRun", effect: Effect[..., Any], call: EffectCall,
         async with limit:
             if effect.is_async:
                 return await effect.function(*first, **arguments)
-            return await run.engine.threads.run(lambda: effect.function(*first, **arguments))
+            return await run.engine.threads.run(_bound(run, lambda: effect.function(*first, **arguments)))
     except TimeoutError:
         if limit.expired():
             raise AttemptTimedOut(f"{effect.name} did not answer within {effect.timeout} s.") from None
         raise
+
+
+def _bound(run: "LiveRun", function: Callable[[], Any]) -> Callable[[], Any]:
+    return function if run.trace is None else run.trace.bound(function)
 
 
 async def run_function(
@@ -59,13 +69,16 @@ def answer_of(run: "LiveRun", effect: Effect[..., Any], answer: Any) -> tuple[by
 
 def make_call(run: "LiveRun", effect: Effect[..., Any], key: str, step: str, attempt: int) -> EffectCall:
     """The call record that the function is given."""
+    options = run.accepted.options
     return EffectCall(
         key,
         run.id,
         step,
         attempt,
-        actor=run.accepted.options.actor,
-        trail=run.accepted.options.trail,
+        actor=options.actor,
+        trail=options.trail,
+        traceparent=options.traceparent,
+        tracestate=options.tracestate,
         resources=run.engine.resources,
         secrets=run.look_up_secret,
     )

@@ -63,7 +63,10 @@ def _accept_child(run: "LiveRun", call: "Call", record: StepRecord) -> StepRecor
     digest = hashlib.sha256(f"{run.id}|{call.id}|{record.epoch}".encode()).hexdigest()[:16]
     id = f"{root_of(run.id)}.{digest}"
     definition = call.definition
-    options = Options(trail=run.accepted.options.trail, actor=run.accepted.options.actor)
+    of = run.accepted.options
+    options = Options(trail=of.trail, actor=of.actor, traceparent=of.traceparent, tracestate=of.tracestate)
+    if run.trace is not None:
+        options = run.trace.carried(options)
     accepted = new_run(
         run.engine,
         id,

@@ -29,6 +29,7 @@ from dotdo.engine.publishing import Readers
 from dotdo.engine.resolving import still_blocked
 from dotdo.engine.secrets import Vault
 from dotdo.engine.serving import Serving
+from dotdo.engine.spans import carried_here
 from dotdo.engine.spilling import Late, spilled
 from dotdo.engine.threads import Threads
 from dotdo.errors import (
@@ -357,6 +358,8 @@ class Follower(Serving):
 
     async def _have_started(self, id: str, kind: RunKind, name: str, params: Any, options: Options) -> str:
         """Has the engine accept what is not defined here: it knows whether the input fits."""
+        if self.tracing is not None:
+            options = carried_here(options)
         if self._line is None and self._take_over is None and self._holder() is None:
             self.catalogue.get(kind, name, options.version)
         data = params if isinstance(params, bytes) else codec.encode(params, f"The input of {kind} {name}")

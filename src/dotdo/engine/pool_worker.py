@@ -47,6 +47,7 @@ class Job(msgspec.Struct, frozen=True):
     key: str
     actor: str | None = None
     trail: str | None = None
+    traceparent: str | None = None
 
 
 class StagedCall(msgspec.Struct, frozen=True):
@@ -81,7 +82,7 @@ class ProcessAttempt:
 
     def __init__(self, job: Job) -> None:
         self.run_id, self.step, self.number = job.run_id, job.step, job.number
-        self.actor, self.trail, self.idempotency_key = job.actor, job.trail, job.key
+        self.actor, self.trail, self.traceparent, self.idempotency_key = job.actor, job.trail, job.traceparent, job.key
         self.effects: list[StagedCall] = []
         self._epoch = job.epoch
         self._counts: dict[str, int] = {}

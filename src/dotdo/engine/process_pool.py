@@ -121,6 +121,7 @@ async def run_in_process(
         key=attempt.idempotency_key,
         actor=attempt.actor,
         trail=attempt.trail,
+        traceparent=attempt.traceparent,
     )
     answer = msgspec.json.decode(await pool.run(msgspec.json.encode(job), timeout), type=Answer)
     if answer.raised is not None:

@@ -26,6 +26,7 @@ from dotdo.engine.publishing import tell_progress
 from dotdo.engine.secrets import SecretKeeping
 from dotdo.engine.service_code import TAKING_BACK, Call, ServiceCode
 from dotdo.engine.settling import Unsettled, is_left, is_unsettled, leaves_unsettled, steps_in_flight
+from dotdo.engine.spans import RunTrace
 from dotdo.engine.stepping import StepRun, step_context
 from dotdo.engine.timing import Times
 from dotdo.engine.waiting import Waiting
@@ -56,7 +57,7 @@ class LiveRun(SecretKeeping):
         "_fresh", "_handed", "_launching", "_parking", "_pumping", "_times", "_unmatched",
         "_waiting", "accepted", "asked", "attempts", "began", "busy", "calls", "code", "conductor", "crashed",
         "definition", "engine", "given_up", "history", "id", "is_stopping", "journal", "on_failure", "over",
-        "status", "steps", "taken", "tasks", "undoes", "unsettled"
+        "status", "steps", "taken", "tasks", "trace", "undoes", "unsettled"
     )
     # fmt: on
 
@@ -74,6 +75,7 @@ class LiveRun(SecretKeeping):
         self.undoes: bool = getattr(definition, "undoes", True)
         self.on_failure: tuple[Action[..., Any], ...] = definition.on_failure
         self.code: ServiceCode | None = None
+        self.trace: RunTrace | None = None
         self.steps: dict[str, StepRun] = {}
         self.attempts: set[Attempt] = set()  # under way, those of undos too
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -98,6 +100,8 @@ class LiveRun(SecretKeeping):
     def start(self, messages: list[Message], *, fresh: bool) -> None:
         """Begins or resumes the run; a plain callback of the engine's loop."""
         self.began = True
+        if self.engine.tracing is not None:
+            self.trace = RunTrace(self.engine.tracing, self)
         try:
             # A cancellation comes after the replay: only that tells which attempts a dead owner had in flight.
             late = [m for m in messages if m.kind in ("cancel", "deadline") and self.history.blocked is None]
@@ -453,6 +457,8 @@ class LiveRun(SecretKeeping):
         if self.over:
             return
         self.over = True
+        if self.trace is not None:
+            self.trace.end()
         self.engine.suspects.next()
         self._times.cancel()
         if self._parking is not None:

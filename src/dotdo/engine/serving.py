@@ -23,6 +23,7 @@ from dotdo.policy import Retention
 from dotdo.preview import Preview
 from dotdo.records import Definition, Options, Outcome, Progress, Run, RunFilter, RunKind
 from dotdo.store.protocol import Message, Store
+from dotdo.tracing import Tracing
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ class Serving:
     readers: Readers
     previewer: Previewer
     live: dict[str, LiveRun]
+    tracing: Tracing | None = None  # set before the start
     read: Callable[[Callable[[], Any]], Awaitable[Any]]
     anchor_key: bytes
     post: Callable[[Message], Awaitable[None]]

@@ -5,6 +5,7 @@ an entry that says how it failed, or (if the node dies) nothing, and then the ne
 """
 
 import asyncio
+from collections.abc import Coroutine
 from contextvars import Context as VariableContext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -63,8 +64,12 @@ class StepRun:
         self._loaded: tuple[Any] | None = None
         self._launched = launched
 
-    async def execute(self) -> None:
+    def execute(self) -> Coroutine[Any, Any, None]:
         """Brings the step to its outcome. Raises Block when a person must decide."""
+        trace = self.run.trace
+        return self._execute() if trace is None else trace.step(self, self._execute)
+
+    async def _execute(self) -> None:
         record = self.record
         resumed = record.state == COMMITTED
         try:
@@ -145,7 +150,8 @@ class StepRun:
         attempt = self.attempt = self._new_attempt(action, number)
         run.attempts.add(attempt)
         try:
-            completion = await self._run_handler(action, attempt, started)
+            work, trace = self._run_handler(action, attempt, started), run.trace
+            completion = await (work if trace is None else trace.attempt(attempt, action, work))
         except BaseException as error:  # whatever a handler raises is its attempt's failure
             await self._without_commit(action, retry, attempt, started, error)
         else:
@@ -207,6 +213,7 @@ class StepRun:
             generation=record.generation,
             actor=options.actor,
             trail=options.trail,
+            traceparent=options.traceparent,
             resources=run.engine.resources,
             databases=run.engine.databases,
             request_with=self._request,
@@ -296,7 +303,8 @@ class StepRun:
                     attempt.work.rollback()
                 raise
 
-        future = self.run.engine.threads.run(work)
+        trace = self.run.trace
+        future = self.run.engine.threads.run(work if trace is None else trace.bound(work))
         limit = asyncio.timeout(timeout)
         try:
             async with limit:

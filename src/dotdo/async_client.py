@@ -173,7 +173,7 @@ class AsyncDo:
         if url is not None and store is not None:
             raise DefinitionError("A client has a store of its own, or the URL of a server; not both.")
         url = url or (os.environ.get("DOTDO_URL") if store is None else None)
-        self._url = url
+        self._url, self.tracer_provider = url, tracer_provider
         self._open = lambda: (
             _connect(url, api_key)
             if url is not None
@@ -419,7 +419,7 @@ def mountable(
         raise DefinitionError(
             f"Serving over HTTP needs more packages ({error}): pip install 'dotdo[server]'."
         ) from None
-    return application(platform, close, is_open, open_access=open_access)
+    return application(platform, close, is_open, open_access=open_access, tracer_provider=client.tracer_provider)
 
 
 async def _embed(store: str | None, moved: Callable[[Platform], None], *, engine: bool, **options: Any) -> Platform:

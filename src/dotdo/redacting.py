@@ -23,7 +23,7 @@ SHORTEST, ANYWHERE = 4, 8
 # Of a longer text, pieces are found, too: where a message was cut in the middle of it. Only its ends are looked for.
 LONG, PIECE, ENDS = 24, 12, 2_000
 
-LOGGERS = ("dotdo.action", "dotdo.engine", "dotdo.service", "dotdo.store", "asyncio")
+LOGGERS = ("dotdo.access", "dotdo.action", "dotdo.engine", "dotdo.server", "dotdo.service", "dotdo.store", "asyncio")
 
 # Those that somebody holds. A dict and no WeakSet: that could not be gone through while other threads add to it.
 _active: "dict[int, weakref.ref[Redactor]]" = {}

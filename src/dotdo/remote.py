@@ -28,6 +28,7 @@ from dotdo.journal import Entry
 from dotdo.policy import Retention
 from dotdo.preview import Preview
 from dotdo.records import Definition, Options, Outcome, Progress, Run, RunFilter, RunKind, cursor_of, keyed_run_id
+from dotdo.tracing import current_place
 
 if TYPE_CHECKING:
     import httpx2
@@ -279,6 +280,10 @@ class RemotePlatform:
         """One request, repeated while that is safe and may help. Raises what the problem means."""
         import httpx2
 
+        place = current_place()
+        sent_headers = {**(headers or {}), **(place.headers if place is not None else {})}
+        if content:
+            sent_headers["Content-Type"] = "application/json"
         sent, failure = False, DotdoError("not asked yet")
         for attempt in range(1, TRIES + 1):
             if self._closed:
@@ -290,7 +295,7 @@ class RemotePlatform:
                     self._url + path,
                     params=query,
                     content=content,
-                    headers={**(headers or {}), **({"Content-Type": "application/json"} if content else {})},
+                    headers=sent_headers,
                     timeout=TIMEOUT_SECONDS + wait,
                 )
             except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:

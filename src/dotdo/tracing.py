@@ -62,10 +62,11 @@ def find_tracing(provider: "TracerProvider | None" = None) -> "Tracing | None":
     if provider is not None:
         return Tracing(provider)
     trace: Any = sys.modules.get("opentelemetry.trace")
-    found: Any = None if trace is None else trace.get_tracer_provider()
-    if found is None or isinstance(found, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
+    if trace is None:
         return None
-    return Tracing(found)
+    found: Any = trace.get_tracer_provider()
+    is_set = not isinstance(found, trace.ProxyTracerProvider | trace.NoOpTracerProvider)
+    return Tracing(found) if is_set else None
 
 
 def current_place() -> TracePlace | None:

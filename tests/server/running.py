@@ -113,14 +113,14 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(store: Path, **options: Any) -> Generator[Running]:
-    """A server on a free port of this machine."""
+def running(store: Path, *, tracer_provider: Any = None, **options: Any) -> Generator[Running]:
+    """A server on a free port of this machine. options: of `serve`."""
     ready, stopped = threading.Event(), threading.Event()
     found: list[Running] = []
     stop: list[Any] = []
 
     async def main() -> None:
-        async with AsyncDo(str(store), catalogue=catalogue) as client:
+        async with AsyncDo(str(store), catalogue=catalogue, tracer_provider=tracer_provider) as client:
             loop = asyncio.get_running_loop()
 
             def on_ready(url: str) -> None:

@@ -107,12 +107,18 @@ async def call(
     content, kind = encoded(json, form, text)
     sent = {"content-type": kind} if kind else {}
     ours = {name: _resolved(name, value, call.secret) for name, value in client.headers_for(url).items()}
-    sent |= ours | _lower(headers or {}) | {"idempotency-key": call.key}
+    sent |= _trace_headers(call) | ours | _lower(headers or {}) | {"idempotency-key": call.key}
     answer = await client.send(method.upper(), url, sent, content, timeout)
     if answer.status in expect if expect is not None else 200 <= answer.status < 300:
         kept = {name: value[:MAX_HEADER] for name, value in answer.headers.items() if name in KEPT_HEADERS}
         return Answer(answer.status, kept, answer.decoded, answer.truncated)
     _refused(f"{method.upper()} {_shown(url)}", answer, retry_on or ())
+
+
+def _trace_headers(call: EffectCall) -> dict[str, str]:
+    """So that the server continues the run's trace (W3C Trace Context)."""
+    given = {"traceparent": call.traceparent, "tracestate": call.tracestate}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def post(url: str, *, json: Any = None, form: Form | None = None, text: str | None = None, **options: Any) -> Staged:

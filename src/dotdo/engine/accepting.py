@@ -101,11 +101,8 @@ def new_run(
 
     identity: what tells its input from another one, if not the input itself.
     """
-    secrets = definition.schema.secrets
-    if secrets is not None:
-        secrets.check_sealed(definition.subject, input)
-    if engine.tracing is not None:
-        options = spans.accepted(engine.tracing, kind, definition, id, options, chain is not None)
+    _check_sealed(definition, input)
+    options = spans.accepted(engine.tracing, kind, definition, id, options, chain is not None)
     now = engine.clock.now()
     data = Accepted(
         kind=kind,
@@ -145,6 +142,11 @@ def new_run(
         created_at=now,
     )
     return AcceptedRun(id, definition, data, entry, row)
+
+
+def _check_sealed(definition: Any, input: bytes) -> None:
+    if definition.schema.secrets is not None:
+        definition.schema.secrets.check_sealed(definition.subject, input)
 
 
 def _start_of(options: Options, now: int) -> tuple[int | None, str | None]:

@@ -21,9 +21,11 @@ from dotdo.engine.secrets import KeepsSecrets
 from dotdo.errors import AttemptOver, DefinitionError
 from dotdo.journal import Completion, StagedEffect
 from dotdo.secret import Secret
+from dotdo.tracing import trace_id
 
 if TYPE_CHECKING:
     from dotdo.engine.applying import Databases
+    from dotdo.engine.pool_worker import ProcessAttempt
     from dotdo.engine.sql import SqlWork
 
 T = TypeVar("T")
@@ -79,7 +81,7 @@ class Attempt:
     @property
     def log(self) -> "logging.LoggerAdapter[logging.Logger]":
         """A logger that names run, step and attempt."""
-        return logging.LoggerAdapter(log, {"run": self.run_id, "step": self.step, "attempt": self.number})
+        return logging.LoggerAdapter(log, log_fields(self))
 
     # -- its end ------------------------------------------------------------------------------------------------------
 
@@ -257,6 +259,12 @@ class Attempt:
         count = self._counts.get(name, 0)
         self._counts[name] = count + 1
         return count
+
+
+def log_fields(attempt: "Attempt | ProcessAttempt") -> dict[str, Any]:
+    """What a log record of a handler says beside its text."""
+    known = {"run": attempt.run_id, "step": attempt.step, "attempt": attempt.number}
+    return {**known, "actor": attempt.actor, "trace_id": trace_id(attempt.traceparent)}
 
 
 def effect_key(run: str, step: str, effect: str, ordinal: int, epoch: int) -> str:

@@ -86,9 +86,13 @@ class ProcessAttempt:
         self.effects: list[StagedCall] = []
         self._epoch = job.epoch
         self._counts: dict[str, int] = {}
-        self.log = logging.LoggerAdapter(
-            logging.getLogger("dotdo.action"), {"run": job.run_id, "step": job.step, "attempt": job.number}
-        )
+
+    @property
+    def log(self) -> "logging.LoggerAdapter[logging.Logger]":
+        """A logger that names run, step, attempt, actor and trace."""
+        from dotdo.engine.attempting import log_fields
+
+        return logging.LoggerAdapter(logging.getLogger("dotdo.action"), log_fields(self))
 
     def stage(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
         """Keeps the effect; the parent commits it with the attempt."""

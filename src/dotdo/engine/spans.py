@@ -29,10 +29,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def accepted(tracing: Tracing, kind: "RunKind", definition: Any, id: str, options: Options, previous: bool) -> Options:
+def accepted(
+    tracing: Tracing | None, kind: "RunKind", definition: Any, id: str, options: Options, previous: bool
+) -> Options:
     """The options of a run that is about to be accepted, with its place in the trace. previous: it goes on for another
     run, and begins a trace of its own that is linked to that one's, so that services without an end make no trace
     without one."""
+    if tracing is None:
+        return options
     attributes = {"dotdo.kind": kind, "dotdo.name": definition.name, "dotdo.version": definition.version}
     attributes |= {"dotdo.run.id": id, "dotdo.trail": options.trail}
     given = given_place(options)

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from dotdo.errors import UnknownName
 from dotdo.records import Options, Run, RunKind, keyed_run_id
+from dotdo.server.asked import asked_of
 from dotdo.server.problems import Refused
 from dotdo.server.reading import DEFAULT_WAIT, Call, options_of, preferred_wait, query, read_body
 from dotdo.server.serving import Served, actor, answer, ended_within, path_of_run, platform, route
@@ -84,6 +85,7 @@ async def _run(
 ) -> Run:
     # Shielded: a caller who hangs up does not keep the run from being accepted.
     id = await asyncio.shield(asyncio.ensure_future(behind.accept(kind, name, params, options)))
+    asked_of(request).run = id
     return await (ended_within(request, behind, id, wait) if wait else behind.get(id))
 
 

@@ -44,7 +44,7 @@ async def serve(
         return cast("Served", await client.platform())
 
     listener = _listen(host, port)
-    app = make_app(platform, open_access=open_access)
+    app = make_app(platform, open_access=open_access, tracer_provider=client.tracer_provider)
     config = uvicorn.Config(
         app,
         log_config=None,

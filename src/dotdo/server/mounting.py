@@ -17,6 +17,7 @@ def mountable(
     is_open: Callable[[], bool],
     *,
     open_access: bool,
+    tracer_provider: Any = None,
 ) -> Any:
     """The application. platform: gives it, opened; the application closes it only if it was not open before."""
     opened_here = False
@@ -30,4 +31,4 @@ def mountable(
         if opened_here:
             await close()
 
-    return make_app(opened, open_access=open_access, on_end=on_end)
+    return make_app(opened, open_access=open_access, on_end=on_end, tracer_provider=tracer_provider)

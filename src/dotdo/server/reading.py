@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from dotdo.errors import DefinitionError
 from dotdo.records import Options, Outcome, check_options
+from dotdo.server.asked import asked_of
 from dotdo.server.problems import FieldProblem, Refused
 
 MAX_BODY = 1024 * 1024
@@ -173,6 +174,7 @@ def options_of(request: Request, call: Call, actor: str | None) -> Options:
     version = query(request, {"version": int}).get("version")
     if version == 0:
         raise Refused(400, "invalid_query", "version: a whole number from 1 is needed.")
+    place = asked_of(request).place
     options = Options(
         key=idempotency_key(request),
         version=version,
@@ -183,6 +185,8 @@ def options_of(request: Request, call: Call, actor: str | None) -> Options:
         actor=actor,
         timeout=call.timeout,
         retry=None if call.retry is None else msgspec.to_builtins(call.retry),
+        traceparent=None if place is None else place.traceparent,
+        tracestate=None if place is None else place.tracestate,
     )
     with refusing():
         check_options(options)

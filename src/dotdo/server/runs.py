@@ -7,6 +7,7 @@ from starlette.responses import Response
 from dotdo import codec
 from dotdo.policy import check_text
 from dotdo.records import Run, RunFilter, cursor_of, place_of
+from dotdo.server.asked import asked_of
 from dotdo.server.problems import Refused
 from dotdo.server.reading import Event, Nothing, Resolution, preferred_wait, query, read_body, refusing
 from dotdo.server.serving import actor, answer, ended_within, platform, site
@@ -125,12 +126,13 @@ async def authorised(request: Request, verb: str) -> Run:
     # First without the name: whoever has no key for that verb at all learns nothing, not even which runs there are.
     await actor(request, "runs", verb)
     run = await (await platform(request)).get(request.path_params["id"])
-    request.state.actor = await actor(request, "runs", verb, run.name)
+    asked_of(request).run = run.id
+    await actor(request, "runs", verb, run.name)
     return run
 
 
 def _who(request: Request) -> str | None:
-    return request.state.actor
+    return asked_of(request).actor
 
 
 async def _accepted(request: Request, id: str) -> Response:

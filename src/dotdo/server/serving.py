@@ -1,6 +1,7 @@
 """What handlers of requests share: the platform behind them, who asks, and how an answer is made."""
 
 from collections.abc import Awaitable, Callable
+from functools import cached_property
 from typing import Any, Protocol
 
 import msgspec
@@ -10,11 +11,11 @@ from starlette.responses import Response
 from dotdo.journal import Entry
 from dotdo.platform import Platform
 from dotdo.records import Run
+from dotdo.server.asked import asked_of
 from dotdo.server.auth import Gate, Keys
 from dotdo.server.metrics import Metrics
 from dotdo.server.waits import Waits
-
-ROUTE = "dotdo.route"  # in a request's scope: the path of its operation
+from dotdo.tracing import Tracing, find_tracing
 
 
 class Served(Platform, Keys, Protocol):
@@ -37,14 +38,21 @@ class Served(Platform, Keys, Protocol):
         ...
 
 
-class Site(msgspec.Struct):
+class Site:
     """One server: its platform, opened when it starts; its access control; its counters."""
 
-    open: Callable[[], Awaitable[Served]]
-    gate: Gate
-    metrics: Metrics
-    draining: bool = False
-    waits: Waits = msgspec.field(default_factory=Waits)
+    def __init__(
+        self, open: Callable[[], Awaitable[Served]], gate: Gate, metrics: Metrics, tracer_provider: Any = None
+    ) -> None:
+        self.open, self.gate, self.metrics = open, gate, metrics
+        self.draining = False
+        self.waits = Waits()
+        self._tracer_provider = tracer_provider
+
+    @cached_property
+    def tracing(self) -> Tracing | None:
+        """Found with the first request: by then the program has set its tracer provider, if it means to."""
+        return find_tracing(self._tracer_provider)
 
 
 def site(request: Request) -> Site:
@@ -60,8 +68,7 @@ async def platform(request: Request) -> Served:
 
 def route(request: Request) -> str:
     """The path of the request's operation, such as /v1/actions/{name}/execute."""
-    found: str = request.scope[ROUTE]
-    return found
+    return asked_of(request).route
 
 
 def path_of_run(request: Request, id: str) -> str:
@@ -71,7 +78,9 @@ def path_of_run(request: Request, id: str) -> str:
 
 async def actor(request: Request, resource: str, verb: str, name: str | None = None) -> str | None:
     """Authorises a request, and says who asks. name: None is for a first look, before it is known. Raises Refused."""
-    return await site(request).gate.authorise(request, resource, verb, name)
+    who = await site(request).gate.authorise(request, resource, verb, name)
+    asked_of(request).actor = who
+    return who
 
 
 async def ended_within(request: Request, behind: Served, id: str, seconds: float) -> Run:

@@ -269,6 +269,6 @@ def test_a_run_that_has_ended_leaves_nothing_in_memory(client: Do, handler: str)
     fails(client, handler, kind="raise", name="recursion")
     fails(client, handler, kind="return", name="object")
     for _ in range(50):  # whoever waits is told a moment before the last reference is gone
-        if runs_in_memory() == before:
+        if runs_in_memory() <= before:  # those of tests before this one may go meanwhile
             return
     raise AssertionError(f"{runs_in_memory() - before} runs are still in memory")

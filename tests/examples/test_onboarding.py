@@ -29,6 +29,7 @@ class Bench:
     run_id, step, number, idempotency_key = "run_1", "step#1", 1, "key"
     actor: str | None = None
     trail: str | None = None
+    traceparent: str | None = None
     log = logging.LoggerAdapter(logging.getLogger("test"))
 
     def __init__(self, sql: Any = None) -> None:

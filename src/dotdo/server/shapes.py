@@ -120,10 +120,11 @@ def entry_shape(entry: Entry) -> EntryShape:
     return EntryShape(entry.seq, entry.kind, entry.step, entry.generation, entry.attempt, entry.at, data, entry.digest)
 
 
-def preview_shape(found: Preview[Any]) -> Preview[Any]:
+def preview_shape(found: Preview[Any]) -> dict[str, Any]:
     """A preview as the API shows it, without tracebacks."""
-    steps = [msgspec.structs.replace(step, error=_plain(step.error)) for step in found.steps]
-    return msgspec.structs.replace(found, error=_plain(found.error), steps=steps)
+    shape: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(found, result=None))
+    _drop_tracebacks(shape)
+    return {**shape, "result": found.result}
 
 
 def _waiting_for(waiting: WaitingFor) -> WaitingFor:

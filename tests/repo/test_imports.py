@@ -4,6 +4,8 @@ import ast
 import subprocess
 import sys
 
+import pytest
+
 from tests.repo.sources import PACKAGE, Module, modules, report
 
 
@@ -19,20 +21,26 @@ def test_connectors_import_the_public_api_only():
     assert not problems, report(problems)
 
 
-def test_context_imports_sqlalchemy_for_type_checking_only():
-    module = Module(PACKAGE / "context.py")
+@pytest.mark.parametrize(
+    "name, package",
+    [("context", "sqlalchemy"), ("engine/spans", "opentelemetry"), ("server/asked", "opentelemetry")],
+)
+def test_these_import_an_extra_for_type_checking_only(name: str, package: str):
+    module = Module(PACKAGE / f"{name}.py")
     for_types = {
         line
         for block in ast.walk(module.tree)
         if isinstance(block, ast.If) and ast.unparse(block.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
         for line, _ in _imports(block)
     }
-    everywhere = {line for line, imported in _imports(module.tree) if imported.split(".")[0] == "sqlalchemy"}
-    assert everywhere <= for_types, f"lines {sorted(everywhere - for_types)} import SQLAlchemy at run time"
+    everywhere = {line for line, imported in _imports(module.tree) if imported.split(".")[0] == package}
+    assert everywhere, f"{name} does not import {package} at all"
+    assert everywhere <= for_types, f"lines {sorted(everywhere - for_types)} import {package} at run time"
 
 
 def test_importing_dotdo_loads_no_extras():
     extras = {"sqlalchemy", "aiosqlite", "psycopg", "aiosmtplib", "jinja2", "httpx2", "pydantic", "click", "rich"}
+    extras |= {"opentelemetry", "starlette", "uvicorn", "cryptography"}
     program = f"import dotdo, sys; print(*sorted({extras!r} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
     assert not loaded, f"`import dotdo` must stay light, but loads {loaded}"

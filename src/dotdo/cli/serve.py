@@ -1,7 +1,6 @@
 """`dotdo serve` and `dotdo dev`: the application's actions and services over HTTP."""
 
 import asyncio
-import logging
 import os
 import shlex
 import sys
@@ -12,6 +11,7 @@ import click
 from dotdo.async_client import AsyncDo
 from dotdo.cli.attending import GRACE
 from dotdo.cli.loading import Application, load_application
+from dotdo.cli.logs import configure, log_option
 from dotdo.cli.output import mark, say
 from dotdo.cli.settings import app_option, databases, sql_option, store_option
 from dotdo.errors import DefinitionError
@@ -36,15 +36,17 @@ port_option = click.option(
 @host_option
 @port_option
 @click.option("--open", "open_access", is_flag=True, help="Ask for no API key; on this machine only.")
-def serve(app: str, store: str, sql: tuple[str, ...], host: str, port: int, open_access: bool) -> None:
+@log_option
+def serve(
+    app: str, store: str, sql: tuple[str, ...], host: str, port: int, open_access: bool, log_format: str | None
+) -> None:
     """Serve the application's actions and services over HTTP, with an engine in this process.
 
     Clients need an API key: `dotdo keys create`. On SIGTERM or Ctrl-C requests in flight are answered and the engine
     drains; what is left goes on at the next start.
     """
     application = load_application(app)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    configure(log_format)
     asyncio.run(_serve(application, store, sql, host, port, open_access=open_access))
 
 
@@ -81,7 +83,8 @@ async def _serve(
 @store_option
 @sql_option
 @port_option
-def dev(file: str | None, app: str, store: str, sql: tuple[str, ...], port: int) -> None:
+@log_option
+def dev(file: str | None, app: str, store: str, sql: tuple[str, ...], port: int, log_format: str | None) -> None:
     """Serve the application while you write it: without API keys, on this machine only, and restarted whenever a Python
     file beside it changes. Each run is replayed at once, to find services that would not replay.
     """
@@ -94,6 +97,8 @@ def dev(file: str | None, app: str, store: str, sql: tuple[str, ...], port: int)
     command = [sys.executable, "-m", "dotdo", "serve", "--open", "--app", app, "--store", store, "--port", str(port)]
     for url in sql:
         command += ["--sql", url]
+    if log_format is not None:
+        command += ["--log", log_format]
     os.environ.setdefault("DOTDO_DEV", "1")
     say(f"Watching {folder}; Ctrl-C stops.")
     run_process(

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from dotdo.errors import DotdoError
-from dotdo.server.asked import Asked, asked_by, name_span
+from dotdo.server.asked import UNWATCHED, Asked, asked_by, name_span
 from dotdo.server.problems import Refused, answer, refused_by
 from dotdo.server.serving import Site
 
@@ -100,8 +100,9 @@ def _problem(error: Exception, asked: Asked) -> Response:
 
 
 def _tell(asked: Asked, seconds: float) -> None:
-    """One line of the access log."""
-    if not access_log.isEnabledFor(logging.INFO):
+    """One line of the access log. Probes that find nothing wrong, every few seconds, are for debugging."""
+    level = logging.DEBUG if asked.path.endswith(UNWATCHED) and asked.status < 400 else logging.INFO
+    if not access_log.isEnabledFor(level):
         return
     extra = {
         "request_id": asked.id,
@@ -114,7 +115,7 @@ def _tell(asked: Asked, seconds: float) -> None:
         "run": asked.run,
         "trace_id": asked.trace_id,
     }
-    access_log.info("%s %.200s %s", asked.method, asked.path, asked.status, extra=extra)
+    access_log.log(level, "%s %.200s %s", asked.method, asked.path, asked.status, extra=extra)
 
 
 async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:

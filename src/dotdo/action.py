@@ -112,7 +112,7 @@ class Action(Generic[P, R]):
         self.is_async = _is_async(handler)
         self.takes_context = _takes_context(self.subject, handler, self.is_async)
         self.schema = schema_of(self.subject, handler, 1 if self.takes_context else 0, wire)
-        self.pool = place_in_process(self, pool)
+        self.pool: tuple[str, str | None, str] | Literal["worker"] | None = place_in_process(self, pool)
         self.retry = policy.retry_of(retry, DEFAULT_RETRY)
         self.timeout = policy.seconds(timeout, "timeout")
         self.pivot = pivot

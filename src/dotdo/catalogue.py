@@ -35,7 +35,7 @@ class Catalogue:
 
     def add(self, kind: str, name: str, version: int, definition: Any, function: Callable[..., Any]) -> None:
         """Registers a definition. Raises DuplicateDefinition when the name and version are taken."""
-        _check_name(kind, name, version)
+        check_name(kind, name, version)
         code, place = _code_of(function)
         found = self._places.get((kind, name, version))
         # The same lines compiled again are a module imported twice (a script and its import), not a second definition.
@@ -125,7 +125,8 @@ def _with_article(kind: str) -> str:
     return f"{'a' if kind == 'service' else 'an'} {kind}"
 
 
-def _check_name(kind: str, name: str, version: int) -> None:
+def check_name(kind: str, name: str, version: int) -> None:
+    """Raises DefinitionError unless a definition can be called so."""
     if not (isinstance(name, str) and NAME.fullmatch(name)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DefinitionError(
             f"{name!r} cannot be the name of {kind}s: letters, digits, '-', '_' and '.', at most 100, a letter first."

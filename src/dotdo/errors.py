@@ -11,7 +11,8 @@
     │   ├── KeyConflict              the same key with another input
     │   ├── InvalidValue             a value that JSON cannot carry
     │   ├── SecretExposed            a secret would have been stored in the clear
-    │   └── InvalidOperation         the run's state does not allow that
+    │   ├── InvalidOperation         the run's state does not allow that
+    │   └── UnsupportedProtocol      a worker speaks another version of the worker protocol
     ├── OutcomeError             the request was done, and this is how it ended
     │   ├── ActionFailed             failed for good
     │   ├── RunCancelled             cancelled
@@ -21,7 +22,8 @@
     │   ├── Fail                     permanent: it did not happen, do not retry
     │   ├── RetryLater               it did not happen; try again, after a given time
     │   ├── AttemptTimedOut          the attempt's timeout passed
-    │   └── ProcessDied              the process of a handler ended before the handler
+    │   ├── ProcessDied              the process of a handler ended before the handler
+    │   └── WorkerLost               the worker of a handler was lost before it told the end
     ├── ReplayError              a service's code does not fit its journal
     │   ├── ReplayMismatch           it asked for other steps than those recorded
     │   ├── ServiceDidIO             it did input or output itself
@@ -29,7 +31,9 @@
     ├── AccessError              a platform over HTTP did not do as asked
     │   ├── AccessDenied             the API key is missing, unknown, revoked, expired, or does not allow this
     │   ├── Unreachable              it cannot be reached; nothing happened
-    │   └── OutcomeUnknown           the answer was lost; ask again, by `run_id` or with the same key
+    │   ├── OutcomeUnknown           the answer was lost; ask again, by `run_id` or with the same key
+    │   ├── UnknownWorker            the session of a worker is over; it must register again
+    │   └── LeaseLost                a task is not that worker's any more; what it says of it changes nothing
     └── StoreError               the store cannot be used: its operator must act
         ├── StoreUnusable            wrong file, version, folder, library; or another engine holds it
         ├── StoreUnavailable         a write or read failed (disk full, I/O error); nothing half done
@@ -108,6 +112,12 @@ class InvalidInput(InputError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (InvalidInput, (self.subject, self.problems), self.__dict__)
+
+
+class UnsupportedProtocol(InputError):
+    """A worker speaks another version of the worker protocol than the server."""
+
+    code = "unsupported_protocol"
 
 
 class UnknownName(InputError):
@@ -244,6 +254,12 @@ class ProcessDied(HandlerError):
     code = "process_died"
 
 
+class WorkerLost(HandlerError):
+    """The worker that had a task died, froze, or was cut off before it told how it ended. Nobody knows."""
+
+    code = "worker_lost"
+
+
 class ReplayError(DotdoError):
     """The code of a service does not fit what its journal says happened."""
 
@@ -291,6 +307,18 @@ class OutcomeUnknown(AccessError):
 
     code = "outcome_unknown"
     run_id: str | None = None
+
+
+class UnknownWorker(AccessError):
+    """The session of a worker is over, because its lease ended or the server was started anew. It registers again."""
+
+    code = "unknown_worker"
+
+
+class LeaseLost(AccessError):
+    """A task is not that worker's any more. What the worker says of it changes nothing."""
+
+    code = "lease_lost"
 
 
 class StoreError(DotdoError):

@@ -48,6 +48,10 @@ CODES = {
     "Unreachable": "unreachable",
     "OutcomeUnknown": "outcome_unknown",
     "NodeDraining": "node_draining",
+    "UnsupportedProtocol": "unsupported_protocol",
+    "WorkerLost": "worker_lost",
+    "UnknownWorker": "unknown_worker",
+    "LeaseLost": "lease_lost",
 }
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dotdo.engine.applying import Databases
     from dotdo.engine.pool_worker import ProcessAttempt
     from dotdo.engine.sql import SqlWork
+    from dotdo.engine.workers import Handed
 
 T = TypeVar("T")
 
@@ -61,6 +62,8 @@ class Attempt:
         self.effects: list[StagedEffect] = []
         self.requests: list[str] = []
         self.work: SqlWork | None = None
+        self.elsewhere = False  # a worker has it that has databases: only they know whether it has committed
+        self.task: Handed | None = None  # in which a worker has told its end
         self.spares_calls = False  # its step is cancelled: calls under way go on to their answers
         self.promised: str | None = None  # the database in which the handler commits by itself
         self.block: Block | None = None  # raised by a request; the handler may swallow it, or wrap it in a group
@@ -116,7 +119,7 @@ class Attempt:
     @property
     def in_doubt(self) -> bool:
         """Whether only the database knows how it ended: a COMMIT was not answered, or was the handler's own affair."""
-        return self.promised is not None or (self.work is not None and self.work.in_doubt)
+        return self.elsewhere or self.promised is not None or (self.work is not None and self.work.in_doubt)
 
     def heartbeat(self) -> None:
         """Raises AttemptOver when the attempt is over."""
@@ -142,10 +145,18 @@ class Attempt:
         """Makes the call now, or replays its answer."""
         self._before_completion()
         input, identity = self._input(effect, args, kwargs)
-        # A request is known by what is asked and its count among equals, so a retry finds its answer.
+        return await self.ask(effect, input, self.name_request(effect, identity))
+
+    def name_request(self, effect: Effect[..., Any], identity: bytes) -> str:
+        """A request is known by what is asked and its count among equals, so a retry finds its answer."""
         base = f"{effect.name}:{hashlib.sha256(identity).hexdigest()[:16]}"
         request = f"{base}#{self._count(base) + 1}"
         self.requests.append(request)
+        return request
+
+    async def ask(self, effect: Effect[..., Any], input: bytes, request: str) -> Any:
+        """The answer of a request that has its name."""
+        self.heartbeat()
         return await self._request_with(self, effect, input, request)
 
     def request_and_wait(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -251,6 +262,10 @@ class Attempt:
             )
         input = effect.schema.pack(args, kwargs)
         effect.schema.check(input)
+        return self.take_input(effect, input)
+
+    def take_input(self, effect: Effect[..., Any], input: bytes) -> tuple[bytes, bytes]:
+        """An effect's plain input as it is journaled, and what it is known by."""
         if effect.schema.secrets is None and self._keeper.secrets is None:
             return input, input
         return self._keeper.keep_secrets().at_rest(effect.schema, input)

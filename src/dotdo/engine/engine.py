@@ -48,6 +48,7 @@ from dotdo.engine.threads import Threads
 from dotdo.engine.tuning import tune_interpreter
 from dotdo.engine.waking import Alarm
 from dotdo.engine.watching import SPIN_SECONDS, Watch, Watchdog
+from dotdo.engine.workers import Workers
 from dotdo.errors import ClientClosed, StoreError
 from dotdo.journal import LARGE, Blocked, Ended, Entry, input_digest
 from dotdo.records import Options, Run, RunKind
@@ -82,7 +83,9 @@ class Engine(Serving):
         spin_limit: float = SPIN_SECONDS,
         vault: Vault | None = None,
     ) -> None:
-        self.store, self.catalogue, self.clock, self.anchor_key = store, catalogue, clock, anchor_key
+        self.store, self.clock, self.anchor_key = store, clock, anchor_key
+        self.workers = Workers(self, catalogue)
+        self.catalogue = self.workers.catalogue
         self.databases, self.check_replay, self.capacity = databases, check_replay, capacity
         self.vault = vault or temporary_vault(SecretSources(None))
         self.log = logging.getLogger("dotdo.engine")
@@ -97,8 +100,7 @@ class Engine(Serving):
         self.pinned = Pins(self)
         self._kept: list[asyncio.Task[Any]] = []
         self._background: set[asyncio.Task[Any]] = set()
-        self._fresh: list[LiveRun] = []
-        self.applied = AppliedRows(self)
+        self.applied, self._fresh = AppliedRows(self), list[LiveRun]()
         self._closed = False
         self.quiet = asyncio.Event()  # while draining: a run has come to rest
 
@@ -114,8 +116,7 @@ class Engine(Serving):
         self.threads = Threads(self.loop)
         self.outliving = Outliving(self)
         self.processes = ProcessPool()
-        self.settler = Settler(self)
-        self.answers = Answers(self.loop)
+        self.settler, self.answers = Settler(self), Answers(self.loop)
         self.readers, self.watched = Readers(self.loop), self.committer.watched
         self.write = self.committer.call
         self.watch = Watch()
@@ -127,6 +128,7 @@ class Engine(Serving):
                 await self.threads.run(self.databases.prepare)
             node, host, pid = self.node, socket.gethostname(), os.getpid()
             await self.committer.call(lambda: self.store.join(node, host, pid, self.clock.now()))
+            await self.workers.load()
         except BaseException:
             await self._stop_parts()
             raise
@@ -154,6 +156,7 @@ class Engine(Serving):
         self.sweeper.close()
         await self.claimer.close()
         await self.previewer.close()
+        self.workers.close()
         await self._drain(grace)
         self.alarm.close()
         tasks = [task for run in self.live.values() for task in run.acting()]

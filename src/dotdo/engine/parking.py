@@ -45,7 +45,8 @@ def waits_of(run: "LiveRun") -> list[WaitingFor]:
         if timer is not None:
             waits.append(WaitingFor("timer", f"a timer of the service ({timer.key})", timer.due))
         waits += [WaitingFor("event", f"the event {name!r}") for name in code.awaited_events()]
-    return sorted(waits, key=lambda wait: (wait.until is None, wait.until or 0))
+    # A worker that comes is looked for by this, so it stands first.
+    return sorted(waits, key=lambda wait: (wait.kind != "worker", wait.until is None, wait.until or 0))
 
 
 def waiting_for(run: "LiveRun") -> WaitingFor:
@@ -67,7 +68,7 @@ def park(run: "LiveRun") -> None:
     waits = waits_of(run)
     if not waits or any(wait.kind == SETTLEMENT for wait in waits):
         return
-    due = waits[0].until
+    due = min((wait.until for wait in waits if wait.until is not None), default=None)
     seconds = None if due is None else run.engine.clock.until(due)
     if seconds is not None and seconds < LINGER:
         return  # it comes so soon that leaving is not worth it

@@ -108,7 +108,7 @@ async def run_in_process(
     pool: ProcessPool, action: "Action[..., Any]", attempt: "Attempt", input: bytes, timeout: float | None
 ) -> bytes:
     """Runs a handler in a process: its result as JSON; what it staged is the attempt's. Raises what it raised."""
-    assert action.pool is not None
+    assert isinstance(action.pool, tuple)
     job = Job(
         action=action.name,
         version=action.version,
@@ -125,7 +125,7 @@ async def run_in_process(
     )
     answer = msgspec.json.decode(await pool.run(msgspec.json.encode(job), timeout), type=Answer)
     if answer.raised is not None:
-        raise _error_of(answer.raised) from Told(
+        raise error_of_class(answer.raised) from Told(
             answer.raised.name.rpartition(".")[2], answer.raised.message, answer.raised.traceback
         )
     for staged in answer.effects:
@@ -133,7 +133,7 @@ async def run_in_process(
     return bytes(answer.result)
 
 
-def _error_of(raised: Raised) -> BaseException:
+def error_of_class(raised: Raised) -> BaseException:
     """The exception that the handler raised, as far as this process knows its class: the retry policy asks for that.
     Nothing is imported for it, and no code of the class runs."""
     if raised.name == "RetryLater":

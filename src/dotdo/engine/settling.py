@@ -14,8 +14,16 @@ from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
 from dotdo.engine.replaying import replay_history
 from dotdo.engine.service_code import OWN_STEPS, ServiceCode
 from dotdo.engine.threads import Threads
-from dotdo.errors import DefinitionError, InputError, ReplayError, StoreError, StoreUnavailable
+from dotdo.errors import (
+    DefinitionError,
+    DotdoError,
+    InputError,
+    ReplayError,
+    StoreError,
+    StoreUnavailable,
+)
 from dotdo.journal import Completion, Empty
+from dotdo.offer import OfferedAction
 from dotdo.records import WaitingFor
 from dotdo.service import Service
 
@@ -153,11 +161,17 @@ async def settle(
     database: the only one that the attempt can have used, if that is known. Waits while one cannot be asked.
     """
     databases = run.engine.databases
-    if databases is None:
+    elsewhere = _settled_elsewhere(run, step)
+    if databases is None and not elsewhere:
         return None
     if run.unsettled is None:
         run.unsettled = Unsettled()
     run.unsettled.steps.add(step)
+    if elsewhere:
+        found = await _settle_elsewhere(run, elsewhere, step, generation, attempt)
+        run.unsettled.steps.discard(step)
+        return found
+    assert databases is not None, "looked above"
     waited = False
     for name in [database] if database else databases.names:
         while True:
@@ -180,6 +194,38 @@ async def settle(
     return found
 
 
+def _settled_elsewhere(run: "LiveRun", step: str) -> list[str]:
+    """The actions, by name, whose workers have the databases in which a step's attempts commit."""
+    catalogue = run.engine.workers.catalogue
+    if not catalogue.has_databases:
+        return []
+    name = step.removeprefix("undo:").removeprefix("on_failure:").partition(":")[0]
+    offered = [each for each in catalogue.versions("action", name) if isinstance(each, OfferedAction)]
+    others = [each.fallback for each in offered]
+    found = [each for each in (*offered, *others) if isinstance(each, OfferedAction) and each.databases]
+    return sorted({each.name for each in found})
+
+
+async def _settle_elsewhere(
+    run: "LiveRun", names: list[str], step: str, generation: int, attempt: int
+) -> Completion | None:
+    from dotdo.engine.working import settle_elsewhere
+
+    wait = FIRST_WAIT
+    for name in names:
+        while True:
+            try:
+                found = await settle_elsewhere(run, name, step, generation, attempt, SETTLEMENT)
+                break
+            except DotdoError as trouble:
+                text = f"to learn how attempt {attempt} of {step} ended: {trouble.message}"
+                await run.waiting.until(step, run.engine.clock.now() + wait, SETTLEMENT, text)
+                wait = min(wait * 2, LONGEST_WAIT)
+        if found is not None:
+            return found
+    return None
+
+
 def _show(run: "LiveRun", waiting_for: WaitingFor | None) -> None:
     """Has the run's row say what it waits for, or that it goes on. The run stays in memory meanwhile: a claim for each
     question would fill its journal."""
@@ -194,8 +240,13 @@ def journal_commit(run: "LiveRun", record: StepRecord, completion: Completion, n
     """Journals the commit of an attempt."""
     kind = "committed" if completion.effects else "completed"
     run.append(kind, completion, record.id, number)
-    if completion.sql:
+    if completion.sql and not _is_elsewhere(run, completion):
         run.engine.applied.forget(run, completion.sql[0], record, number)
+
+
+def _is_elsewhere(run: "LiveRun", completion: Completion) -> bool:
+    """Whether the row is in a database of the workers, who delete it themselves."""
+    return isinstance(run.engine.catalogue.find("action", completion.action, completion.version), OfferedAction)
 
 
 # -- handlers that commit by themselves --------------------------------------------------------------------------------

@@ -31,8 +31,10 @@ from dotdo.engine.settling import (
     settle_step,
     tell_of_difference,
 )
-from dotdo.errors import AttemptOver, AttemptTimedOut, RetryLater
+from dotdo.engine.working import run_on_worker, tell
+from dotdo.errors import AttemptOver, AttemptTimedOut, RetryLater, WorkerLost
 from dotdo.journal import LARGE, AttemptFailed, Completion, Empty, StepFailed
+from dotdo.offer import OfferedAction
 from dotdo.policy import Retry
 from dotdo.records import ErrorRecord
 
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from dotdo.engine.running import LiveRun
 
 T = TypeVar("T")
+
+MOST_LOST = 5  # workers that an attempt may take with it, one after the other, before a person must look at it
 
 
 class StepRun:
@@ -63,6 +67,7 @@ class StepRun:
         self._started = 0
         self._loaded: tuple[Any] | None = None
         self._launched = launched
+        self._lost = 0  # attempts in a row that were lost with their workers
 
     def execute(self) -> Coroutine[Any, Any, None]:
         """Brings the step to its outcome. Raises Block when a person must decide."""
@@ -119,7 +124,7 @@ class StepRun:
                 if record.next_at is not None and record.next_at > run.engine.clock.now():
                     await self._wait_for_retry(retry)
                 await self._attempt(action, retry)
-                if record.state != OPEN or record.next_at is not None:
+                if record.state != OPEN or record.next_at is not None or self._lost:
                     continue
             has_fallback = action is self.definition and action.fallback is not None
             await requesting.take_back(run, record, goes_on=True, fallback=has_fallback)
@@ -161,6 +166,8 @@ class StepRun:
             self.record.loaded = self._loaded
             self._committed(completion, number)
         finally:
+            if attempt.task is not None:
+                tell(run, attempt)
             attempt.close()
             run.attempts.discard(attempt)
             self.attempt = None
@@ -177,6 +184,7 @@ class StepRun:
         """An attempt ended and the engine has seen no commit. returned: what it ended with, if it did so well."""
         attempt.end("has ended")  # nothing that the handler has left behind can begin to commit
         run, settled = self.run, attempt.in_doubt
+        self._lost = self._lost + 1 if isinstance(error, WorkerLost) else 0
         found = await self._settle_doubt(attempt)
         if found is not None:
             uncancel()  # too late
@@ -189,8 +197,21 @@ class StepRun:
                 raise attempt.block from None
             attempt.end("was cancelled")
             raise asyncio.CancelledError from error  # also if the handler made another error of it
+        elif self._lost:
+            self._lose(attempt.number, error)
         else:
             self._failed(action, retry, attempt.number, started, error)
+
+    def _lose(self, number: int, error: BaseException) -> None:
+        """Its worker was lost, which says nothing of the action; unless it happens again and again."""
+        self.run.append("lost", Empty(), self.id, number)
+        if self._lost >= MOST_LOST:
+            raise Block(
+                "worker lost",
+                f"{MOST_LOST} attempts of {self.id} in a row were lost with their workers; the last one: {error} Look "
+                "at what it does there (memory?), mend it, and retry the run.",
+                step=self.id,
+            )
 
     async def _settle_doubt(self, attempt: Attempt) -> Completion | None:
         """If only the database knows whether the attempt has committed, nothing else happens to the step before."""
@@ -235,6 +256,8 @@ class StepRun:
         arguments = load() if len(self.input) <= LARGE else await self.run.engine.committer.apart(load)
         timeout = self.overrides.timeout or action.timeout
         if action.pool is not None:
+            if isinstance(action, OfferedAction):
+                return await run_on_worker(self, action, attempt, started)
             return await self._run_in_process(action, attempt, started, timeout)
         if not action.is_async:
             return await self._run_in_thread(action, attempt, started, arguments, timeout)
@@ -342,6 +365,17 @@ class StepRun:
     def _completion(self, action: Action[..., Any], attempt: Attempt, started: int, result: Any) -> Completion:
         data, loaded = action.schema.dump(result)
         return self._completed(action, attempt, started, data, loaded)
+
+    def is_fallback(self, action: Action[..., Any]) -> bool:
+        """Whether it is what the step falls back to."""
+        return (action.name, action.version) != (self.definition.name, self.definition.version)
+
+    def completed_elsewhere(
+        self, action: Action[..., Any], attempt: Attempt, started: int, data: bytes, sql: list[str]
+    ) -> Completion:
+        """What an attempt in a worker commits."""
+        completion = self._completed(action, attempt, started, data, action.schema.load(data))
+        return msgspec.structs.replace(completion, sql=sql, fallback=self.is_fallback(action))
 
     def _completed(
         self, action: Action[..., Any], attempt: Attempt, started: int, data: bytes, loaded: Any

@@ -16,8 +16,10 @@ from dotdo.errors import (
     InvalidOperation,
     InvalidValue,
     KeyConflict,
+    LeaseLost,
     StoreError,
     UnknownName,
+    UnknownWorker,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -29,6 +31,8 @@ _STATUSES: tuple[tuple[type[DotdoError], int, bool], ...] = (
     (UnknownName, 404, False),
     (InvalidOperation, 409, False),
     (InputError, 400, False),
+    (UnknownWorker, 410, False),
+    (LeaseLost, 409, False),
     (StoreError, 503, True),
 )
 _TITLES = {
@@ -39,6 +43,7 @@ _TITLES = {
     405: "The method is not allowed here",
     406: "The answer cannot have that form",
     409: "The state of the run does not allow this",
+    410: "The worker's session is over",
     413: "The body is too large",
     415: "The body is not JSON",
     422: "The input is not valid",

@@ -75,9 +75,9 @@ def refusing() -> Generator[None]:
         raise Refused(422, "invalid_input", error.message) from None
 
 
-async def read_body(request: Request, kind: type[T]) -> T:
-    """The request's JSON body as a record; no body is an empty object. Raises Refused."""
-    data = await _bytes(request)
+async def read_body(request: Request, kind: type[T], most: int = MAX_BODY) -> T:
+    """The request's JSON body as a record; no body is an empty object. most: bytes. Raises Refused."""
+    data = await _bytes(request, most)
     if not data.strip():
         data = b"{}"
     elif request.headers.get("content-type", "application/json").partition(";")[0].strip() != "application/json":
@@ -94,23 +94,23 @@ async def read_body(request: Request, kind: type[T]) -> T:
         raise Refused(400, "invalid_json", f"The body is not JSON: {error}.") from None
 
 
-async def _bytes(request: Request) -> bytes:
+async def _bytes(request: Request, most: int) -> bytes:
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > MAX_BODY:
-        raise _too_large()
+    if length.isdecimal() and int(length) > most:
+        raise _too_large(most)
     body = bytearray()
     try:
         async for piece in request.stream():
             body += piece
-            if len(body) > MAX_BODY:
-                raise _too_large()
+            if len(body) > most:
+                raise _too_large(most)
     except ClientDisconnect:
         raise Refused(400, "incomplete_body", "The connection ended before the body did.") from None
     return bytes(body)
 
 
-def _too_large() -> Refused:
-    return Refused(413, "body_too_large", f"The body has more than {MAX_BODY} bytes.", headers={"Connection": "close"})
+def _too_large(most: int) -> Refused:
+    return Refused(413, "body_too_large", f"The body has more than {most} bytes.", headers={"Connection": "close"})
 
 
 def idempotency_key(request: Request) -> str | None:

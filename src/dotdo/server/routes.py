@@ -9,9 +9,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dotdo.preview import Preview
-from dotdo.server import executing, health, openapi, runs, streaming
+from dotdo.server import executing, health, openapi, runs, streaming, working
 from dotdo.server.reading import Call, Event, Resolution
 from dotdo.server.shapes import Definitions, Journal, Page, RunShape
+from dotdo.worker_protocol import (
+    Batch,
+    Beat,
+    Claim,
+    Complete,
+    Done,
+    Heartbeat,
+    OfWorker,
+    Register,
+    Registered,
+    RequestCall,
+    RequestState,
+    Results,
+)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -94,6 +108,19 @@ def _steering(verb: str, endpoint: Endpoint, summary: str) -> Operation:
     )
 
 
+def _worker(verb: str, endpoint: Endpoint, summary: str, body: Any, answer: Any) -> Operation:
+    return Operation(
+        id=f"worker_{verb}",
+        method="POST",
+        path=f"/v1/worker/{verb}",
+        endpoint=endpoint,
+        summary=summary,
+        scope="workers:serve",
+        body=body,
+        answer=answer,
+    )
+
+
 OPERATIONS: list[Operation] = [
     *_calls("action"),
     *_calls("service"),
@@ -163,6 +190,13 @@ OPERATIONS: list[Operation] = [
         answer=RunShape,
         status=202,
     ),
+    _worker("register", working.register, "A worker has come, and offers definitions", Register, Registered),
+    _worker("claim", working.claim, "Tasks for a worker, as soon as there are some", Claim, Batch),
+    _worker("complete", working.complete, "A worker tells how tasks ended", Complete, Results),
+    _worker("request", working.request, "A handler in a worker asks for an effect's answer", RequestCall, RequestState),
+    _worker("heartbeat", working.heartbeat, "A worker is alive", Heartbeat, Beat),
+    _worker("drain", working.drain, "A worker takes no more actions", OfWorker, Done),
+    _worker("leave", working.leave, "A worker goes", OfWorker, Done),
     Operation(
         id="healthz",
         method="GET",

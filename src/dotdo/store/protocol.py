@@ -106,6 +106,18 @@ class Write(msgspec.Struct, gc=False):
     succession: Succession | None = None
 
 
+class Offer(msgspec.Struct, frozen=True):
+    """A definition that workers have offered: its kind (action, effect), name and version, and the offer as JSON.
+    databases: where its attempts commit. at: when it was offered last (ms)."""
+
+    kind: str
+    name: str
+    version: int
+    definition: str
+    databases: list[str]
+    at: int
+
+
 class Claim(msgspec.Struct, frozen=True):
     """A run taken by a node. crashed: the owner before died with it. unseen: attempts may have ended that its journal
     does not know, also without a crash."""
@@ -245,6 +257,18 @@ class Store(Protocol):
         ...
 
     # Reads: on any thread.
+    def save_offers(self, offers: list[Offer]) -> None:
+        """Keeps what a worker offers, each instead of an earlier offer of that kind, name and version."""
+        ...
+
+    def list_offers(self) -> list[Offer]:
+        """Everything that workers have ever offered, by name."""
+        ...
+
+    def expect_workers(self, now: int) -> None:
+        """A worker has come: runs that wait for one are due."""
+        ...
+
     def find_api_key(self, digest: str) -> ApiKey | None:
         """A key by the digest of its text."""
         ...

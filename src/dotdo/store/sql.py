@@ -17,6 +17,7 @@ from dotdo.records import ENDED, ErrorRecord, Run, RunFilter, WaitingFor, erased
 from dotdo.store.blobs import Blobs, is_elsewhere
 from dotdo.store.erasing import Erasing
 from dotdo.store.migrate import Migratable, migrate
+from dotdo.store.offering import Offering
 from dotdo.store.protocol import ALL, CRASHED, UNSETTLED, Claim, Filed, Head, Link, Message, Write
 from dotdo.store.queries import load_queries
 from dotdo.store.retaining import Retaining
@@ -54,7 +55,7 @@ def rows(items: list[Any]) -> str:
     return _encode(items).decode()
 
 
-class SqlStore(Retaining, Erasing):
+class SqlStore(Retaining, Erasing, Offering):
     """A store on a SQL database."""
 
     def __init__(self, database: Database) -> None:

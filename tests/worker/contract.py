@@ -69,14 +69,12 @@ class Recorder:
         """One exchange; without a name it is not written down."""
         with httpx2.Client(base_url=self.server.url, headers=headers or self.http.headers, timeout=20) as http:
             response = http.post(f"/v1/worker/{verb}", json=body)
+        asked = {"method": "POST", "path": f"/v1/worker/{verb}", "body": body}
+        # Also of those that are not written down: else numbers would depend on which of two came first.
+        said = self._made_up({"request": asked, "status": response.status_code, "response": response.json()})
         if name:
             assert name not in self.found
-            said = {
-                "request": {"method": "POST", "path": f"/v1/worker/{verb}", "body": body},
-                "status": response.status_code,
-                "response": response.json(),
-            }
-            self.found[name] = self._made_up(said)
+            self.found[name] = said
         return response.json()
 
     def claim(self, name: str, worker: str, wait: float = 10) -> Any:

@@ -113,8 +113,9 @@ class Workers:
         self._engine.spawn(self._wake_waiting())
         return Registered(session.id, PROTOCOL, self.lease, self.lease / 3, POLL_SECONDS, MOST_BYTES, here)
 
-    async def claim(self, given: Claim, actor: str | None, gone: "asyncio.Future[Any] | None" = None) -> Batch:
-        """Tasks for a worker, as soon as there are some. gone: done when the worker hangs up. Raises UnknownWorker."""
+    async def claim(self, given: Claim, actor: str | None) -> Batch:
+        """Tasks for a worker, as soon as there are some; who hangs up, or has waited enough, cancels this. Raises
+        UnknownWorker."""
         session = self.session(given.worker, actor)
         if session.poll is not None:
             session.wake()  # of two claims the older one gets nothing
@@ -125,13 +126,17 @@ class Workers:
         self._feed(session)
         if not (session.outbox or session.untold) and given.wait > 0 and not self._closed:
             poll = session.poll = self._engine.loop.create_future()
-            waits = [poll] if gone is None else [poll, gone]
-            await asyncio.wait(waits, timeout=min(given.wait, POLL_SECONDS), return_when=asyncio.FIRST_COMPLETED)
-            if session.poll is not poll:
-                return Batch(session.number)  # a newer claim has taken its place
-            session.poll = None
-            if gone is not None and gone.done():
-                self._take_back(session)
+            try:
+                await poll
+            except asyncio.CancelledError:
+                if session.poll is poll:
+                    self._take_back(session)
+                raise
+            finally:
+                is_newest = session.poll is poll
+                if is_newest:
+                    session.poll = None
+            if not is_newest:
                 return Batch(session.number)
             self.session(given.worker, actor, renew=False)  # it may have ended meanwhile
         return self._send(session)

@@ -3,15 +3,13 @@
 Unlike elsewhere in the API unknown fields are ignored, so that newer workers can speak with this server.
 """
 
-import asyncio
-import contextlib
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dotdo.engine.workers import Workers
+from dotdo.engine.workers import POLL_SECONDS, Workers
 from dotdo.errors import DefinitionError
 from dotdo.server.problems import Refused
 from dotdo.server.reading import query, read_body
@@ -26,6 +24,7 @@ from dotdo.worker_protocol import (
     OfWorker,
     Register,
     RequestCall,
+    RequestState,
 )
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -50,13 +49,11 @@ async def claim(request: Request) -> Response:
     workers = await _workers(request)
     if site(request).draining:
         return answer(Batch(given.after))
-    if given.wait <= 0:
+    wait = min(given.wait, POLL_SECONDS)
+    if not wait > 0:
         return answer(await workers.claim(given, who))
-    gone = asyncio.ensure_future(_hung_up(request))
-    try:
-        return answer(await workers.claim(given, who, gone))
-    finally:
-        gone.cancel()
+    found = await site(request).waits.within(request.receive, wait, workers.claim(given, who))
+    return answer(found or Batch(given.after))
 
 
 async def complete(request: Request) -> Response:
@@ -68,7 +65,10 @@ async def complete(request: Request) -> Response:
 async def request(request: Request) -> Response:
     """POST /v1/worker/request."""
     who, given = await _read(request, RequestCall)
-    return answer(await (await _workers(request)).request(given, who))
+    work = (await _workers(request)).request(given, who)
+    wait = min(given.wait, POLL_SECONDS)
+    found = await site(request).waits.within(request.receive, wait, work) if wait > 0 else await work
+    return answer(found or RequestState("pending"))
 
 
 async def heartbeat(request: Request) -> Response:
@@ -112,10 +112,3 @@ async def _workers(request: Request) -> Workers:
 
 def _stopping() -> Refused:
     return Refused(503, "draining", "The server is stopping.", retryable=True, headers={"Retry-After": "1"})
-
-
-async def _hung_up(request: Request) -> None:
-    """Returns when whoever asked is gone."""
-    with contextlib.suppress(RuntimeError):  # it has said so already
-        while (await request.receive())["type"] != "http.disconnect":
-            pass

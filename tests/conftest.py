@@ -7,6 +7,9 @@ from tests.postgres import postgres_url
 
 __all__ = ["both_doors", "postgres_url"]
 
+# Named here, too, because a development install that is older than the plugin does not know it.
+pytest_plugins = ["dotdo.testing.plugin", "pytester"]
+
 
 @pytest.fixture(params=doors.DOORS)
 def both_doors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> doors.Door:

@@ -95,7 +95,7 @@ class Portal:
         if self._loop is None:
             self._loop, self._process = asyncio.new_event_loop(), os.getpid()
             self._thread = threading.Thread(
-                target=_serve, args=(self._loop, self._stopping), name="dotdo-client", daemon=True
+                target=_serve, args=(self._loop, self._stopping, self._ran), name="dotdo-client", daemon=True
             )
             self._thread.start()
             atexit.register(self.close)
@@ -105,6 +105,22 @@ class Portal:
                 "Open a client after the fork."
             )
         return self._loop
+
+    def _ran(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Runs the loop until it is stopped; False when a task has thrown it over."""
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt) as error:
+            self._thrown_over(loop, error)
+            return False
+        return True
+
+    def _thrown_over(self, _loop: asyncio.AbstractEventLoop, error: BaseException) -> None:
+        # asyncio lets these through from a task, such as one that an `async def` handler has made. On this thread there
+        # is no program that they could end; who awaits the task is told, and others must not suffer from it.
+        log.error(
+            "a task of a handler raised %s; its awaiter is told, and everything else goes on", type(error).__name__
+        )
 
     def _refuse_own_thread(self) -> None:
         if threading.current_thread() is self._thread:
@@ -119,24 +135,12 @@ async def _made_there(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     return await make()
 
 
-def _ran(loop: asyncio.AbstractEventLoop) -> bool:
-    """Runs the loop until it is stopped; False when a task has thrown it over, which others must not suffer from."""
-    try:
-        loop.run_forever()
-    except (SystemExit, KeyboardInterrupt) as error:
-        # asyncio lets these through from a task, such as one that an `async def` handler has made. On this thread there
-        # is no program that they could end; who awaits the task is told.
-        log.error(
-            "a task of a handler raised %s; its awaiter is told, and everything else goes on", type(error).__name__
-        )
-        return False
-    return True
-
-
-def _serve(loop: asyncio.AbstractEventLoop, stopping: threading.Event) -> None:
+def _serve(
+    loop: asyncio.AbstractEventLoop, stopping: threading.Event, ran: Callable[[asyncio.AbstractEventLoop], bool]
+) -> None:
     asyncio.set_event_loop(loop)
     try:
-        while not _ran(loop):
+        while not ran(loop):
             if stopping.is_set():
                 break
     finally:

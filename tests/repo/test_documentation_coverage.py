@@ -20,7 +20,7 @@ USER_MODULES = [
 
 
 def test_every_user_facing_module_has_a_page():
-    present = [name for name in USER_MODULES if (PACKAGE / f"{name}.py").is_file()]
+    present = [name for name in USER_MODULES if (PACKAGE / f"{name}.py").is_file() or (PACKAGE / name).is_dir()]
     assert present, f"none of {USER_MODULES} is in {PACKAGE}"
     problems = [f"docs/{name}.md is missing" for name in present if not (ROOT / "docs" / f"{name}.md").is_file()]
     assert not problems, report(problems)

@@ -8,6 +8,7 @@ import msgspec
 
 from dotdo.clock import Clock
 from dotdo.engine import spans
+from dotdo.engine.doubles import Doubles
 from dotdo.errors import KeyConflict
 from dotdo.journal import GENESIS, LARGE, Accepted, Chain, Entry, anchor, encode_data, input_digest, link
 from dotdo.records import Options, RunKind, WaitingFor, keyed_run_id
@@ -81,6 +82,7 @@ class Acceptor(Protocol):
     clock: Clock
     anchor_key: bytes
     tracing: Tracing | None
+    doubles: Doubles | None
 
 
 def new_run(
@@ -109,7 +111,7 @@ def new_run(
         name=definition.name,
         version=definition.version,
         input=msgspec.Raw(input),
-        seed=_entropy.take(8).hex(),
+        seed=_entropy.take(8).hex() if engine.doubles is None else engine.doubles.seed(id),
         node=engine.node,
         options=options,
         parent=parent,

@@ -42,6 +42,11 @@ class Answers:
         """Whether anybody waits for the run."""
         return run in self._waiting
 
+    @property
+    def any_awaited(self) -> bool:
+        """Whether anybody waits for any run."""
+        return bool(self._waiting)
+
     def give(self, run: str, record: Run) -> None:
         """The run has ended or is blocked."""
         for future in self._waiting.pop(run, ()):

@@ -49,10 +49,13 @@ _decode = msgspec.json.Decoder(Completion)
 class Databases:
     """The application's databases by name; the first one is the default.
 
-    as_they_are: a SQLite file keeps the journal mode that it has.
+    as_they_are: a SQLite file keeps the journal mode that it has. work: what the transactions of attempts are.
     """
 
-    def __init__(self, given: Given | Mapping[str, Given], *, as_they_are: bool = False) -> None:
+    def __init__(
+        self, given: Given | Mapping[str, Given], *, as_they_are: bool = False, work: type[SqlWork] = SqlWork
+    ) -> None:
+        self._work = work
         by_name = given if isinstance(given, Mapping) else {"main": given}
         if not by_name:
             raise DefinitionError("sql={} names no database.")
@@ -71,8 +74,8 @@ class Databases:
         name = self.known(name)
         if is_async:
             engine = self._async_engine(name)
-            return SqlWork(name, engine.sync_engine, engine, check)
-        return SqlWork(name, self._sync[name], None, check)
+            return self._work(name, engine.sync_engine, engine, check)
+        return self._work(name, self._sync[name], None, check)
 
     def engines(self, name: str, is_async: bool | None) -> tuple[Engine, AsyncEngine | None]:
         """The engine for handlers of one kind, or (None) one that serves both kinds if there is such a driver."""

@@ -21,6 +21,8 @@ def run_effect(run: "LiveRun", effect: Effect[..., Any], call: EffectCall, input
 
 
 async def _run_effect(run: "LiveRun", effect: Effect[..., Any], call: EffectCall, input: bytes) -> Any:
+    if run.engine.doubles is not None:
+        effect = run.engine.doubles.effect(effect)
     arguments = arguments_of(run, effect.schema, input)
     first = (call,) if effect.takes_call else ()
     limit = asyncio.timeout(effect.timeout)
@@ -43,6 +45,8 @@ async def run_function(
     run: "LiveRun", function: Any, call: EffectCall, effect: Effect[..., Any], input: bytes, **more: Any
 ) -> Any:
     """Runs an effect's lookup or undo: the call record first, then those of answer and input that it takes."""
+    if run.engine.doubles is not None:
+        function = run.engine.doubles.companion(effect, function)
     offered = {**more, "input": plain_input(run, effect.schema, input)}
     return await run_companion(run.engine.threads, function, call, effect.timeout, offered)
 

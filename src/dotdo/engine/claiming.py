@@ -25,11 +25,17 @@ class Claimer:
         self._engine = engine
         self._hint = asyncio.Event()
         self._wake: Wake | None = None
+        self._sleeps = False
         self._task = engine.loop.create_task(self._work())
 
     def hint(self) -> None:
         """Something may be due, now or earlier than was known."""
         self._hint.set()
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether all that was due has been claimed, and nothing has become due since."""
+        return self._sleeps and not self._hint.is_set()
 
     def stop(self) -> None:
         """Claims nothing from now on."""
@@ -75,9 +81,11 @@ class Claimer:
             self._wake = engine.alarm.at(due, self.hint)
         try:
             async with asyncio.timeout(POLL_SECONDS):
+                self._sleeps = True
                 await self._hint.wait()
         except TimeoutError:
             if engine.host is not None:
                 await engine.host.look()
         finally:
+            self._sleeps = False
             self._hint.clear()

@@ -70,6 +70,11 @@ class GroupCommit:
             # The newest stays for the flush above: it may be in the middle of what must be written together.
             self._flush(keep=1)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing waits to be written; what was taken from here may not be durable yet."""
+        return not self._dirty and not self._bringing and self._queue.empty()
+
     def unmark(self, writer: Writer) -> None:
         """Has nothing of the writer written for now: it marks itself again."""
         self._dirty.remove(writer)
@@ -114,6 +119,14 @@ class GroupCommit:
             await asyncio.sleep(0)  # what was brought is marked in a callback
         self._flush()
         await self.call(lambda: None)
+        self._closed = True
+        self._queue.put(_STOP)
+        self._thread.join()
+        if self._apart is not None:
+            self._apart.shutdown()
+
+    def abandon(self) -> None:
+        """Ends the thread, as the end of its process would: what waits is not written. For `dotdo.testing`."""
         self._closed = True
         self._queue.put(_STOP)
         self._thread.join()

@@ -99,8 +99,8 @@ class Engine(Serving):
         self._stack = AsyncExitStack()
         self.pinned = Pins(self)
         self._kept: list[asyncio.Task[Any]] = []
-        self._background: set[asyncio.Task[Any]] = set()
-        self.applied, self._fresh = AppliedRows(self), list[LiveRun]()
+        self.background: set[asyncio.Task[Any]] = set()
+        self.applied, self.fresh = AppliedRows(self), list[LiveRun]()
         self._closed = False
         self.quiet = asyncio.Event()  # while draining: a run has come to rest
 
@@ -164,8 +164,8 @@ class Engine(Serving):
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
         await self.applied.flush()
-        if self._background:
-            await asyncio.wait(self._background, timeout=grace)
+        if self.background:
+            await asyncio.wait(self.background, timeout=grace)
         self.answers.fail_all(ClientClosed("The engine was stopped before the run ended; the run goes on later."))
         try:
             await self.committer.call(lambda: self.store.leave(self.node, self.clock.now(), unseen))
@@ -296,12 +296,12 @@ class Engine(Serving):
         return run
 
     def _start_soon(self, run: LiveRun) -> None:
-        self._fresh.append(run)
-        if len(self._fresh) == 1:
+        self.fresh.append(run)
+        if len(self.fresh) == 1:
             self.loop.call_soon(self._start_fresh)
 
     def _start_fresh(self) -> None:
-        fresh, self._fresh = self._fresh, []
+        fresh, self.fresh = self.fresh, []
         for run in fresh:
             if not run.over:
                 try:
@@ -480,11 +480,11 @@ class Engine(Serving):
     def spawn(self, work: Any) -> None:
         """Runs something in the background; its failure is logged."""
         task = self.loop.create_task(work)
-        self._background.add(task)
+        self.background.add(task)
         task.add_done_callback(self._background_done)
 
     def _background_done(self, task: "asyncio.Task[Any]") -> None:
-        self._background.discard(task)
+        self.background.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self.log.error("a background task failed", exc_info=task.exception())
 

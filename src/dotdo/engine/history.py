@@ -397,6 +397,9 @@ def resolve(history: History, entry: Entry, data: Resolved) -> None:
         _resolve_undo(history, entry, data)
         return
     record = history.step(entry.step)
+    if entry.step.startswith("undo:"):
+        # It was not known how the undo would end; now it goes on.
+        history.step(entry.step.removeprefix("undo:")).undo_error = None
     if data.about == "delivery":
         assert record.completion is not None, "it was committed"
         (index,) = [n for n, effect in enumerate(record.completion.effects) if effect.key == data.key]

@@ -10,6 +10,7 @@ from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
 from dotdo.engine import resolving
 from dotdo.engine.answering import Answers
+from dotdo.engine.doubles import Doubles
 from dotdo.engine.erasing import erase
 from dotdo.engine.parking import waiting_for
 from dotdo.engine.previewing import Previewer
@@ -44,6 +45,7 @@ class Serving:
     read: Callable[[Callable[[], Any]], Awaitable[Any]]
     anchor_key: bytes
     post: Callable[[Message], Awaitable[None]]
+    doubles: Doubles | None = None  # of tests
 
     async def preview(
         self, kind: RunKind, name: str, params: Any, options: Options, seconds: float | None = None

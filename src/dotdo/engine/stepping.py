@@ -59,7 +59,9 @@ class StepRun:
         *,
         launched: bool = False,
     ) -> None:
-        self.run, self.id, self.definition, self.input, self.overrides = run, id, definition, input, overrides
+        doubles = run.engine.doubles
+        self.definition = definition if doubles is None else doubles.action(definition)
+        self.run, self.id, self.input, self.overrides = run, id, input, overrides
         self.record: StepRecord = run.history.step(id)
         if self.record.state == CANCELLED:
             self.record.state = OPEN  # given up by a run that was blocked, and asked for again

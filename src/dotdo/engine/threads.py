@@ -4,8 +4,10 @@ The standard pool joins its threads when the interpreter ends, so one stuck hand
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any, TypeVar
@@ -34,6 +36,16 @@ class Threads:
                 self._count += 1
                 threading.Thread(target=self._work, name="dotdo-handler", daemon=True).start()
         return future
+
+    def drain(self, seconds: float) -> bool:
+        """Drops what has not begun and waits until all else has ended, so long at most; returns whether it has."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
+        end = time.monotonic() + seconds
+        while self._idle < self._count and time.monotonic() < end:
+            time.sleep(0.0005)
+        return self._idle >= self._count
 
     def lend(self) -> None:
         """One of the threads does not come back for now: another one may take its place."""

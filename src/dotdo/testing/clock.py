@@ -1,7 +1,6 @@
-"""The test kit: what tests of your actions and services can use. Nothing of dotdo imports it.
+"""`ManualClock`: time that stands still until a test moves it.
 
-`ManualClock` stands still until the test moves it, so that retries, timers, delays and deadlines of days pass in
-milliseconds, and each as far as the test says.
+Retries, timers, delays and deadlines of days pass in milliseconds, and each as far as the test says.
 """
 
 import re
@@ -33,7 +32,7 @@ class ManualClock:
     def __init__(self, start: datetime = START) -> None:
         if start.tzinfo is None:
             raise ValueError(f"start={start!r} has no time zone; give it one, such as datetime.UTC.")
-        self._now = _milliseconds(start - EPOCH)
+        self._now = self.began = _milliseconds(start - EPOCH)
         self._asked: set[int] = set()
         self._callbacks: list[Callable[[], None]] = []
         self._changed = threading.Condition()
@@ -44,7 +43,7 @@ class ManualClock:
         by: seconds, a timedelta, or text such as "3 days", "90 s" or "1 h 30 min". All of it passes at once: what
         becomes due in the middle sees the time at the end. Raises ValueError for a move back.
         """
-        step = _milliseconds(_timedelta(by))
+        step = milliseconds(by)
         if step < 0:
             raise ValueError(f"advance({by!r}): time never goes back.")
         with self._changed:
@@ -81,6 +80,11 @@ class ManualClock:
             assert due is not None
             return timedelta(milliseconds=due - self._now)
 
+    def next_due(self) -> int | None:
+        """The earliest time to come (ms) that something has waited for; None when nothing does."""
+        with self._changed:
+            return self._next(None)
+
     def _next(self, limit: int | None) -> int | None:
         return min((due for due in self._asked if limit is None or due - self._now <= limit), default=None)
 
@@ -103,6 +107,11 @@ class ManualClock:
         """Calls back after each move, on the thread that made it."""
         with self._changed:
             self._callbacks.append(callback)
+
+
+def milliseconds(duration: Duration) -> int:
+    """A length of time: seconds, a timedelta, or text such as "3 days". Raises ValueError."""
+    return _milliseconds(_timedelta(duration))
 
 
 def _timedelta(duration: Duration) -> timedelta:

@@ -1,0 +1,165 @@
+"""A test that is killed everywhere: run once undisturbed, then once for each point, and compared.
+
+Each time its fixtures are made anew. What is compared is what callers and the outside world see: each run with its
+result, each step with its outcome, and the set of effects that happened. Counts of attempts may differ, and do.
+"""
+
+from typing import Any, cast
+
+import msgspec
+import pytest
+from _pytest.runner import runtestprotocol
+
+from dotdo.codec import encode_result
+from dotdo.testing.client import TestDo
+from dotdo.testing.killing import Kind, Point, Side
+
+KINDS: tuple[Kind, ...] = ("commit", "effect", "sql commit")
+SIDES: tuple[Side, ...] = ("before", "after")
+SHOWN = 5
+ABSENT = "(absent)"
+
+Effects = dict[str, list[str]]
+
+
+class Trial:
+    """One time that the test is run. point: where it is killed; None for the undisturbed one."""
+
+    def __init__(self, point: Point | None, undisturbed: "Trial | None" = None) -> None:
+        self.point, self._undisturbed = point, undisturbed
+        self.began = self.killed = False
+        self.died_at = ""
+        self.state: dict[str, dict[str, Any]] | None = None
+        self.effects: Effects = {}
+        self.asked: set[str] = set()
+        self.passed: list[str] = []
+
+    def begin(self, client: TestDo) -> None:
+        """The test has its client."""
+        self.began = True
+        client.points.deadly = self.point
+        if self._undisturbed is not None:
+            client.expect(self._undisturbed.asked)
+
+    def end(self, client: TestDo) -> None:
+        """The test is over."""
+        self.state = client.state()
+        self.killed, self.died_at, self.passed = client.was_killed, client.points.died_at, client.points.passed
+        self.asked = client.asked
+        for one in client.sent():
+            if not (self.killed and one.step.startswith("on_failure:")):
+                what = f"{'undo of ' if one.takes_back else ''}{one.effect} of {one.step}"
+                input = encode_result(one.input, "input").decode()
+                self.effects.setdefault(f"{what} (key {one.key})", []).append(input)
+
+    def differences(self, other: "Trial") -> list[str]:
+        """What came out otherwise than in the undisturbed trial, in words."""
+        assert self.state is not None, "it has ended"
+        assert other.state is not None, "it has ended"
+        found: list[str] = []
+        for run in [*other.state, *(run for run in self.state if run not in other.state)]:
+            found += _differences(run, other.state.get(run), self.state.get(run))
+        expected = {key for key in other.effects if "of on_failure:" not in key}
+        found += [f"the effect {effect} is missing" for effect in sorted(expected - self.effects.keys())]
+        found += [f"there is another effect: {effect}" for effect in sorted(self.effects.keys() - other.effects.keys())]
+        for effect in sorted(expected & self.effects.keys()):
+            inputs, before = self.effects[effect], other.effects[effect]
+            if set(inputs) != set(before):
+                found.append(f"the effect {effect} was given {inputs[-1]}, not {before[-1]}")
+        return found
+
+
+TRIAL = pytest.StashKey[Trial]()
+
+
+def trial_of(item: Any) -> Trial | None:
+    """The trial that a test is run for, if it is marked."""
+    return item.stash.get(TRIAL, None)
+
+
+def run_everywhere(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Runs a marked test everywhere and reports it once: as it went undisturbed, or the first time that went wrong."""
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    undisturbed = Trial(None)
+    reports = _run(item, nextitem, undisturbed)
+    if all(report.passed for report in reports):
+        reports = _run_killed(item, nextitem, undisturbed, reports)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+
+
+def _run_killed(
+    item: pytest.Item, nextitem: pytest.Item | None, undisturbed: Trial, reports: list[pytest.TestReport]
+) -> list[pytest.TestReport]:
+    kills, seconds = 0, 0.0
+    if not undisturbed.began:
+        return _failed(reports, "The test is marked with crash_everywhere, but does not ask for the fixture `do`.")
+    for kind in KINDS:
+        number, fired = 0, True
+        while fired:  # how many commits there are depends on which writes happen to share one
+            number, fired = number + 1, False
+            for side in SIDES:
+                trial = Trial(Point(kind, number, side), undisturbed)
+                again = _run(item, nextitem, trial)
+                seconds += sum(report.duration for report in again)
+                fired, kills = fired or trial.killed, kills + trial.killed
+                where = f"killed {side} {kind} {number} ({trial.died_at})" if trial.killed else "killed nowhere"
+                if not all(report.passed for report in again):
+                    for report in again:
+                        report.sections.append(("dotdo", f"It passed undisturbed. It failed when it was {where}."))
+                    return again
+                differences = trial.differences(undisturbed)
+                if differences:
+                    return _failed(reports, _told(where, differences))
+    if not kills:
+        return _failed(reports, "The test is marked with crash_everywhere, but starts no run that could be killed.")
+    for report in reports:
+        if report.when == "call":
+            report.duration += seconds
+            report.user_properties.append(("crash_everywhere", kills))
+            report.sections.append(("dotdo", f"It ended alike after each of {kills} kills."))
+    return reports
+
+
+def _run(item: Any, nextitem: pytest.Item | None, trial: Trial) -> list[pytest.TestReport]:
+    item.stash[TRIAL] = trial
+    item._initrequest()  # its fixtures are made anew; pytest has no public word for that
+    return runtestprotocol(item, log=False, nextitem=nextitem)
+
+
+def _failed(reports: list[pytest.TestReport], text: str) -> list[pytest.TestReport]:
+    for report in reports:
+        if report.when == "call":
+            report.outcome, report.longrepr = "failed", text
+    return reports
+
+
+def _told(where: str, differences: list[str]) -> str:
+    lines = [f"When it was {where}, the test ended otherwise than undisturbed:"]
+    lines += [f"  {difference}" for difference in differences[:SHOWN]]
+    if len(differences) > SHOWN:
+        lines.append(f"  and {len(differences) - SHOWN} more differences")
+    return "\n".join(lines)
+
+
+def _differences(run: str, before: dict[str, Any] | None, after: dict[str, Any] | None) -> list[str]:
+    if before is None or after is None:
+        return [f"the run {run} {'is there after the kill only' if before is None else 'is missing after the kill'}"]
+    found: list[str] = []
+    for name in [*before, *(name for name in after if name not in before)]:
+        was, now = before.get(name, ABSENT), after.get(name, ABSENT)
+        if was == now:
+            continue
+        if isinstance(was, dict) and isinstance(now, dict):
+            was, now = cast("dict[str, Any]", was), cast("dict[str, Any]", now)
+            parts = [part for part in was if was[part] != now[part]]
+            found += [f"{run}: {name}: {part}: {_shown(now[part])} instead of {_shown(was[part])}" for part in parts]
+        else:
+            found.append(f"{run}: {name}: {_shown(now)} instead of {_shown(was)}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=repr).decode()
+    return text if len(text) <= 300 else f"{text[:300]}..."

@@ -1,0 +1,243 @@
+"""Kills of an engine inside a test's process: at a commit or an effect, before or after it.
+
+From the moment of the kill on, nothing of that engine reaches its store, begins an effect or commits SQL; its loop runs
+none of its callbacks, and its store is closed as it is. What would vanish with a process stands still instead.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from dotdo.store.protocol import Message, Write
+from dotdo.store.sql import SqlStore
+from dotdo.store.sqlite import SQLiteDatabase
+
+if TYPE_CHECKING:
+    from dotdo.engine.engine import Engine
+
+Kind = Literal["commit", "effect", "sql commit"]
+Side = Literal["before", "after"]
+ANSWERER = "dotdo.testing"  # who answers the questions that only a kill has raised
+PATIENCE = 20.0  # seconds that functions of users on threads are given to end after a kill
+
+
+class Point(msgspec.Struct, frozen=True):
+    """Where an engine is killed: before or after the n-th commit or effect, counted from 1."""
+
+    kind: Kind
+    number: int
+    side: Side
+
+    def __str__(self) -> str:
+        return f"{self.side} {self.kind} {self.number}"
+
+
+class EngineKilled(BaseException):
+    """The call was under way when its engine was killed; it is made again on the next one."""
+
+
+class Dead(Exception):
+    """Raised on the threads of a killed engine; nobody hears of it, because its loop stands."""
+
+
+class Points:
+    """The points that an engine passes, and the one where it is killed, if any."""
+
+    def __init__(self) -> None:
+        self.deadly: Point | None = None
+        self.armed = False  # kills begin with the first run: not while the store is being made
+        self.dead = False
+        self.died_at = ""  # what was being committed or called there
+        self.passed: list[str] = []
+        self.killed: Callable[[], None] = lambda: None  # called once, on whatever thread
+        self._counts: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def reach(self, kind: Kind, side: Side, what: str = "") -> None:
+        """Says that the engine is here, and does not return if it is killed here, or was."""
+        if self._dies(kind, side, what):
+            raise Dead(f"killed {side} {kind}")
+
+    async def reach_async(self, kind: Kind, side: Side, what: str = "") -> None:
+        """The same on the engine's loop: an exception would have code of users run after the kill."""
+        if self._dies(kind, side, what):
+            await asyncio.get_running_loop().create_future()
+
+    def check(self) -> None:
+        """Does not return when the engine was killed."""
+        if self.dead:
+            raise Dead("killed")
+
+    def revive(self) -> None:
+        """The next engine may begin. It is not killed."""
+        self.dead, self.deadly = False, None
+
+    def _dies(self, kind: Kind, side: Side, what: str) -> bool:
+        with self._lock:
+            if self.dead:
+                return True
+            if not self.armed:
+                return False
+            if side == "before":
+                self._counts[kind] = self._counts.get(kind, 0) + 1
+                self.passed.append(f"{kind} {self._counts[kind]}: {what}")
+            here = Point(kind, self._counts.get(kind, 0), side)
+            if here != self.deadly:
+                return False
+            self.dead, self.died_at = True, what
+        self.killed()
+        return True
+
+
+class KillableDatabase(SQLiteDatabase):
+    """A store's file that is not written any more after a kill."""
+
+    def __init__(self, path: str, points: Points) -> None:
+        super().__init__(path)
+        self.points = points
+        self.doing = ""  # what is being written, when that counts as a point
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """One transaction, with a point before its commit and one after."""
+        self.points.check()
+        counts = self.doing
+        with super().transaction():
+            yield
+            if counts:
+                self.points.reach("commit", "before", counts)
+        if counts:
+            self.points.reach("commit", "after", counts)
+
+
+class KillableStore(SqlStore):
+    """A store whose commits of runs and messages are points. posted: whether the last message was left for good."""
+
+    def __init__(self, database: KillableDatabase) -> None:
+        super().__init__(database)
+        self._killable = database
+        self.posted = False
+
+    def write(self, writes: list[Write]) -> None:
+        """Like any store's."""
+        with self._doing(described(writes)):
+            super().write(writes)
+
+    def post(self, message: Message) -> str | None:
+        """Like any store's."""
+        self.posted = False
+        try:
+            with self._doing(f"{message.kind} {message.name}".strip()):
+                owner = super().post(message)
+        except Dead:
+            deadly = self._killable.points.deadly
+            # What runs tell each other is not what a call of the test is about, nor is what is answered for it.
+            of_test = message.actor not in ("parent", ANSWERER)
+            self.posted = of_test and deadly is not None and deadly.side == "after"
+            raise
+        return owner
+
+    @contextmanager
+    def _doing(self, what: str) -> Generator[None]:
+        self._killable.doing = what
+        try:
+            yield
+        finally:
+            self._killable.doing = ""
+
+
+def described(writes: list[Write]) -> str:
+    """What a transaction holds, in words: `accepted sign-up; completed create-user`."""
+    parts = [f"accepted {run.name}" for write in writes for run, _ in write.accepts]
+    for write in writes:
+        parts += [f"{entry.kind} {entry.step.partition(':')[0]}".strip() for entry in write.entries]
+        if write.update is not None and write.update.status not in ("completed", "failed", "cancelled"):
+            parts.append(f"parked as {write.update.status}")
+    return "; ".join(parts) or "messages"
+
+
+def killable_databases(sql: Any, points: Points) -> Any:
+    """The application's databases, whose commits of attempts are points, too."""
+    from dotdo.engine.applying import Databases  # SQLAlchemy, which not everybody has
+    from dotdo.engine.sql import SqlWork
+
+    class KillableWork(SqlWork):
+        def commit(self, key: Any, completion: Any) -> None:
+            if self.opened is not None:
+                points.reach("sql commit", "before", key[1].partition(":")[0])
+            used = self.opened is not None
+            super().commit(key, completion)
+            if used:
+                points.reach("sql commit", "after", key[1].partition(":")[0])
+
+    return Databases(sql, work=KillableWork)
+
+
+class Remains:
+    """A killed engine: its suspended code is kept as it is until the test is over, and then ended."""
+
+    def __init__(self, engine: "Engine", tasks: set["asyncio.Task[Any]"]) -> None:
+        self._engine, self._tasks = engine, tasks
+
+    def end(self) -> None:
+        """Ends the suspended code; whatever it does then is of no consequence."""
+        for run in self._engine.live.values():
+            if run.code is not None:
+                run.code.end()
+        for task in self._tasks:
+            _close(task.get_coro())
+
+
+def bury(engine: "Engine", loop: asyncio.AbstractEventLoop) -> Remains:
+    """On the loop's thread, while the loop stands: frees all that a dead process would not hold any more."""
+    tasks = asyncio.all_tasks(loop)
+    for run in engine.live.values():
+        run.over = True
+        for attempt in run.attempts:
+            attempt.end("was killed")
+    if not engine.threads.drain(PATIENCE):
+        raise RuntimeError(
+            f"A function on a thread did not end within {PATIENCE:g} s of the kill. Functions that wait for something "
+            "else of the same test cannot be killed in the middle; make them `async def`, or wait for less long."
+        )
+    _end_threads(engine)
+    _forget_callbacks(loop)
+    works = [attempt.work for run in engine.live.values() for attempt in run.attempts if attempt.work is not None]
+    for work in works:
+        if work.opened is not None:
+            loop.run_until_complete(work.rollback_async())
+    loop.run_until_complete(engine.processes.close())
+    if engine.databases is not None:
+        loop.run_until_complete(engine.databases.close())
+    _forget_callbacks(loop)
+    for task in tasks:
+        asyncio.tasks._unregister_task(task)  # or whoever ends the loop would wake it
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio does for what it ends itself
+    return Remains(engine, tasks)
+
+
+def _end_threads(engine: "Engine") -> None:
+    engine.committer.abandon()
+    engine._reader.shutdown()  # pyright: ignore[reportPrivateUsage]  # nothing else ends an engine out of order
+    engine._watchdog.close()  # pyright: ignore[reportPrivateUsage]
+    engine.alarm.close()
+    engine.store.close()
+
+
+def _forget_callbacks(loop: Any) -> None:
+    """What the loop was about to call belongs to the dead."""
+    for timer in list(loop._scheduled):
+        timer.cancel()
+    loop._ready.clear()  # not cancelled: the loop's own handles are among them, and are used again
+
+
+def _close(coroutine: Any) -> None:
+    try:
+        coroutine.close()
+    except BaseException:
+        # It caught its end, or failed at it: there is nobody to whom that matters.
+        return

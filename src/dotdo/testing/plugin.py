@@ -1,0 +1,56 @@
+"""The pytest plugin: the fixtures `do` and `do_options`, and the marker `crash_everywhere`.
+
+pytest loads it by itself where dotdo is installed, so it is light: what it needs is imported when a test asks for it.
+"""
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from dotdo.testing.client import TestDo
+
+MARKER = "crash_everywhere"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the marker known."""
+    config.addinivalue_line(
+        "markers",
+        f"{MARKER}: dotdo runs the test once undisturbed, then once for each commit and effect, with the engine of its "
+        "`do` killed before and after it; it must end in the same state, with the same effects.",
+    )
+
+
+@pytest.fixture
+def do_options() -> dict[str, Any]:
+    """What `do` is opened with: options of `TestDo`, such as sql, resources and catalogue. Override it."""
+    return {}
+
+
+@pytest.fixture
+def do(request: pytest.FixtureRequest, do_options: dict[str, Any]) -> "Generator[TestDo]":
+    """A client of the test's own: an engine, a store in memory, virtual time and fakes."""
+    from dotdo.testing.client import TestDo
+    from dotdo.testing.everywhere import trial_of
+
+    trial = trial_of(request.node)
+    seed = {} if trial is None else {"seed": request.node.nodeid}
+    with TestDo(**seed, **do_options) as client:
+        if trial is not None:
+            trial.begin(client)
+        yield client
+        if trial is not None:
+            trial.end(client)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Runs a marked test as often as it has points."""
+    if item.get_closest_marker(MARKER) is None:
+        return None
+    from dotdo.testing.everywhere import run_everywhere
+
+    run_everywhere(item, nextitem)
+    return True

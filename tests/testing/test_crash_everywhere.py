@@ -1,0 +1,222 @@
+"""`crash_everywhere`: a test is killed at each commit and effect, ends alike, or is told where it does not."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dotdo import ActionFailed
+from dotdo.testing import TestDo
+from tests.testing.shop import Outside, approval, charge, letter, order, pay, thank
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+# -- what is right passes, wherever it is killed ---------------------------------------------------------------------
+
+
+@pytest.mark.crash_everywhere
+def test_order_is_made_whole(do: TestDo, outside: Outside, reserved: Callable[[], Any]):
+    assert do.run(order, name="ada") == "payment of 100"
+    assert reserved() == ["book"]
+    assert {"charge visa", "thanks to ada"} <= {*outside.happened}
+    assert outside.happened.count("thanks to ada") == 1  # nobody knows our keys there, and it is not sent twice
+
+
+@pytest.mark.crash_everywhere
+def test_refused_order_is_undone(do: TestDo, reserved: Callable[[], Any]):
+    run = do.start(order, name="ada", fine=False)
+    with pytest.raises(ActionFailed, match="not fine"):
+        run.result()
+    assert sorted(do.undone(run)) == ["pay", "reserve"]
+    assert reserved() == []
+
+
+@pytest.mark.crash_everywhere
+def test_operator_steers_a_tree_of_runs(do: TestDo, reserved: Callable[[], Any]):
+    run = do.start(approval)
+    do.settle()
+    run.send_event("approved", "ben")
+    do.advance("1 day")
+    assert run.get().status != "completed"
+    assert run.result() == "ben by payment of 100"
+    do.runs.undo(run.id)
+    do.settle()
+    assert run.get().undo == "all"
+    assert reserved() == []
+
+
+@pytest.mark.crash_everywhere
+def test_fakes_that_fail_at_first(do: TestDo):
+    do.fake(charge, raises=ConnectionError, times=2, result={"id": "third time"})
+    assert do.run(pay, card="visa") == "third time"
+
+
+@pytest.mark.crash_everywhere
+def test_cancelled_order_is_undone(do: TestDo, reserved: Callable[[], Any]):
+    run = do.start(order, name="ada")
+    do.advance("1 day")
+    run.cancel()
+    do.settle()
+    assert (run.get().status, run.get().undo) == ("cancelled", "all")
+    assert reserved() == []
+
+
+@pytest.mark.crash_everywhere
+def test_question_without_a_kill_is_left_to_the_test(do: TestDo):
+    do.fake(letter, raises=TimeoutError)
+    run = do.start(thank, name="ada")
+    do.advance("5 minutes")
+    assert run.get().status == "blocked"
+
+
+# -- what is wrong is told -------------------------------------------------------------------------------------------
+
+HEAD = """
+import pytest
+from dotdo import Catalogue, AsyncContext, action, effect, service
+from dotdo.testing import TestDo
+
+catalogue = Catalogue()
+seen = []
+
+@pytest.fixture
+def do_options():
+    return {"catalogue": catalogue}
+
+@effect("letter", on_unknown="resend", catalogue=catalogue)
+def letter(text: str) -> None:
+    seen.append(text)
+
+@action("write", catalogue=catalogue)
+async def write(ctx: AsyncContext, text: str) -> int:
+    seen.append(f"wrote {text}")
+    ctx.stage(letter, text=text)
+    return seen.count(f"wrote {text}")
+
+@service("both", catalogue=catalogue)
+async def both() -> list:
+    return [await write(text="a"), await write(text="b")]
+"""
+
+
+def outcome(pytester: pytest.Pytester, body: str, *options: str) -> pytest.RunResult:
+    """What pytest says of a test file."""
+    pytester.makepyfile(HEAD + body)
+    plugin = ("-p", "dotdo.testing.plugin") if "--xdist" not in options else ()
+    return pytester.runpytest_subprocess("-W", "error", "-q", *plugin, "-p", "no:cacheprovider", *options)
+
+
+def test_first_divergence_is_shown(pytester: pytest.Pytester):
+    """An action that counts in its process's memory, round its context, comes to another result after a kill."""
+    found = outcome(
+        pytester,
+        """
+@pytest.mark.crash_everywhere
+def test_both(do):
+    seen.clear()
+    do.run(both)
+""",
+    )
+    found.assert_outcomes(failed=1)
+    text = found.stdout.str()
+    assert "the test ended otherwise than undisturbed" in text
+    assert re.search(r"When it was killed before commit \d \(.*completed|committed write.*\)", text)
+    assert re.search(r"both run_\w+: result: \[2,1\] instead of \[1,1\]", text), text
+
+
+def test_failure_after_a_kill_says_where_it_was_killed(pytester: pytest.Pytester):
+    found = outcome(
+        pytester,
+        """
+@pytest.mark.crash_everywhere
+def test_both(do):
+    seen.clear()
+    do.run(both)
+    assert seen == ["wrote a", "a", "wrote b", "b"]
+""",
+    )
+    found.assert_outcomes(failed=1)
+    text = found.stdout.str()
+    assert "It passed undisturbed. It failed when it was killed before commit 2 (" in text
+    assert "At index 1 diff: 'wrote a' != 'a'" in text
+
+
+def test_undisturbed_failure_is_reported_once(pytester: pytest.Pytester):
+    found = outcome(
+        pytester,
+        """
+@pytest.mark.crash_everywhere
+def test_both(do):
+    do.run(both)
+    assert seen == []
+""",
+    )
+    found.assert_outcomes(failed=1)
+    assert "It passed undisturbed" not in found.stdout.str()
+
+
+@pytest.mark.parametrize(
+    "body, told",
+    [
+        ("def test_it(): pass", "does not ask for the fixture `do`"),
+        ("def test_it(do): pass", "starts no run that could be killed"),
+    ],
+)
+def test_marker_that_would_prove_nothing_fails(pytester: pytest.Pytester, body: str, told: str):
+    found = outcome(pytester, f"\n@pytest.mark.crash_everywhere\n{body}\n")
+    found.assert_outcomes(failed=1)
+    assert told in found.stdout.str()
+
+
+def test_fixtures_are_made_anew_each_time(pytester: pytest.Pytester):
+    found = outcome(
+        pytester,
+        """
+made = []
+
+@pytest.fixture
+def fresh():
+    made.append("made")
+    yield []
+    made.append("gone")
+
+@action("plain", catalogue=catalogue)
+async def plain(ctx: AsyncContext) -> None:
+    ctx.stage(letter, text="x")
+
+@pytest.mark.crash_everywhere
+def test_plain(do, fresh):
+    do.run(plain.with_(key="k"))
+    fresh.append(1)
+    assert fresh == [1]
+
+def test_after():
+    # Undisturbed; three commits and one effect, before and after; and looks for another one of each kind.
+    assert made.count("made") == made.count("gone") >= 15
+""",
+    )
+    found.assert_outcomes(passed=2)
+
+
+def test_in_processes_of_xdist(pytester: pytest.Pytester):
+    found = outcome(
+        pytester,
+        """
+@action("plain", catalogue=catalogue)
+async def plain(ctx: AsyncContext, number: int) -> int:
+    ctx.stage(letter, text=str(number))
+    return number
+
+@pytest.mark.crash_everywhere
+@pytest.mark.parametrize("number", range(4))
+def test_plain(do, number):
+    assert do.run(plain, number=number) == number
+    assert [one.input["text"] for one in do.sent(letter)][-1] == str(number)
+""",
+        "-n",
+        "2",
+    )
+    found.assert_outcomes(passed=4)

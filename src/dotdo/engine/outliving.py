@@ -15,7 +15,7 @@ from dotdo.records import WaitingFor
 if TYPE_CHECKING:
     from dotdo.engine.attempting import Attempt
     from dotdo.engine.engine import Engine
-    from dotdo.engine.running import LiveRun
+    from dotdo.engine.handling import HandlerOwner
 
 MAX_OUTLIVING = 64
 
@@ -61,7 +61,7 @@ class Outliving:
         return None if self.draining is None else WaitingFor("restart", self.draining.message)
 
 
-async def outlive(run: "LiveRun", future: "asyncio.Future[Any]", attempt: "Attempt") -> None:
+async def outlive(run: "HandlerOwner", future: "asyncio.Future[Any]", attempt: "Attempt") -> None:
     """A handler's thread goes on after its attempt: ends what it had begun in the database, then counts it."""
     engine = run.engine
     if not future.done():

@@ -7,22 +7,18 @@ an entry that says how it failed, or (if the node dies) nothing, and then the ne
 import asyncio
 from collections.abc import Coroutine
 from contextvars import Context as VariableContext
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from dotdo.action import Action, Overrides
-from dotdo.codec import is_heavy
-from dotdo.context import AsyncContext, Context, current
 from dotdo.engine import requesting
 from dotdo.engine.attempting import Attempt
-from dotdo.engine.cancelling import is_cancelled, uncancel, whatever_happens
+from dotdo.engine.cancelling import is_cancelled, uncancel
 from dotdo.engine.delivering import deliver
 from dotdo.engine.failing import Block, error_record
+from dotdo.engine.handling import HandlerRun
 from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
-from dotdo.engine.outliving import outlive
-from dotdo.engine.process_pool import run_in_process
 from dotdo.engine.settling import (
     is_unsettled,
     journal_commit,
@@ -32,8 +28,8 @@ from dotdo.engine.settling import (
     tell_of_difference,
 )
 from dotdo.engine.working import run_on_worker, tell
-from dotdo.errors import AttemptOver, AttemptTimedOut, RetryLater, WorkerLost
-from dotdo.journal import LARGE, AttemptFailed, Completion, Empty, StepFailed
+from dotdo.errors import AttemptOver, RetryLater, WorkerLost
+from dotdo.journal import AttemptFailed, Completion, Empty, StepFailed
 from dotdo.offer import OfferedAction
 from dotdo.policy import Retry
 from dotdo.records import ErrorRecord
@@ -46,7 +42,7 @@ T = TypeVar("T")
 MOST_LOST = 5  # workers that an attempt may take with it, one after the other, before a person must look at it
 
 
-class StepRun:
+class StepRun(HandlerRun):
     """Executes one action as a step of a run, from wherever its record stands."""
 
     def __init__(
@@ -61,7 +57,8 @@ class StepRun:
     ) -> None:
         doubles = run.engine.doubles
         self.definition = definition if doubles is None else doubles.action(definition)
-        self.run, self.id, self.input, self.overrides = run, id, input, overrides
+        self.run: LiveRun = run  # pyright: ignore[reportIncompatibleVariableOverride]  # never replaced
+        self.id, self.input, self.overrides = id, input, overrides
         self.record: StepRecord = run.history.step(id)
         if self.record.state == CANCELLED:
             self.record.state = OPEN  # given up by a run that was blocked, and asked for again
@@ -157,7 +154,7 @@ class StepRun:
         attempt = self.attempt = self._new_attempt(action, number)
         run.attempts.add(attempt)
         try:
-            work, trace = self._run_handler(action, attempt, started), run.trace
+            work, trace = self.run_handler(action, attempt, started), run.trace
             completion = await (work if trace is None else trace.attempt(attempt, action, work))
         except BaseException as error:  # whatever a handler raises is its attempt's failure
             await self._without_commit(action, retry, attempt, started, error)
@@ -253,124 +250,19 @@ class StepRun:
             attempt.block = block
             raise
 
-    async def _run_handler(self, action: Action[..., Any], attempt: Attempt, started: int) -> Completion:
-        load = partial(self._arguments, action, attempt)
-        arguments = load() if len(self.input) <= LARGE else await self.run.engine.committer.apart(load)
-        timeout = self.overrides.timeout or action.timeout
-        if action.pool is not None:
-            if isinstance(action, OfferedAction):
-                return await run_on_worker(self, action, attempt, started)
-            return await self._run_in_process(action, attempt, started, timeout)
-        if not action.is_async:
-            return await self._run_in_thread(action, attempt, started, arguments, timeout)
-        context = AsyncContext(attempt)
-        token = current.set(context)
-        try:
-            if timeout is None:
-                result = await action.handler(*((context,) if action.takes_context else ()), **arguments)
-            else:
-                result = await self._within(timeout, action, context, arguments)
-            attempt.begin_commit()
-            if is_heavy(result):
-                work = partial(self._completion, action, attempt, started, result)
-                completion = await whatever_happens(self.run.engine.committer.apart(work))
-            else:
-                completion = self._completion(action, attempt, started, result)
-            if attempt.work is not None:
-                commit = attempt.work.commit_async(self._applied(attempt), completion)
-                await whatever_happens(asyncio.ensure_future(commit))
-            return completion
-        except BaseException:
-            if attempt.work is not None:
-                await whatever_happens(asyncio.ensure_future(attempt.work.rollback_async()), is_commit=False)
-            raise
-        finally:
-            current.reset(token)
-
-    def _arguments(self, action: Action[..., Any], attempt: Attempt) -> dict[str, Any]:
-        if action.schema.secrets is None:
-            return action.schema.arguments(self.input)
-        try:
-            return self.run.keep_secrets().arguments(action.schema, self.input)
-        except Block as block:  # for want of a key
-            attempt.block = block
-            raise
-
-    async def _within(
-        self, timeout: float, action: Action[..., Any], context: AsyncContext, arguments: dict[str, Any]
-    ) -> Any:
-        limit = asyncio.timeout(timeout)
-        try:
-            async with limit:
-                return await action.handler(*((context,) if action.takes_context else ()), **arguments)
-        except TimeoutError:
-            if limit.expired():
-                raise AttemptTimedOut(f"The attempt did not end within {timeout} s.") from None
-            raise
-
-    async def _run_in_thread(
-        self, action: Action[..., Any], attempt: Attempt, started: int, arguments: dict[str, Any], timeout: float | None
-    ) -> Completion:
-        applied = self._applied(attempt)
-
-        def work() -> Completion:
-            context = Context(attempt)
-            current.set(context)
-            try:
-                result = action.handler(*((context,) if action.takes_context else ()), **arguments)
-                attempt.begin_commit()
-                completion = self._completion(action, attempt, started, result)
-                if attempt.work is not None:
-                    attempt.work.commit(applied, completion)
-                return completion
-            except BaseException:
-                if attempt.work is not None:
-                    attempt.work.rollback()
-                raise
-
-        trace = self.run.trace
-        future = self.run.engine.threads.run(work if trace is None else trace.bound(work))
-        limit = asyncio.timeout(timeout)
-        try:
-            async with limit:
-                return await asyncio.shield(future)
-        except TimeoutError:
-            if not limit.expired():
-                raise  # the handler's own
-            if not attempt.end("timed out"):
-                return await whatever_happens(future)
-            # A thread cannot be killed: its context is dead now, and the retry waits until its SQL is rolled back.
-            await outlive(self.run, future, attempt)
-            raise AttemptTimedOut(f"The attempt did not end within {timeout} s.") from None
-        except asyncio.CancelledError:
-            if not attempt.end("was cancelled"):
-                return await whatever_happens(future)
-            await outlive(self.run, future, attempt)
-            raise
-
     def _complete(self, attempt: Attempt, result: Any) -> Completion:
         """For a handler that commits by itself."""
         action, fallback = self.definition, self.definition.fallback
         if self.record.fallback and fallback is not None:
             action = fallback
-        return self._completion(action, attempt, self._started, result)
+        return self.completion(action, attempt, self._started, result)
 
-    async def _run_in_process(
+    async def _run_elsewhere(
         self, action: Action[..., Any], attempt: Attempt, started: int, timeout: float | None
     ) -> Completion:
-        data = await run_in_process(self.run.engine.processes, action, attempt, self.input, timeout)
-        attempt.begin_commit()
-        load = partial(action.schema.load, data)
-        loaded = load() if len(data) <= LARGE else await whatever_happens(self.run.engine.committer.apart(load))
-        return self._completed(action, attempt, started, data, loaded)
-
-    def _completion(self, action: Action[..., Any], attempt: Attempt, started: int, result: Any) -> Completion:
-        data, loaded = action.schema.dump(result)
-        return self._completed(action, attempt, started, data, loaded)
-
-    def is_fallback(self, action: Action[..., Any]) -> bool:
-        """Whether it is what the step falls back to."""
-        return (action.name, action.version) != (self.definition.name, self.definition.version)
+        if isinstance(action, OfferedAction):
+            return await run_on_worker(self, action, attempt, started)
+        return await super()._run_elsewhere(action, attempt, started, timeout)
 
     def completed_elsewhere(
         self, action: Action[..., Any], attempt: Attempt, started: int, data: bytes, sql: list[str]
@@ -378,28 +270,6 @@ class StepRun:
         """What an attempt in a worker commits."""
         completion = self._completed(action, attempt, started, data, action.schema.load(data))
         return msgspec.structs.replace(completion, sql=sql, fallback=self.is_fallback(action))
-
-    def _completed(
-        self, action: Action[..., Any], attempt: Attempt, started: int, data: bytes, loaded: Any
-    ) -> Completion:
-        if self.run.secrets is not None:
-            self.run.secrets.refuse_completion(action.schema.subject, data, attempt.effects)
-        self._loaded = (loaded,)
-        return Completion(
-            action=action.name,
-            version=action.version,
-            input=msgspec.Raw(self.input),
-            result=msgspec.Raw(data),
-            started=started,
-            effects=attempt.effects,
-            requests=attempt.requests,
-            undo=action.undo_action is not None,
-            sql=[attempt.work.database] if attempt.work is not None else [],
-            fallback=action is not self.definition,
-        )
-
-    def _applied(self, attempt: Attempt) -> tuple[str, str, int, int]:
-        return (self.run.id, self.id, attempt.generation, attempt.number)
 
     # -- outcomes -----------------------------------------------------------------------------------------------------
 

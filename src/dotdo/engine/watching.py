@@ -213,8 +213,8 @@ def _service(variables: Mapping[str, Any]) -> str:
 
 # The engine's functions that call user code on the loop, with their local variables put into words.
 _RUNS_USER_CODE: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "StepRun._run_handler": _handler,
-    "run_effect": _effect,
+    "HandlerRun.run_handler": _handler,
+    "_run_effect": _effect,
     "run_function": _effect,
     "ServiceCode.start": _service,
     "ServiceCode.hand_over": _service,

@@ -4,8 +4,9 @@ import pytest
 
 from tests import doors
 from tests.postgres import postgres_url
+from tests.store.postgres_stores import postgres_store, postgres_template
 
-__all__ = ["both_doors", "postgres_url"]
+__all__ = ["both_doors", "postgres_store", "postgres_template", "postgres_url"]
 
 # Named here, too, because a development install that is older than the plugin does not know it.
 pytest_plugins = ["dotdo.testing.plugin", "pytester"]

@@ -46,6 +46,25 @@ class SystemClock:
         """The system's clock is not moved by hand, so there is nothing to call back."""
 
 
+class StoreClock(SystemClock):
+    """The clock of a store that several machines share: this machine's, corrected as the store's server tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._offset = 0
+
+    def now(self) -> int:
+        """Milliseconds since 1970."""
+        now = int(time.time() * 1000) + self._offset
+        if now > self._latest:
+            self._latest = now
+        return self._latest
+
+    def correct(self, told: int, seconds: float) -> None:
+        """The server has just told its time (ms), to a question that took so long."""
+        self._offset = told + round(seconds * 500) - int(time.time() * 1000)
+
+
 def duration(ms: int) -> str:
     """A length of time in words that are short: `340 ms`, `2.5 s`, `3 min 20 s`, `2 d 4 h`."""
     if ms < 1000:

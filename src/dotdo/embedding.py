@@ -9,13 +9,15 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
 from dotdo.catalogue import Catalogue
-from dotdo.clock import Clock, SystemClock
+from dotdo.clock import Clock, StoreClock, SystemClock
 from dotdo.engine.engine import Engine
 from dotdo.engine.hosting import Host
+from dotdo.engine.peering import Peers
 from dotdo.engine.previewing import Previewer
 from dotdo.engine.resources import open_resource
 from dotdo.engine.secrets import Vault
@@ -33,6 +35,7 @@ from dotdo.tracing import find_tracing
 
 if TYPE_CHECKING:
     from dotdo.engine.following import Follower
+    from dotdo.store.sharing import SharedStore
 
 DEFAULT_STORE = ".dotdo/dotdo.db"
 # How long an engine in another process may take to make the store, and how often to look, in seconds.
@@ -61,8 +64,11 @@ async def open_platform(
     engine: False for a process that must not run one. moved: called when an engine that was followed is gone, and one
     runs here instead. Raises StoreUnusable, DefinitionError.
     """
+    url = postgres_url(store)
+    check_keyring(key_path(store))
+    if url is not None:
+        return await (_lead_shared if engine else _follow_shared)(url, opening)
     path = store_path(store)
-    check_keyring(path)
     if path is None:
         if not engine:
             raise DefinitionError("A temporary store (sqlite://) has no other process that could run its engine.")
@@ -88,19 +94,7 @@ async def _lead(path: str | None, opening: Opening) -> Engine:
     opened = SqlStore(SQLiteDatabase(path))
     try:
         key = audit_key(path, make=not opened.list_runs(RunFilter(limit=1)))
-        check_replay = is_on("DOTDO_DEV") if opening.check_replay is None else opening.check_replay
-        engine = Engine(
-            opened,
-            catalogue=opening.catalogue,
-            clock=opening.clock or SystemClock(),
-            anchor_key=key,
-            databases=databases,
-            resources=opening.resources,
-            check_replay=check_replay,
-            grace=opening.grace,
-            spin_limit=spin_limit(),
-            vault=_vault(path, opening),
-        )
+        engine = _engine(opened, opening, opening.clock or SystemClock(), key, databases, _vault(path, opening))
     except BaseException:
         opened.close()
         raise
@@ -111,14 +105,42 @@ async def _lead(path: str | None, opening: Opening) -> Engine:
     return engine
 
 
+async def _lead_shared(url: str, opening: Opening) -> Engine:
+    """A node more on a store that several share. What it is given no database for is in the same one."""
+    databases = open_databases(url if opening.sql is None else opening.sql)
+    opened = await asyncio.to_thread(open_shared, url)
+    try:
+        key, vault = _shared_audit_key(opened, url), _vault(key_path(url), opening)
+        engine = _engine(opened, opening, opening.clock or StoreClock(), key, databases, vault)
+    except BaseException:
+        opened.close()
+        raise
+    engine.host = Peers(engine)
+    await engine.start()
+    return engine
+
+
+def _engine(store: SqlStore, opening: Opening, clock: Clock, key: bytes, databases: Any, vault: Vault) -> Engine:
+    return Engine(
+        store,
+        catalogue=opening.catalogue,
+        clock=clock,
+        anchor_key=key,
+        databases=databases,
+        resources=opening.resources,
+        check_replay=is_on("DOTDO_DEV") if opening.check_replay is None else opening.check_replay,
+        grace=opening.grace,
+        spin_limit=spin_limit(),
+        vault=vault,
+    )
+
+
 def vault_of(store: str | None) -> Vault:
     """Opens the sealed inputs of a store's runs, with the keys of this process's environment, when there are any."""
-    return Vault(SecretSources(None), Sealer(lambda: load_keyring(store_path(store))))
+    return Vault(SecretSources(None), Sealer(lambda: load_keyring(key_path(store))))
 
 
 async def _follow(path: str, opening: Opening, *, engine: bool, moved: Callable[[Engine], None]) -> "Follower":
-    from dotdo.engine.following import Follower  # here, because most processes are alone
-
     _databases(path, opening)  # what is wrong with them is said now, not when this process takes over
 
     async def take_over() -> Engine | None:
@@ -134,21 +156,40 @@ async def _follow(path: str, opening: Opening, *, engine: bool, moved: Callable[
     except BaseException:
         opened.close()
         raise
+    given: dict[str, Any] = {"take_over": take_over if engine else None, "moved": moved, "address": opened.where}
+    return await _follower(opened, opening, SystemClock(), key, _vault(path, opening), path, given)
+
+
+async def _follow_shared(url: str, opening: Opening) -> "Follower":
+    opened = await asyncio.to_thread(open_shared, url, migrates=False)
+    try:
+        key = _shared_audit_key(opened, url)
+    except BaseException:
+        opened.close()
+        raise
+    given: dict[str, Any] = {"take_over": None, "moved": None, "address": None}
+    return await _follower(opened, opening, StoreClock(), key, _vault(key_path(url), opening), url, given)
+
+
+async def _follower(
+    store: SqlStore, opening: Opening, clock: Clock, key: bytes, vault: Vault, name: str, given: dict[str, Any]
+) -> "Follower":
+    from dotdo.engine.following import Follower  # here, because most processes are alone
+
     follower = Follower(
-        opened,
+        store,
         catalogue=opening.catalogue,
-        clock=opening.clock or SystemClock(),
+        clock=opening.clock or clock,
         anchor_key=key,
-        vault=_vault(path, opening),
+        vault=vault,
         previewer=lambda: open_previewer(
             sql=opening.sql,
             resources=opening.resources,
             catalogue=opening.catalogue,
             secret_sources=opening.secret_sources,
         ),
-        take_over=take_over if engine else None,
-        moved=moved,
-        holder=lambda: lock_holder(path),
+        holder=lambda: engine_on(name),
+        **given,
     )
     follower.tracing = find_tracing(opening.tracer_provider)
     await follower.start()
@@ -255,15 +296,66 @@ def store_path(store: str | None) -> str | None:
     if not separator and not re.match(r"[a-z][a-z0-9+.-]+:", store):
         return store
     if scheme != "sqlite" or not rest.startswith("/"):
+        kind = "not a file" if postgres_url(store) else "not of a kind that this version opens"
         raise DefinitionError(
-            f"The store {store!r} is not of a kind that this version opens: use sqlite:///path/to/dotdo.db, a path, or "
-            "sqlite:// for a temporary one."
+            f"The store {_without_password(store)!r} is {kind}: use sqlite:///path/to/dotdo.db, a path, or sqlite:// "
+            "for a temporary one."
         )
     return rest[1:]
 
 
+def postgres_url(store: str | None) -> str | None:
+    """The URL of a store that is a PostgreSQL database, as its driver takes it; None for one that is none."""
+    if store is None:
+        store = os.environ.get("DOTDO_STORE") or DEFAULT_STORE
+    found = re.match(r"(postgres|postgresql)(\+psycopg)?://", store)
+    return None if found is None else f"postgresql://{store[found.end() :]}"
+
+
+def key_path(store: str | None) -> str | None:
+    """Beside what the files with a store's keys are, where the environment does not have them."""
+    url = postgres_url(store)
+    if url is None:
+        return store_path(store)
+    name = urlsplit(url).path.strip("/") or "postgres"
+    return os.path.join(os.path.dirname(DEFAULT_STORE), re.sub(r"[^\w.-]", "_", name))
+
+
+def open_shared(url: str, *, migrates: bool = True) -> "SharedStore":
+    """Opens a store that is a PostgreSQL database. Raises StoreUnusable, and DefinitionError without its driver."""
+    try:
+        from dotdo.store.postgres import PostgresDatabase
+        from dotdo.store.sharing import SharedStore
+    except ImportError as error:
+        raise DefinitionError(
+            f"A store on PostgreSQL needs its driver ({error}): pip install 'dotdo[postgres,sql]'."
+        ) from None
+    return SharedStore(PostgresDatabase(url, migrates=migrates))
+
+
+def _shared_audit_key(store: "SharedStore", url: str) -> bytes:
+    """The audit key, if it is the one that all who share the store use. Raises StoreUnusable."""
+    path = key_path(url)
+    assert path is not None, "only a temporary store has none"
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    key = audit_key(path, make=not store.list_runs(RunFilter(limit=1)))
+    if store.agree("audit key", anchor(key, "", 0, "")) != anchor(key, "", 0, ""):
+        raise StoreUnusable(
+            f"The audit key of this process is not the one of the store {store.where}: give every process the same "
+            f"DOTDO_AUDIT_KEY, or the same file {path}.audit-key."
+        )
+    return key
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"(://[^/:@]*):[^@]*@", r"\1:***@", url)
+
+
 def open_reader(store: str | None) -> SqlStore:
     """Opens a store for reading, also beside a live engine; locks and changes nothing. Raises StoreUnusable."""
+    url = postgres_url(store)
+    if url is not None:
+        return open_shared(url, migrates=False)
     path = store_path(store)
     if path is None:
         raise StoreUnusable("A temporary store (sqlite://) is gone when its client closes; there is nothing to read.")
@@ -272,6 +364,9 @@ def open_reader(store: str | None) -> SqlStore:
 
 def open_writer(store: str | None) -> SqlStore:
     """Opens a store to change what is not of a run, such as API keys. Raises StoreUnusable."""
+    url = postgres_url(store)
+    if url is not None:
+        return open_shared(url)
     path = store_path(store)
     if path is None:
         raise StoreUnusable("A temporary store (sqlite://) is gone when its client closes; there is nothing to change.")
@@ -282,6 +377,12 @@ def open_writer(store: str | None) -> SqlStore:
 
 def engine_on(store: str | None) -> str | None:
     """The process that runs an engine on a store, in words, as far as can be told from here; None if there is none."""
+    url = postgres_url(store)
+    if url is not None:
+        with contextlib.closing(open_shared(url, migrates=False)) as opened:
+            nodes = [node for node in opened.list_nodes() if node.lease > 0]
+        words = [f"process {node.pid} on {node.host}" for node in nodes]
+        return None if not words else words[0] if len(words) == 1 else f"{words[0]} and {len(words) - 1} more"
     path = store_path(store)
     return None if path is None else lock_holder(path)
 

@@ -39,6 +39,7 @@
         ├── StoreUnavailable         a write or read failed (disk full, I/O error); nothing half done
         ├── SecretUnreadable         a stored secret's key is not here, or it is not what was stored
         ├── FenceLost                the run belongs to a newer claim
+        │   └── NodeExpelled             the others took this node for dead; it comes back as a new one
         ├── NodeDraining             the node starts nothing more until it is restarted
         └── ClientClosed             the client was closed
 
@@ -349,6 +350,12 @@ class FenceLost(StoreError):
     """A write carried an old claim: the run belongs to somebody else now."""
 
     code = "fence_lost"
+
+
+class NodeExpelled(FenceLost):
+    """The other nodes took this one for dead and have its runs now; it comes back as a new node by itself."""
+
+    code = "node_expelled"
 
 
 class NodeDraining(StoreError):

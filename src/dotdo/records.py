@@ -220,6 +220,20 @@ class Failure(msgspec.Struct, frozen=True):
     attempts: int = 1
 
 
+class Node(msgspec.Struct, frozen=True):
+    """A process with an engine, on a store that several share. started_at: ms since 1970. lease: ms for which it is
+    taken for alive if nothing more is heard of it. offers: its definitions, as `kind name@version`. runs: how many it
+    has in memory."""
+
+    id: str
+    host: str
+    pid: int
+    started_at: int
+    lease: int
+    offers: list[str]
+    runs: int
+
+
 class Definition(msgspec.Struct, frozen=True, kw_only=True):
     """A definition as listed: name, versions, schemas and what its policies say."""
 

@@ -1,6 +1,6 @@
 """The store under test: one conformance suite for every kind of store."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,17 +8,19 @@ import pytest
 from dotdo.store.protocol import Store
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase
+from tests.store.postgres_stores import open_postgres
 from tests.store.runs import Runs
 
-OPENERS: dict[str, Callable[[Path], Store]] = {
-    "sqlite": lambda folder: SqlStore(SQLiteDatabase(str(folder / "dotdo.db"))),
-}
+KINDS = ("sqlite", "postgres")
 
 
-@pytest.fixture(params=sorted(OPENERS))
+@pytest.fixture(params=KINDS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     """An empty store."""
-    opened = OPENERS[request.param](tmp_path)
+    if request.param == "sqlite":
+        opened: Store = SqlStore(SQLiteDatabase(str(tmp_path / "dotdo.db")))
+    else:
+        opened = open_postgres(request.getfixturevalue("postgres_store"))
     yield opened
     opened.close()
 

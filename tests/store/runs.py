@@ -112,6 +112,12 @@ class Runs:
         head = self.store.read_journal(id)[-1]
         return Writing(id, claim.claim, head.seq, head.digest)
 
+    def take_over(self, node: str, now: int) -> None:
+        """Another node comes up and the one before is dead: a file has one engine only; elsewhere its lease is over."""
+        if self.store.shared:
+            self.store._db.write("update dotdo.nodes set lease_until = 0")  # type: ignore[attr-defined]
+        self.store.join(node, "host", 2, now)
+
     def journal(self, id: str) -> list[tuple[int, str]]:
         """Numbers and kinds of a run's entries."""
         return [(entry.seq, entry.kind) for entry in self.store.read_journal(id)]

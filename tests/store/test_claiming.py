@@ -33,7 +33,7 @@ def test_runs_of_a_dead_node_are_rescued_in_bounded_batches_and_marked(store: St
         runs.accept(f"run_{number}")
     runs.end(runs.accept("run_ended"))
     assert store.rescue(7, 10) == 0, "its node is alive"
-    store.join("node_b", "host", 2, 7)  # the only engine of the file: whoever was there before is gone
+    runs.take_over("node_b", 7)
     assert store.rescue(7, 3) == 3
     assert store.rescue(7, 3) == 2
     assert store.rescue(7, 3) == 0
@@ -43,7 +43,7 @@ def test_runs_of_a_dead_node_are_rescued_in_bounded_batches_and_marked(store: St
 
 def test_crash_mark_goes_when_the_run_is_parked(store: Store, runs: Runs):
     runs.accept("run_1")
-    store.join("node_b", "host", 2, 0)
+    runs.take_over("node_b", 0)
     store.rescue(0, 10)
     run = runs.claim("run_1", "node_b")
     runs.park(run, due_at=5)

@@ -52,6 +52,7 @@ CODES = {
     "WorkerLost": "worker_lost",
     "UnknownWorker": "unknown_worker",
     "LeaseLost": "lease_lost",
+    "NodeExpelled": "node_expelled",
 }
 
 

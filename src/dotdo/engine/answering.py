@@ -47,6 +47,10 @@ class Answers:
         """Whether anybody waits for any run."""
         return bool(self._waiting)
 
+    def awaited_runs(self) -> list[str]:
+        """The runs that somebody waits for."""
+        return list(self._waiting)
+
     def give(self, run: str, record: Run) -> None:
         """The run has ended or is blocked."""
         for future in self._waiting.pop(run, ()):

@@ -60,6 +60,10 @@ class Claimer:
 
     async def _sweep(self) -> None:
         engine = self._engine
+        if engine.lease is not None:
+            if not engine.lease.lasts:
+                return
+            await engine.lease.take_up_strays()
         while await engine.committer.call(lambda: engine.store.rescue(engine.clock.now(), BATCH)) == BATCH:
             pass
         while True:

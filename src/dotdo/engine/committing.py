@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from dotdo.errors import ClientClosed, FenceLost, StoreError
+from dotdo.errors import ClientClosed, FenceLost, NodeExpelled, StoreError, StoreUnavailable
 from dotdo.store.protocol import Store, Write
 
 if TYPE_CHECKING:
@@ -133,6 +133,10 @@ class GroupCommit:
         if self._apart is not None:
             self._apart.shutdown()
 
+    def flush(self) -> None:
+        """Has everything that was appended written now."""
+        self._flush()
+
     def _flush(self, keep: int = 0) -> None:
         dirty = self._dirty
         if dirty:
@@ -180,6 +184,10 @@ class GroupCommit:
         if not self._guilty:
             try:
                 self.store.write([write for write, _ in part])
+            except (StoreUnavailable, NodeExpelled) as error:
+                if self.store.shared:  # it is nobody's fault, and would be the same with each
+                    return [error] * len(part)
+                return [self._write_alone(write) for write, _ in part]
             except Exception:  # found out run by run
                 return [self._write_alone(write) for write, _ in part]
             self.commits += 1

@@ -14,8 +14,6 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
-
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
 from dotdo.codec import is_heavy
@@ -30,12 +28,15 @@ from dotdo.engine.guarding import broke
 from dotdo.engine.history import History
 from dotdo.engine.hosting import Host
 from dotdo.engine.journaling import RunJournal
+from dotdo.engine.leasing import Lease
 from dotdo.engine.outliving import Outliving
+from dotdo.engine.peering import Peers
 from dotdo.engine.pinning import Pins
 from dotdo.engine.previewing import Previewer
 from dotdo.engine.process_pool import ProcessPool
 from dotdo.engine.pruning import Place
 from dotdo.engine.publishing import Readers
+from dotdo.engine.reloading import lost
 from dotdo.engine.resources import open_resource
 from dotdo.engine.resuming import Suspects, load_runs
 from dotdo.engine.running import LiveRun
@@ -65,6 +66,11 @@ CAPACITY = 20_000
 GRACE_SECONDS = 10.0
 
 
+def new_node() -> str:
+    """The id of one incarnation of a process."""
+    return f"node_{os.urandom(6).hex()}"
+
+
 class Engine(Serving):
     """Runs actions and services on one store, in this process."""
 
@@ -89,11 +95,12 @@ class Engine(Serving):
         self.databases, self.check_replay, self.capacity = databases, check_replay, capacity
         self.vault = vault or temporary_vault(SecretSources(None))
         self.log = logging.getLogger("dotdo.engine")
-        self.node = f"node_{os.urandom(6).hex()}"
+        self.node = new_node()
         self.live: dict[str, LiveRun] = {}
         self.resources: dict[type, Any] = {}
         self.draining = False
-        self.host: Host | None = None  # for other processes on the store; set before the start
+        self.host: Host | Peers | None = None  # for other processes on the store; set before the start
+        self.lease: Lease | None = None  # on a store that several nodes share
         self.suspects = Suspects(self)
         self._given, self._grace, self._spin_limit = resources, grace, spin_limit
         self._stack = AsyncExitStack()
@@ -129,6 +136,8 @@ class Engine(Serving):
             node, host, pid = self.node, socket.gethostname(), os.getpid()
             await self.committer.call(lambda: self.store.join(node, host, pid, self.clock.now()))
             await self.workers.load()
+            if self.store.shared:
+                self.lease = Lease(self)
         except BaseException:
             await self._stop_parts()
             raise
@@ -155,6 +164,8 @@ class Engine(Serving):
         self._closed = self.draining = True
         self.sweeper.close()
         await self.claimer.close()
+        if self.lease is not None:
+            await self.lease.stop_returning()
         await self.previewer.close()
         self.workers.close()
         await self._drain(grace)
@@ -172,6 +183,11 @@ class Engine(Serving):
         except StoreError as error:
             self.log.error("the store could not be left in order: %s", error)
         await self._stop_parts()
+
+    @property
+    def closing(self) -> bool:
+        """Whether the engine is being closed, or is."""
+        return self._closed
 
     async def _drain(self, grace: float) -> None:
         """Waits until no attempt, delivery or undo is under way, `grace` seconds at most."""
@@ -191,6 +207,8 @@ class Engine(Serving):
         await self.processes.close()
         self._reader.shutdown()
         self._watchdog.close()
+        if self.lease is not None:
+            self.lease.close()
         if self.host is not None:
             self.host.forget()
         self.store.close()
@@ -234,6 +252,8 @@ class Engine(Serving):
             raise ClientClosed("The client is closed; open a new one.")
         if self.draining:
             raise self.outliving.draining or ClientClosed("The engine is being stopped.")
+        if self.lease is not None and not self.lease.lasts:
+            await self.lease.returned()
         definition = self.catalogue.get(kind, name, options.version)
         id = id or run_id(name, options.key)
         at_rest = partial(self._at_rest, definition.schema, params, id, options)
@@ -337,7 +357,7 @@ class Engine(Serving):
             anchor_key=self.anchor_key,
             head=head,
             generation=generation,
-            on_lost=lambda error: self._lost(run, claim, error),
+            on_lost=lambda error: lost(self, run, claim, error),
         )
 
     # -- resuming -----------------------------------------------------------------------------------------------------
@@ -356,46 +376,6 @@ class Engine(Serving):
                 self.claimer.hint()
 
         run.journal.when_written(written)
-
-    def _lost(self, id: str, claim: int, error: BaseException) -> None:
-        """A write of a run failed: what is in memory may be ahead of the store, so it is dropped and read again."""
-        run = self.live.pop(id, None)
-        if run is not None:
-            run.release()
-        self.log.error("a write of %s failed, reading it again: %s", id, error)
-        self.spawn(self._reload(id, claim, error))
-
-    async def _reload(self, id: str, lost: int, error: BaseException) -> None:
-        wait = 0.05
-        while not self._closed:
-            try:
-                # A commit whose outcome was not known may have been the run's first, or its last.
-                record = await self.read(lambda: self.store.get_run(id))
-                if record is None:
-                    self.answers.fail(id, error)
-                elif record.rests:
-                    self.answers.give(id, record)
-                elif record.status == "pending":
-                    self.claimer.hint()  # it is nobody's until its time has come
-                else:
-                    claim = await self.committer.call(lambda: self.store.claim_one(self.node, id))
-                    if claim is not None:
-                        await self.resume([msgspec.structs.replace(claim, crashed=False, unseen=True)])
-                await self._take_up_strays(id)
-                self.committer.forgive(id, lost)
-                return
-            except StoreError as again:
-                self.log.error("reading %s again failed: %s", id, again)
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, 5.0)
-
-    async def _take_up_strays(self, id: str) -> None:
-        """Runs that were accepted with a write of this one, and whose start was lost with the answer to that write."""
-        for stray in await self.read(lambda: self.store.stray_runs(self.node, id)):
-            if stray not in self.live:
-                claim = await self.committer.call(partial(self.store.claim_one, self.node, stray))
-                if claim is not None:
-                    await self.resume([msgspec.structs.replace(claim, crashed=False)])
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
@@ -462,6 +442,8 @@ class Engine(Serving):
         run = self.live.get(id)
         if run is None or run.over:
             self.claimer.hint()
+            if self.host is not None:
+                self.host.left_for(id)
         else:
             self.spawn(self._take_messages(run))
 

@@ -81,7 +81,7 @@ class Follower(Serving):
 
     take_over: starts an engine here if the lock is free, else gives None; None for a process that must not.
     previewer: opens what makes previews here. moved: called with the engine once it runs here. holder: who has the
-    lock, in words.
+    lock, in words. address: the store beside which its engine's socket is; None where there is none.
     """
 
     def __init__(
@@ -94,8 +94,9 @@ class Follower(Serving):
         vault: Vault,
         previewer: Callable[[], AbstractAsyncContextManager[Previewer]],
         take_over: Callable[[], Awaitable["Engine | None"]] | None,
-        moved: Callable[["Engine"], None],
+        moved: Callable[["Engine"], None] | None,
         holder: Callable[[], str | None],
+        address: str | None,
     ) -> None:
         self.store, self.catalogue, self.clock, self.anchor_key = store, catalogue, clock, anchor_key
         self.vault, self._open_previewer = vault, previewer
@@ -103,7 +104,7 @@ class Follower(Serving):
         self.live = {}
         self.log = logging.getLogger("dotdo.engine")
         self.engine: Engine | None = None
-        self._take_over, self._moved, self._holder = take_over, moved, holder
+        self._take_over, self._moved, self._holder, self._address = take_over, moved, holder, address
         self._own = store
         self._line: Line | None = None
         self._watched: dict[str, int] = {}
@@ -179,7 +180,9 @@ class Follower(Serving):
 
     async def _dial(self) -> None:
         try:
-            caller = lines.call(self.store.where)
+            if self._address is None:
+                return
+            caller = lines.call(self._address)
         except OSError:
             return  # there is none now, or none that can be spoken to
         line = Line(self._heard, self._lost)
@@ -227,7 +230,8 @@ class Follower(Serving):
         """The engine runs here now: what was asked of another one is asked of it, and callers never know."""
         self.log.info("this process runs the engine of %s now", self.store.where)
         self.store = engine.store
-        self._moved(engine)
+        if self._moved is not None:
+            self._moved(engine)
         for run in self._watched:
             self.readers.wake(run)
         for _, future in self._asked.values():

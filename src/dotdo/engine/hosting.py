@@ -88,6 +88,9 @@ class Host:
         for run in await engine.read(lambda: engine.store.runs_with_messages(engine.node)):
             engine.hint(run)
 
+    def left_for(self, run: str) -> None:
+        """Something was left for a run that is not in memory: on a file, nobody else can have it."""
+
     # -- on a line ----------------------------------------------------------------------------------------------------
 
     def _picked_up(self, listener: int) -> None:

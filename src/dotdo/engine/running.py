@@ -340,7 +340,8 @@ class LiveRun(SecretKeeping):
         """Returns when an attempt may start: every earlier entry is durable, and the engine is not draining."""
         if not self.journal.is_durable:
             await self.journal.durable()
-        if self.engine.draining:
+        lease = self.engine.lease
+        if self.engine.draining or (lease is not None and not lease.lasts):
             self.leave()
             try:
                 await self.engine.loop.create_future()  # until the run is released

@@ -13,7 +13,7 @@ import msgspec
 from dotdo.errors import InputError
 from dotdo.journal import Entry, RegistryEntry
 from dotdo.keys import ApiKey
-from dotdo.records import Run, RunFilter
+from dotdo.records import Node, Run, RunFilter
 
 # What a run's row says of its last owner: it died with the run, or it left attempts whose end it had not seen.
 CRASHED, UNSETTLED = 1, 2
@@ -168,6 +168,7 @@ class Store(Protocol):
     StoreUnavailable from `write` may also mean that the outcome is unknown."""
 
     where: str
+    shared: bool  # whether several nodes may run on it at the same time: then it is a SharedStore, too
 
     # Writes: on the writer's thread.
     def write(self, writes: list[Write]) -> None:
@@ -382,4 +383,43 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Closes the store."""
+        ...
+
+
+class SharedStore(Store, Protocol):
+    """What a store that several nodes share does beside. A node is one incarnation of a process; every write of one
+    that was expelled raises NodeExpelled."""
+
+    losses: int  # how often the writer's connection was lost, and perhaps the answer to a claim with it
+
+    def renew(self, node: str) -> int | None:
+        """Lengthens a node's lease. The store's time in ms, or None when it was expelled. On a thread of its own."""
+        ...
+
+    def rejoin(self, before: str, node: str, host: str, pid: int, now: int) -> None:
+        """A process that has lost its lease comes back as a new node; the runs of the old one are free."""
+        ...
+
+    def offer(self, definitions: list[str], elsewhere: list[str]) -> None:
+        """What this node can run, told with the next heartbeat; and what it leaves to others."""
+        ...
+
+    def own_runs(self, node: str) -> list[str]:
+        """Unfinished runs that a node has."""
+        ...
+
+    def list_nodes(self) -> list[Node]:
+        """The nodes that are there, oldest first."""
+        ...
+
+    def give_up(self) -> None:
+        """A lost connection is not waited for any more: what is to be written fails at once."""
+        ...
+
+    def listen(self, heard: Callable[[str], None] | None) -> None:
+        """Has what other nodes hint told, on a thread of its own; None: no more of it."""
+        ...
+
+    def notify(self, hint: str) -> None:
+        """Tells the other nodes something; it may be lost. On the reader's thread."""
         ...

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dotdo.journal import RegistryEntry
+from dotdo.store.protocol import ALL
 
 if TYPE_CHECKING:
     from dotdo.store.sql import Database
@@ -40,6 +41,8 @@ class Retaining:
                     gone += [(id, seq, digest) for id, seq, digest, _ in tree]
             if not gone:
                 return 0
+            if self._db.shared:
+                self._db.write(self._sql["lock_registry"])
             last = self._db.write(self._sql["last_registry_entry"])
             entry = register(RegistryEntry(*last[0]) if last else None, msgspec.json.encode(gone).decode())
             self._db.write(self._sql["add_registry_entry"], msgspec.structs.asdict(entry))
@@ -51,7 +54,7 @@ class Retaining:
     def delete_leftovers(self, limit: int) -> bool:
         """Clears about so many entries of deleted runs; returns whether there may be more."""
         with self._db.transaction():
-            for (run,) in self._db.write(self._sql["leftover_runs"], {"limit": limit}):
+            for (run,) in self._db.write(self._sql["runs_to_clear"], {"limit": limit}):
                 self._db.write(self._sql["clear_entries"], {"run": run, "limit": limit})
                 cleared = self._db.changes()
                 if cleared == limit:
@@ -65,7 +68,7 @@ class Retaining:
 
     def leftover_runs(self) -> set[str]:
         """Deleted runs whose journals are not cleared yet."""
-        return {row[0] for row in self._db.read(self._sql["leftover_runs"], {"limit": -1})}
+        return {row[0] for row in self._db.read(self._sql["leftover_runs"], {"limit": ALL})}
 
     def read_registry(self) -> list[RegistryEntry]:
         """The registry, in order."""

@@ -11,24 +11,21 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from dotdo.errors import FenceLost, InputError, InvalidOperation, UnknownName
-from dotdo.journal import Blocked, Ended, Entry, Erased, EventReceived, Published
-from dotdo.keys import ApiKey
-from dotdo.records import ENDED, ErrorRecord, Run, RunFilter, WaitingFor, erased_text
-from dotdo.store.blobs import Blobs, is_elsewhere
+from dotdo.journal import Blocked, Entry, EventReceived
+from dotdo.records import ENDED, Run, RunFilter
+from dotdo.store.api_keys import ApiKeys
+from dotdo.store.blobs import Blobs
 from dotdo.store.erasing import Erasing
 from dotdo.store.migrate import Migratable, migrate
 from dotdo.store.offering import Offering
 from dotdo.store.protocol import ALL, CRASHED, UNSETTLED, Claim, Filed, Head, Link, Message, Write
 from dotdo.store.queries import load_queries
+from dotdo.store.reading import progress_of, run_of
 from dotdo.store.retaining import Retaining
 
 _encode = msgspec.json.Encoder().encode
-_ended = msgspec.json.Decoder(Ended)
 _blocked = msgspec.json.Decoder(Blocked)
-_erased = msgspec.json.Decoder(Erased)
 _event = msgspec.json.Decoder(EventReceived)
-_published = msgspec.json.Decoder(Published)
-_waiting = msgspec.json.Decoder(WaitingFor)
 
 _DATA = 7  # where an entry's data is in its row
 _HEAD_KIND = -4  # where a run's row has the kind of its last entry
@@ -36,12 +33,19 @@ SOON = 60_000  # ms; the engine looks for missing definitions no less often
 NEVER = 1 << 62  # a lease without an end, for the only engine of a file
 
 
+# A statement of a batch, its parameters, how many rows it must change (None: any number), and why it may not have.
+Step = tuple[str, dict[str, Any], int | None, str]
+
+
 class Database(Migratable, Protocol):
-    """What SqlStore needs of a database."""
+    """What SqlStore needs of a database. shared: whether several nodes may write at the same time."""
+
+    shared: bool
 
     def read(self, sql: str, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]: ...
     def write(self, sql: str, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]: ...
     def changes(self) -> int: ...
+    def batch(self, steps: list[Step]) -> None: ...
     def transaction(self) -> AbstractContextManager[None]: ...
     def snapshot(self) -> AbstractContextManager[Callable[[str, dict[str, Any]], Iterator[Any]]]: ...
     def settle_log(self) -> None: ...
@@ -55,12 +59,12 @@ def rows(items: list[Any]) -> str:
     return _encode(items).decode()
 
 
-class SqlStore(Retaining, Erasing, Offering):
+class SqlStore(Retaining, Erasing, ApiKeys, Offering):
     """A store on a SQL database."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
-        self.where = database.where
+        self.where, self.shared = database.where, database.shared
         self._sql = load_queries(database.dialect)
         try:
             migrate(database)
@@ -85,25 +89,35 @@ class SqlStore(Retaining, Erasing, Offering):
         ended = [(update.id,) for update in updates if update.ended_at is not None]
         continued = [write.succession for write in writes if write.succession is not None]
         labelled = [(run.id, run.labels) for run in accepted if run.labels != "{}"]
-        with self._db.transaction():
-            self._expect("accept_runs", accepted, "was accepted already")
-            if labelled:
-                self._db.write(self._sql["label_runs"], {"rows": rows(labelled)})
-            self._expect("append_entries", entries, "belongs to a newer claim")
-            if taken:
-                self._db.write(self._sql["take_messages"], {"rows": rows(taken)})
-            if messages:
-                self._db.write(self._sql["post_messages"], {"rows": rows(messages)})
-                receivers = [(message.run,) for message in messages]
-                self._db.write(self._sql["wake_receivers"], {"rows": rows(receivers), "now": messages[0].at})
-            if continued:
-                self._db.write(self._sql["link_runs"], {"rows": rows(continued)})
-                self._db.write(self._sql["move_messages"], {"rows": rows(continued)})
-            self._expect("update_runs", updates, "belongs to a newer claim")
-            if ended:
-                self._db.write(self._sql["clear_inbox"], {"rows": rows(ended)})
-                if self._has_blobs:
-                    self._db.write(self._sql["clear_blobs"], {"rows": rows(ended)})
+        steps: list[Step] = []
+        if self.shared and (messages or any(update.ended_at is None for update in updates)):
+            # What comes for a run while it is parked must be seen by one of the two, whoever is first.
+            locked = {update.id for update in updates} | {message.run for message in messages}
+            self._step(steps, "lock_runs", sorted((id,) for id in locked))
+        self._step(steps, "accept_runs", accepted, "was accepted already")
+        self._step(steps, "label_runs", labelled)
+        self._step(steps, "append_entries", entries, "belongs to a newer claim")
+        self._step(steps, "take_messages", taken)
+        if messages:
+            self._step(steps, "post_messages", messages)
+            receivers = [(message.run,) for message in messages]
+            steps.append((self._sql["wake_receivers"], {"rows": rows(receivers), "now": messages[0].at}, None, ""))
+        self._step(steps, "link_runs", continued)
+        self._step(steps, "move_messages", continued)
+        self._step(steps, "update_runs", updates, "belongs to a newer claim")
+        self._step(steps, "clear_inbox", ended)
+        if self._has_blobs:
+            self._step(steps, "clear_blobs", ended)
+        self._write(steps, entries)
+
+    def _step(self, steps: list[Step], name: str, items: list[Any], otherwise: str = "") -> None:
+        """Adds a statement that takes these rows, if there are any, and must change each of them if it says so."""
+        if items:
+            steps.append((self._sql[name], {"rows": rows(items)}, len(items) if otherwise else None, otherwise))
+
+    def _write(self, steps: list[Step], entries: list[Any]) -> None:
+        """Writes what `write` has put together."""
+        self._db.batch(steps)
 
     def write_blob(self, run: str, digest: str, part: int, data: bytes) -> None:
         """One part of something large, durable before the row that has it."""
@@ -233,24 +247,6 @@ class SqlStore(Retaining, Erasing, Offering):
         with self._db.transaction():
             self._db.write(self._sql["save_definitions"], {"id": id, "newest": _encode(newest).decode(), "now": now})
 
-    def save_api_key(self, key: ApiKey) -> None:
-        """Keeps a new key."""
-        values = msgspec.structs.asdict(key)
-        del values["revoked_at"], values["used_at"]
-        with self._db.transaction():
-            self._db.write(self._sql["save_api_key"], {**values, "scopes": _encode(key.scopes).decode()})
-
-    def revoke_api_key(self, id: str, now: int) -> bool:
-        """The key allows nothing from now on; whether there is such a key."""
-        with self._db.transaction():
-            self._db.write(self._sql["revoke_api_key"], {"id": id, "now": now})
-            return self._db.changes() == 1
-
-    def touch_api_keys(self, used: list[tuple[str, int]]) -> None:
-        """Notes when keys were last used."""
-        with self._db.transaction():
-            self._db.write(self._sql["touch_api_keys"], {"rows": rows(used)})
-
     def settle(self) -> None:
         """Housekeeping between writes."""
         self._db.settle_log()
@@ -262,15 +258,6 @@ class SqlStore(Retaining, Erasing, Offering):
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
-    def find_api_key(self, digest: str) -> ApiKey | None:
-        """A key by the digest of its text."""
-        found = self._db.read(self._sql["find_api_key"], {"digest": digest})
-        return _api_key(found[0]) if found else None
-
-    def list_api_keys(self) -> list[ApiKey]:
-        """Every key, oldest first."""
-        return [_api_key(row) for row in self._db.read(self._sql["list_api_keys"])]
-
     def next_due(self) -> int | None:
         """When the earliest free run is due."""
         return self._db.read(self._sql["next_due"])[0][0]
@@ -278,7 +265,7 @@ class SqlStore(Retaining, Erasing, Offering):
     def get_run(self, run: str) -> Run | None:
         """One run."""
         found = self._db.read(self._sql["get_run"], {"run": run})
-        return _run(found[0], self._blobs) if found else None
+        return run_of(found[0], self._blobs) if found else None
 
     def input_digest(self, run: str) -> str | None:
         """The digest of a run's input."""
@@ -333,7 +320,7 @@ class SqlStore(Retaining, Erasing, Offering):
         found = self._db.read(
             self._sql["list_labelled_runs" if filter.labels else "list_runs"],
             {
-                **({"labels": labels} if filter.labels else {}),
+                **({"labels": labels, "count": len(filter.labels)} if filter.labels else {}),
                 "status": filter.status,
                 "undo": filter.undo,
                 "name": filter.name,
@@ -345,7 +332,7 @@ class SqlStore(Retaining, Erasing, Offering):
                 "limit": filter.limit,
             },
         )
-        return [_run(row) for row in found]
+        return [run_of(row) for row in found]
 
     def read_journals(self, runs: list[str]) -> dict[str, list[Entry]]:
         """Whole journals by run."""
@@ -363,7 +350,7 @@ class SqlStore(Retaining, Erasing, Offering):
     def read_published(self, run: str, after: int) -> list[tuple[int, Any]]:
         """What a run has published after an entry's number."""
         found = self._db.read(self._sql["read_published"], {"run": run, "after": after})
-        return [(seq, _progress(data)) for seq, data in found if data]
+        return [(seq, progress_of(data)) for seq, data in found if data]
 
     def read_inbox(self, runs: list[str]) -> dict[str, list[Message]]:
         """Messages not yet taken, by run, in order of arrival."""
@@ -401,21 +388,6 @@ class SqlStore(Retaining, Erasing, Offering):
         self._db.close()
 
 
-def _api_key(row: tuple[Any, ...]) -> ApiKey:
-    id, name, hint, digest, scopes, created_at, expires_at, revoked_at, used_at = row
-    return ApiKey(
-        id=id,
-        name=name,
-        hint=hint,
-        digest=digest,
-        scopes=msgspec.json.decode(scopes, type=tuple[str, ...]),
-        created_at=created_at,
-        expires_at=expires_at,
-        revoked_at=revoked_at,
-        used_at=used_at,
-    )
-
-
 def _check_allowed(message: Message, status: str, undo: str) -> None:
     run, kind = message.run, message.kind
     if kind in ("event", "cancel", "deadline", "child"):
@@ -432,56 +404,3 @@ def _check_allowed(message: Message, status: str, undo: str) -> None:
     elif kind == "undo" and (status not in ENDED or undo == "all"):
         what = "everything it did is undone already" if undo == "all" else f"it is {status}"
         raise InvalidOperation(f"The run {run} cannot be undone: {what}. Only an ended run can be.")
-
-
-def _progress(data: str) -> Any:
-    return msgspec.json.decode(_published.decode(data).value)
-
-
-def _run(row: tuple[Any, ...], blobs: Blobs | None = None) -> Run:
-    """A run of its row. blobs: for a result that is larger than a row; a list of runs goes without it."""
-    (id, root, parent, _, kind, name, version, key, _, trail, actor, labels, status, undo, generation) = row[:15]
-    waiting_for, _, _, _, _, _, _, _, created_at, ended_at, head_kind, head, progress, continues = row[15:]
-    if is_elsewhere(head):
-        head_kind, head = (head_kind, blobs.whole(id, head)) if blobs else ("", "")
-    result, error, not_undone, continued_as, erased = None, None, list[str](), None, None
-    waits = _waiting.decode(waiting_for) if waiting_for else None
-    if head_kind == "ended":
-        ended = _ended.decode(head)
-        if status in ENDED:
-            result, error, not_undone = msgspec.json.decode(ended.result), ended.error, ended.not_undone
-            continued_as = ended.continued_as
-    elif head_kind == "erased":
-        erased = _erased.decode(head)
-        continued_as = erased.continued_as
-        error = None if status == "completed" else ErrorRecord("Erased", erased_text(erased.at, erased.actor))
-    elif head_kind == "blocked" and status == "blocked":
-        blocked = _blocked.decode(head)
-        error = blocked.error
-        waits = WaitingFor("person", waits.text if waits else error.message, None, error.step, blocked.questions)
-    return Run(
-        id=id,
-        kind=kind,
-        name=name,
-        version=version,
-        status=status,
-        undo=undo,
-        generation=generation,
-        result=result,
-        error=error,
-        not_undone=not_undone,
-        waiting_for=waits,
-        progress=_progress(progress) if progress else None,
-        key=key,
-        trail=trail,
-        actor=actor,
-        labels=msgspec.json.decode(labels),
-        parent=parent,
-        root=root,
-        continues=continues,
-        continued_as=continued_as,
-        created_at=created_at,
-        ended_at=ended_at,
-        erased_at=erased.at if erased else None,
-        erased_by=erased.actor if erased else None,
-    )

@@ -20,7 +20,7 @@ from typing import Any
 
 import apsw
 
-from dotdo.errors import StoreError, StoreUnavailable, StoreUnusable
+from dotdo.errors import FenceLost, StoreError, StoreUnavailable, StoreUnusable
 from dotdo.store.engine_lock import EngineElsewhere, EngineLock, lock_holder
 from dotdo.store.forked import keep_out_of_children, may_be_closed, refuse_inherited
 from dotdo.store.turns import Turns
@@ -43,6 +43,7 @@ class SQLiteDatabase:
     """One store file, open in this process. `where` names it in messages."""
 
     dialect = "sqlite"
+    shared = False
 
     def __init__(self, path: str | None, *, readonly: bool = False, beside: bool = False) -> None:
         """Opens or makes a store file.
@@ -96,6 +97,15 @@ class SQLiteDatabase:
     def changes(self) -> int:
         """How many rows the last statement changed."""
         return self.writer.changes()
+
+    def batch(self, steps: list[tuple[str, dict[str, Any], int | None, str]]) -> None:
+        """Executes statements in one durable transaction. Raises FenceLost, and then nothing is written, when one does
+        not change as many rows as it must."""
+        with self.transaction():
+            for sql, parameters, expected, otherwise in steps:
+                self.writer.execute(sql, parameters).fetchall()
+                if expected is not None and self.writer.changes() != expected:
+                    raise FenceLost(f"A run of this write {otherwise}; nothing was written.")
 
     @contextmanager
     def transaction(self) -> Generator[None]:

@@ -3,7 +3,11 @@
 select runs.id, runs.parent, runs.name, runs.version, runs.status, runs.undo, runs.generation, runs.ended_at,
     journal.seq, journal.kind, journal.at, journal.digest, journal.data
 from runs left join journal on journal.run = runs.id and journal.seq = runs.seq
-where runs.id = :root or (runs.id > :root || '.' and runs.id < :root || '/') order by runs.id;
+where runs.id = :root or (runs.id > :root || '.' and runs.id < :root || '/') order by runs.id
+-- sqlite
+;
+-- postgres: nobody may open one again meanwhile
+for update of runs;
 
 -- name: add_erased_entries
 -- The entries that say who erased what stands before them.

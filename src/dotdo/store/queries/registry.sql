@@ -2,7 +2,7 @@
 -- The next runs by age, and whether each is the root of a tree that may go: all of it ended long enough ago, and it is
 -- not the first run of a chain that goes on, which leads callers to the others.
 select created_at, id, parent is null and ended_at <= :before
-    and (:status is null or status = :status) and (:name is null or name = :name)
+    and (cast(:status as text) is null or status = :status) and (cast(:name as text) is null or name = :name)
     and not exists (
         select 1 from runs as below where below.id > runs.id || '.' and below.id < runs.id || '/'
             and (below.ended_at is null or below.ended_at > :before)
@@ -18,7 +18,11 @@ order by created_at, id limit :limit;
 -- name: tree
 -- A root and all below it.
 select id, seq, digest, ended_at from runs
-where id = :root or (id > :root || '.' and id < :root || '/') order by id;
+where id = :root or (id > :root || '.' and id < :root || '/') order by id
+-- sqlite
+;
+-- postgres: nobody may open one again meanwhile
+for update;
 
 -- name: delete_runs
 -- Takes the rows away; the journals follow.
@@ -27,7 +31,7 @@ delete from runs where id in (select value ->> 0 from each(:rows));
 -- name: delete_labels
 -- And their labels.
 delete from labels where (name, value, run) in (
-    select label.key, label.value, runs.id from runs, json_each(runs.labels) as label
+    select label.key, label.value, runs.id from runs, pairs(runs.labels) as label
     where runs.id in (select value ->> 0 from each(:rows))
 );
 
@@ -42,6 +46,14 @@ insert into leftovers (run) select value ->> 0 from each(:rows);
 -- name: leftover_runs
 -- Deleted runs whose journals are still there.
 select run from leftovers order by run limit :limit;
+
+-- name: runs_to_clear
+-- Some of them, for whoever clears their journals.
+select run from leftovers order by run limit :limit
+-- sqlite
+;
+-- postgres: one node for each
+for update skip locked;
 
 -- name: clear_entries
 -- A few entries of a deleted run.

@@ -43,9 +43,18 @@ update runs set
     claim = claim + 1,
     status = case when status in ('waiting', 'pending') then 'running' else status end,
     waiting_for = null
+-- sqlite
 where id in (
     select id from runs where ended_at is null and owner is null and due_at <= :now order by due_at limit :limit
 )
+-- postgres: other nodes claim at the same time; in an array, because the planner may ask a subquery more than once
+where id = any (array(
+    select id from runs
+    where ended_at is null and owner is null and due_at <= :now
+        and kind || ' ' || name || '@' || version not in (select value ->> 0 from each(:elsewhere))
+    order by due_at limit :limit for update skip locked
+))
+-- both
 returning id, claim, crashed;
 
 -- name: claim_one
@@ -74,7 +83,7 @@ update runs set crashed = 1 where id in (select value ->> 0 from each(:rows));
 
 -- name: latest_time
 -- How far the store has come.
-select max(max(created_at), coalesce(max(ended_at), 0)) from runs;
+select max(at) from (select max(created_at) as at from runs union all select max(ended_at) from runs) as times;
 
 -- name: rescue
 -- Frees a bounded batch of runs whose owner is no live node. Swept for ever, never only at the start.
@@ -115,20 +124,20 @@ select runs.*, journal.kind, journal.data, (
     select data from journal as told where told.run = runs.id and told.kind = 'published' order by told.seq desc limit 1
 ), (select previous from links where links.run = runs.id)
 from runs left join journal on journal.run = runs.id and journal.seq = runs.seq
-where (:status is null or runs.status = :status)
-    and (:undo is null or runs.undo = :undo)
-    and (:name is null or runs.name = :name)
-    and (:trail is null or runs.trail = :trail)
-    and (:parent is null or runs.parent = :parent)
-    and (:since is null or runs.created_at >= :since)
-    and (:before_at is null or (runs.created_at, runs.id) < (:before_at, :before_id))
+where (cast(:status as text) is null or runs.status = :status)
+    and (cast(:undo as text) is null or runs.undo = :undo)
+    and (cast(:name as text) is null or runs.name = :name)
+    and (cast(:trail as text) is null or runs.trail = :trail)
+    and (cast(:parent as text) is null or runs.parent = :parent)
+    and (cast(:since as bigint) is null or runs.created_at >= :since)
+    and (cast(:before_at as bigint) is null or (runs.created_at, runs.id) < (:before_at, :before_id))
 order by runs.created_at desc, runs.id desc
 limit :limit;
 
 -- name: label_runs
 -- The labels of new runs.
 insert into labels (name, value, run)
-select label.key, label.value, given.value ->> 0 from each(:rows) as given, json_each(given.value ->> 1) as label
+select label.key, label.value, given.value ->> 0 from each(:rows) as given, pairs(given.value ->> 1) as label
 where true
 on conflict do nothing;
 
@@ -140,21 +149,25 @@ select runs.*, journal.kind, journal.data, (
 from (
     select labels.run from labels join each(:labels) as wanted
         on labels.name = wanted.value ->> 0 and labels.value = wanted.value ->> 1
-    group by labels.run having count(*) = json_array_length(:labels)
+    group by labels.run having count(*) = :count
 ) as found join runs on runs.id = found.run left join journal on journal.run = runs.id and journal.seq = runs.seq
-where (:status is null or runs.status = :status)
-    and (:undo is null or runs.undo = :undo)
-    and (:name is null or runs.name = :name)
-    and (:trail is null or runs.trail = :trail)
-    and (:parent is null or runs.parent = :parent)
-    and (:since is null or runs.created_at >= :since)
-    and (:before_at is null or (runs.created_at, runs.id) < (:before_at, :before_id))
+where (cast(:status as text) is null or runs.status = :status)
+    and (cast(:undo as text) is null or runs.undo = :undo)
+    and (cast(:name as text) is null or runs.name = :name)
+    and (cast(:trail as text) is null or runs.trail = :trail)
+    and (cast(:parent as text) is null or runs.parent = :parent)
+    and (cast(:since as bigint) is null or runs.created_at >= :since)
+    and (cast(:before_at as bigint) is null or (runs.created_at, runs.id) < (:before_at, :before_id))
 order by runs.created_at desc, runs.id desc
 limit :limit;
 
 -- name: run_state
 -- What decides whether a message may be posted to a run.
-select status, undo, kind, owner, generation from runs where id = :run;
+select status, undo, kind, owner, generation from runs where id = :run
+-- sqlite
+;
+-- postgres: its owner may be parking it just now
+for update;
 
 -- name: wake_run
 -- Makes a run due at once because a message came. A blocked run waits for a person, whatever comes.

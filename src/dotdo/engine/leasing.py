@@ -1,0 +1,161 @@
+"""The lease of a node on a store that several share: renewed by a thread of its own, beside whatever the loop does.
+
+A node that could not renew it in time starts nothing, drops all runs from memory, and comes back as a new node; so does
+one that was expelled. Its runs go on wherever they are claimed next. No process ends, and nobody needs to do anything.
+"""
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, cast
+
+from dotdo.clock import StoreClock
+from dotdo.engine.reloading import take_up
+from dotdo.errors import ClientClosed, StoreError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from dotdo.engine.engine import Engine
+    from dotdo.store.protocol import SharedStore
+
+# In seconds. The lease is 15 s; a node stops by itself well before others may take it for dead.
+RENEW, RETRY = 3.0, 0.5
+LASTS = 10.0
+PATIENCE = 10.0  # of callers, while the node comes back
+
+
+def monotonic() -> float:
+    """Seconds, also while the machine sleeps."""
+    return time.clock_gettime(_CLOCK)
+
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+class Lease:
+    """The lease of an engine that has joined. Its methods are called on the engine's loop."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._store = cast("SharedStore", engine.store)
+        self._until = monotonic() + LASTS
+        self._returning: asyncio.Task[None] | None = None
+        self._losses = self._store.losses
+        self._closing = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="dotdo-lease", daemon=True)
+        self._thread.start()
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the node may start something now."""
+        return monotonic() < self._until
+
+    async def returned(self) -> None:
+        """Returns when the node has a lease (again). Raises StoreUnavailable."""
+        end = monotonic() + PATIENCE
+        while not self.lasts:
+            if monotonic() > end or self._closing:
+                raise StoreUnavailable(f"The store {self._store.where} cannot be reached. Nothing was accepted.")
+            await asyncio.sleep(0.05)
+
+    def lost(self, error: BaseException) -> None:
+        """The lease is over, or it cannot be known whether it is."""
+        if self._returning is not None or self._closing:
+            return
+        engine = self._engine
+        self._until = 0.0
+        engine.log.warning(
+            "%s gives up its %s runs, which go on wherever they are claimed, and comes back as a new node: %s",
+            engine.node, len(engine.live), error,
+        )  # fmt: skip
+        for run in list(engine.live.values()):
+            if run.journal.is_late:
+                engine.committer.condemn(run.journal)
+            run.release()
+        engine.live.clear()
+        self._store.give_up()
+        engine.committer.flush()  # what is in the queue is written before the node is a new one, or never
+        self._returning = engine.loop.create_task(self._return())
+
+    async def _return(self) -> None:
+        from dotdo.engine.engine import new_node
+
+        engine, wait = self._engine, 0.05
+        before, node = engine.node, new_node()
+        host, pid = socket.gethostname(), os.getpid()
+        while True:
+            asked = monotonic()
+            try:
+                await engine.committer.call(lambda: self._store.rejoin(before, node, host, pid, engine.clock.now()))
+                break
+            except ClientClosed:
+                return
+            except StoreError as error:
+                engine.log.info("%s cannot come back yet: %s", before, error)
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, 1.0)
+        engine.node, self._until, self._returning = node, asked + LASTS, None
+        self._losses = self._store.losses
+        engine.log.warning("%s is back as %s", before, node)
+        engine.claimer.hint()
+
+    async def take_up_strays(self) -> None:
+        """Runs that the store thinks are here: the answer to a claim may have been lost with the connection."""
+        engine, losses = self._engine, self._store.losses
+        if losses == self._losses or not self.lasts:
+            return
+        for run in await engine.read(lambda: self._store.own_runs(engine.node)):
+            if run not in engine.live:
+                await take_up(engine, run)
+        self._losses = losses
+
+    async def stop_returning(self) -> None:
+        """The engine stops: it does not come back any more."""
+        self._closing = True
+        if self._returning is not None:
+            self._returning.cancel()
+            await asyncio.wait([self._returning])
+
+    def close(self) -> None:
+        """Renews no more."""
+        self._closing = True
+        self._stop.set()
+        self._thread.join()
+
+    # -- on the thread of the lease -----------------------------------------------------------------------------------
+
+    def _renew(self) -> None:
+        engine, wait = self._engine, RENEW
+        while not self._stop.wait(wait):
+            node, asked = engine.node, monotonic()
+            error: BaseException | None = None
+            now = None
+            try:
+                now = self._store.renew(node)
+            except Exception as failure:  # the next one may do; what matters is how long there was none
+                error = failure
+            answered = monotonic()
+            if now is not None:
+                wait = RENEW
+                if node == engine.node and self._returning is None:
+                    self._until = asked + LASTS
+                if isinstance(engine.clock, StoreClock):
+                    engine.clock.correct(now, answered - asked)
+            elif error is None or answered >= self._until:
+                wait = RETRY
+                why = error or StoreUnavailable("the other nodes took it for dead")
+                self._tell(node, why)
+            else:
+                wait = RETRY
+
+    def _tell(self, node: str, why: BaseException) -> None:
+        try:
+            self._engine.loop.call_soon_threadsafe(self._heard, node, why)
+        except RuntimeError:
+            self._stop.set()  # the loop was closed without a word
+
+    def _heard(self, node: str, why: BaseException) -> None:
+        if node == self._engine.node:
+            self.lost(why)

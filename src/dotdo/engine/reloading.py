@@ -1,0 +1,63 @@
+"""When a write of a run failed: what is in memory may be ahead of the store, so it is dropped and read again."""
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from dotdo.errors import NodeExpelled, StoreError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from dotdo.engine.engine import Engine
+
+
+def lost(engine: "Engine", id: str, claim: int, error: BaseException) -> None:
+    """A write of a run failed."""
+    if engine.lease is not None and isinstance(error, NodeExpelled | StoreUnavailable):
+        engine.lease.lost(error)  # so did everybody's
+        return
+    run = engine.live.pop(id, None)
+    if run is not None:
+        run.release()
+    engine.log.error("a write of %s failed, reading it again: %s", id, error)
+    engine.spawn(_reload(engine, id, claim, error))
+
+
+async def _reload(engine: "Engine", id: str, lost: int, error: BaseException) -> None:
+    wait = 0.05
+    while not engine.closing:
+        try:
+            # A commit whose outcome was not known may have been the run's first, or its last.
+            record = await engine.read(lambda: engine.store.get_run(id))
+            if record is None:
+                engine.answers.fail(id, error)
+            elif record.rests:
+                engine.answers.give(id, record)
+            elif record.status == "pending":
+                engine.claimer.hint()  # it is nobody's until its time has come
+            else:
+                await take_up(engine, id)
+            await _take_up_strays(engine, id)
+            engine.committer.forgive(id, lost)
+            return
+        except StoreError as again:
+            engine.log.error("reading %s again failed: %s", id, again)
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, 5.0)
+
+
+async def take_up(engine: "Engine", id: str) -> None:
+    """Claims a run anew that is this node's own, or nobody's. Its attempts may have ended unseen, but nobody died."""
+    claim = await engine.committer.call(partial(engine.store.claim_one, engine.node, id))
+    if claim is not None:
+        await engine.resume([msgspec.structs.replace(claim, crashed=False, unseen=True)])
+
+
+async def _take_up_strays(engine: "Engine", id: str) -> None:
+    """Runs that were accepted with a write of this one, and whose start was lost with the answer to that write."""
+    for stray in await engine.read(lambda: engine.store.stray_runs(engine.node, id)):
+        if stray not in engine.live:
+            claim = await engine.committer.call(partial(engine.store.claim_one, engine.node, stray))
+            if claim is not None:
+                await engine.resume([msgspec.structs.replace(claim, crashed=False)])

@@ -1,0 +1,163 @@
+"""One connection to PostgreSQL that is opened anew when it is lost, and what the driver's errors mean here.
+
+Behind a pooler (PgBouncer) that gives each transaction another server connection, nothing may be left in a session:
+then no statement is prepared, and settings are made in each transaction.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, LiteralString, TypeVar, cast
+
+import psycopg
+from psycopg import conninfo, errors
+from psycopg.types.numeric import Int8Dumper
+from psycopg.types.string import StrDumper
+
+from dotdo.errors import FenceLost, NodeExpelled, StoreError, StoreUnavailable, StoreUnusable
+
+T = TypeVar("T")
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+# ms. A process that was frozen inside a transaction holds others up no longer than this.
+IDLE, LOCK = 5_000, 10_000
+# So that a server that is gone without a word is noticed, in s and ms.
+DEFAULTS = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "application_name": "dotdo",
+    "target_session_attrs": "read-write",  # among several hosts, the one that is not a standby
+}
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
+REPEATABLE = (errors.DeadlockDetected, errors.SerializationFailure)
+SET_LOCAL = (
+    f"select set_config('idle_in_transaction_session_timeout', '{IDLE}', true), "
+    f"set_config('lock_timeout', '{LOCK}', true)"
+)
+
+
+class CommitUnknown(StoreUnavailable):
+    """The connection was lost while a transaction was on its way to its commit."""
+
+
+class Link:
+    """A connection that is opened when it is needed. Used by one thread at a time.
+
+    opened: called with each new connection; what it raises, the user of the link gets.
+    """
+
+    def __init__(self, url: str, where: str, opened: Callable[[Connection], None] | None = None) -> None:
+        self._url, self._where, self._opened = url, where, opened
+        self._connection: Connection | None = None
+        self.pooled = False
+        self.patience = 0.0  # seconds for which it is tried to have a connection again
+
+    def get(self) -> Connection:
+        """The connection. Raises the driver's error when there is none to be had."""
+        connection = self._connection
+        if connection is None or connection.closed:
+            self.drop()
+            connection = self._connect()
+            self._connection = connection  # `opened` may look at the link
+            try:
+                if self._opened is not None:
+                    self._opened(connection)
+            except BaseException:
+                self.drop()
+                raise
+        return connection
+
+    def drop(self) -> None:
+        """Closes the connection; the next use opens another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether an error of the driver means that there is no connection (any more)."""
+        if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+            return False
+        return self._connection is None or self._connection.closed
+
+    def patiently(self, work: Callable[[Connection], T], doing: str) -> T:
+        """Does what may be done twice, over as many connections as it takes. Raises StoreError."""
+        end, pause = time.monotonic() + self.patience, SHORTEST_PAUSE
+        while True:
+            try:
+                return work(self.get())
+            except psycopg.Error as error:
+                lost = self.lost(error)
+                if not lost:
+                    self.roll_back()
+                if not (lost or isinstance(error, REPEATABLE)) or time.monotonic() >= end:
+                    raise told(error, self._where, doing) from error
+                if lost:
+                    self.drop()
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def roll_back(self) -> None:
+        """Ends whatever transaction the connection is in; closes one that cannot."""
+        connection = self._connection
+        if connection is None or connection.closed:
+            return
+        try:
+            if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                connection.execute("rollback")
+        except psycopg.Error:
+            self.drop()
+
+    def _connect(self) -> Connection:
+        connection: Connection = psycopg.connect(self._url, autocommit=True)
+        try:
+            pid = connection.execute("select pg_backend_pid()").fetchone()
+            self.pooled = pid is not None and pid[0] != connection.info.backend_pid
+            if self.pooled:
+                connection.prepare_threshold = None
+            else:
+                settings = f"set idle_in_transaction_session_timeout = {IDLE}; set lock_timeout = {LOCK}"
+                connection.execute(statement(settings))
+            # Types that do not depend on the value, so that each statement is prepared once.
+            connection.adapters.register_dumper(str, StrDumper)
+            connection.adapters.register_dumper(int, Int8Dumper)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def statement(sql: str) -> LiteralString:
+    """Marks a statement of ours: its text comes from files and constants, never from a value."""
+    return cast("LiteralString", sql)
+
+
+def with_defaults(url: str) -> str:
+    """What to connect with: a URL, with settings of ours where it has none."""
+    given = conninfo.conninfo_to_dict(url)
+    return conninfo.make_conninfo("", **{**DEFAULTS, **given})
+
+
+def in_words(url: str) -> str:
+    """A URL without what must not be told."""
+    given = conninfo.conninfo_to_dict(url)
+    user, host = given.get("user"), given.get("host") or "localhost"
+    port = f":{given['port']}" if "port" in given else ""
+    return f"postgresql://{f'{user}@' if user else ''}{host}{port}/{given.get('dbname') or user or ''}"
+
+
+def told(error: psycopg.Error, where: str, doing: str) -> StoreError:
+    """What an error of the driver means."""
+    text = " ".join(f"{error}".split())
+    if error.sqlstate == "DD002":
+        return NodeExpelled(f"This node was taken for dead by the others on {where}; nothing was written.")
+    if error.sqlstate == "DD001":
+        return FenceLost("A run of this write belongs to a newer claim; nothing was written.")
+    if isinstance(error, errors.InsufficientPrivilege):
+        return StoreUnusable(f"The role that opens {where} may not do that: {text}.")
+    if isinstance(error, errors.UndefinedTable | errors.UndefinedFunction | errors.InvalidSchemaName):
+        return StoreUnusable(f"The store {where} is not as this dotdo needs it ({text}); look at `dotdo db check`.")
+    if isinstance(error, psycopg.IntegrityError | psycopg.DataError | psycopg.ProgrammingError):
+        return StoreError(f"The store {where} refused a write: {text}.")
+    return StoreUnavailable(f"The store {where} could not {doing}: {text}.")

@@ -1,0 +1,167 @@
+"""A store that several nodes share: leases by the server's clock, and the fence in each transaction of a node.
+
+A node is one incarnation of a process. Whoever sweeps expels nodes whose lease is over, under a lock that every
+transaction of a node shares; so when a node is expelled, none of its writes is on its way, and none comes later.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dotdo.errors import StoreUnavailable
+from dotdo.records import Node
+from dotdo.store.connecting import CommitUnknown
+from dotdo.store.listening import Listener
+from dotdo.store.protocol import CRASHED, UNSETTLED, Claim
+from dotdo.store.sql import SOON, SqlStore, Step, rows
+
+if TYPE_CHECKING:
+    from dotdo.store.postgres import PostgresDatabase
+
+LEASE = 15_000  # ms
+# Seconds for which a node seeks a lost connection again: while its lease certainly lasts.
+PATIENCE = 8.0
+
+
+class SharedStore(SqlStore):
+    """A store on PostgreSQL."""
+
+    _db: "PostgresDatabase"
+
+    def __init__(self, database: "PostgresDatabase") -> None:
+        super().__init__(database)
+        self._offers = self._elsewhere = "[]"
+        self._listener: Listener | None = None
+
+    def join(self, node: str, host: str, pid: int, now: int) -> None:
+        """A node comes up, for as long as it renews its lease."""
+        self._db.act_as_nobody()
+        given = {"node": node, "host": host, "pid": pid, "lease": LEASE, "offers": self._offers}
+        with self._db.transaction():
+            self._db.write(self._sql["expect_definitions"], {"now": now, "soon": now + SOON})
+            [(number, epoch)] = self._db.write(self._sql["join_shared"], given)
+        self._db.act_as(node, number, epoch)
+        self._db.patience = PATIENCE
+
+    def renew(self, node: str) -> int | None:
+        """Lengthens the lease; the server's time, or None when the node was expelled. On a connection of its own."""
+        found = self._db.beat(self._sql["renew"], {"node": node, "lease": LEASE, "offers": self._offers})
+        return found[0][0] if found else None
+
+    def offer(self, definitions: list[str], elsewhere: list[str]) -> None:
+        """What the node has, as others are told at the next heartbeat; and what only others have."""
+        self._offers, self._elsewhere = rows(definitions), rows([(one,) for one in elsewhere])
+
+    def leave(self, node: str, now: int, unseen: Sequence[str] = ()) -> None:
+        """A node goes down in order and gives its runs back; those in `unseen` are rescued as crashed."""
+        with self._db.transaction():
+            kept = rows([(run,) for run in unseen])
+            self._db.write(self._sql["release_runs"], {"node": node, "now": now, "unseen": kept})
+            self._db.write(self._sql["resign"], {"node": node, "mark": CRASHED})
+            if not unseen:
+                self._db.write(self._sql["leave_node"], {"node": node})
+        self._db.act_as_nobody()
+
+    def rejoin(self, before: str, node: str, host: str, pid: int, now: int) -> None:
+        """A process that has lost its lease comes back as a new node. What the old one had is freed at once, as
+        unsettled, because nobody has crashed. Until that is done, nothing can be written."""
+        self._db.patience = 0.0
+        self._db.act_as_nobody()
+        try:
+            found = self._db.read(self._sql["number_of_node"], {"node": before})
+            with self._db.transaction():
+                for (number,) in found:
+                    self._db.write(self._sql["keep_out"], {"number": number})
+                self._db.write(self._sql["resign"], {"node": before, "mark": UNSETTLED})
+            self.join(node, host, pid, now)
+        except BaseException:
+            self._db.act_as(before, 0, -1)
+            raise
+
+    def claim_due(self, node: str, now: int, limit: int) -> list[Claim]:
+        """Takes up to `limit` runs that are due and have no owner, but for those that only other nodes can run."""
+        given = {"node": node, "now": now, "limit": limit, "elsewhere": self._elsewhere}
+        with self._db.transaction():
+            found = self._db.write(self._sql["claim_due"], given)
+        return [Claim(run, claim, crashed == CRASHED, crashed == UNSETTLED) for run, claim, crashed in found]
+
+    def rescue(self, now: int, limit: int) -> int:
+        """Expels nodes whose lease is over, and frees up to `limit` runs of nodes that are gone."""
+        for node, number in self._db.read(self._sql["lapsed_nodes"]):
+            self._expel(node, number)
+        self._has_blobs = self._has_blobs or bool(self._db.read(self._sql["any_blob"])[0][0])
+        with self._db.transaction():
+            self._db.write(self._sql["rescue_shared"], {"now": now, "limit": limit})
+            freed = self._db.changes()
+            if freed < limit:
+                self._db.write(self._sql["bury_nodes"])
+        return freed
+
+    def _expel(self, node: str, number: int) -> None:
+        try:
+            with self._db.transaction():
+                self._db.write("set local lock_timeout = '1s'")
+                self._db.write(self._sql["keep_out"], {"number": number})
+                self._db.write(self._sql["expel"], {"node": node})
+        except StoreUnavailable:  # it is frozen inside a transaction; it is expelled at the next sweep
+            self._db.read(self._sql["end_transactions"], {"number": number})
+
+    def agree(self, name: str, value: str) -> str:
+        """What the first one who opened the store has said of something that all must agree on."""
+        with self._db.transaction():
+            self._db.write(self._sql["settle_fact"], {"name": name, "value": value})
+            return self._db.write(self._sql["read_fact"], {"name": name})[0][0]
+
+    def notify(self, hint: str) -> None:
+        """Tells the other nodes something; it may be lost."""
+        self._db.read(self._sql["notify"], {"hint": hint})
+
+    def listen(self, heard: Callable[[str], None] | None) -> None:
+        """Has hints of other nodes told, on a thread of their own; None: no more of them."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        if heard is not None:
+            self._listener = Listener(*self._db.address(os.environ.get("DOTDO_LISTEN")), heard)
+
+    def give_up(self) -> None:
+        """A lost connection is not waited for any more: what is to be written fails at once."""
+        self._db.patience = 0.0
+
+    @property
+    def losses(self) -> int:
+        """How often the writer's connection was lost: claims may have been made whose answer was lost with it."""
+        return self._db.losses
+
+    def own_runs(self, node: str) -> list[str]:
+        """What the store thinks a node has in memory."""
+        return [row[0] for row in self._db.read(self._sql["own_runs"], {"node": node})]
+
+    def list_nodes(self) -> list[Node]:
+        """The nodes that are there."""
+        return [
+            Node(id, host, pid, started_at, lease, msgspec.json.decode(offers, type=list[str]), count)
+            for id, host, pid, started_at, lease, offers, count in self._db.read(self._sql["list_nodes"])
+        ]
+
+    def _write(self, steps: list[Step], entries: list[Any]) -> None:
+        """A batch whose answer was lost is looked for before it is written again: the fence of the new connection sees
+        to it that the lost one is there by then, or never will be."""
+        end = time.monotonic() + max(self._db.patience, 1.0)
+        while True:
+            try:
+                self._db.batch(steps)
+                return
+            except CommitUnknown:
+                if time.monotonic() > end:
+                    raise
+            if entries and self._is_there(entries[0]):
+                return
+
+    def _is_there(self, entry: Sequence[Any]) -> bool:
+        run, seq, digest = entry[0], entry[1], entry[9]
+        with self._db.transaction():
+            return self._db.write(self._sql["entry_digest"], {"run": run, "seq": seq}) == [(digest,)]

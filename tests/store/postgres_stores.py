@@ -1,0 +1,45 @@
+"""Stores on the tests' PostgreSQL server: each test has a database of its own, copied from one that is migrated."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import closing
+
+import psycopg
+import pytest
+
+from dotdo.store.postgres import PostgresDatabase
+from dotdo.store.sharing import SharedStore
+
+TEMPLATE = "migrated"
+_numbers = itertools.count(1)
+
+
+def open_postgres(url: str) -> SharedStore:
+    """A store on a database."""
+    return SharedStore(PostgresDatabase(url))
+
+
+def new_database(server: str, *, template: str = "template1") -> str:
+    """The URL of a database that nobody else uses."""
+    name = f"store_{next(_numbers)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"create database {name} template {template}".encode())
+    return f"{server.rpartition('/')[0]}/{name}"
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_url: str) -> str:
+    """The server, with a migrated database to copy."""
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"create database {TEMPLATE}".encode())
+    with closing(open_postgres(f"{postgres_url.rpartition('/')[0]}/{TEMPLATE}")):
+        return postgres_url
+
+
+@pytest.fixture
+def postgres_store(postgres_template: str) -> Iterator[str]:
+    """The URL of an empty store."""
+    url = new_database(postgres_template, template=TEMPLATE)
+    yield url
+    with psycopg.connect(postgres_template, autocommit=True) as connection:
+        connection.execute(f"drop database {url.rpartition('/')[2]} with (force)".encode())

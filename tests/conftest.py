@@ -5,8 +5,21 @@ import pytest
 from tests import doors
 from tests.postgres import postgres_url
 from tests.store.postgres_stores import postgres_store, postgres_template
+from tests.stores import each_store, on_postgres, use_postgres
 
-__all__ = ["both_doors", "postgres_store", "postgres_template", "postgres_url"]
+__all__ = ["both_doors", "each_store", "on_postgres", "postgres_store", "postgres_template", "postgres_url"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--store=postgres`: guarantees that are not tried on both by themselves are tried on PostgreSQL."""
+    parser.addoption("--store", choices=["sqlite", "postgres"], default="sqlite")
+
+
+@pytest.fixture(autouse=True)
+def chosen_store(request: pytest.FixtureRequest) -> None:
+    """The kind of store that was asked for on the command line."""
+    if request.config.getoption("--store") == "postgres" and "each_store" not in request.fixturenames:
+        use_postgres(request, request.getfixturevalue("monkeypatch"))
 
 # Named here, too, because a development install that is older than the plugin does not know it.
 pytest_plugins = ["dotdo.testing.plugin", "pytester"]

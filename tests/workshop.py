@@ -21,6 +21,7 @@ from dotdo.records import WaitingFor
 from dotdo.testing import ManualClock
 from tests import doors
 from tests.guarantees.invariants import check_store
+from tests.stores import url_of
 
 PATIENCE = 20.0
 SEED = 4  # jitter is drawn: with this seed none of the first draws is next to nothing, which would be no wait at all
@@ -124,7 +125,7 @@ class Workshop:
         """A client, through the chosen door (tests/doors.py), whose engine runs until it or the workshop is closed."""
         given = {"catalogue": self.catalogue, "clock": self.clock, "resources": [self.receiver], "check_replay": True}
         merged: dict[str, Any] = {**given, "grace": 5.0, **self._options, **options}
-        client = Do(f"sqlite:///{self.store}", **merged)
+        client = Do(url_of(self.store), **merged)
         self._watch(client.__enter__())
         self.open_clients.append(doors.enter(doors.chosen, client))
         return self.open_clients[-1]
@@ -153,7 +154,7 @@ class Workshop:
         """Closes the clients, then looks for what went wrong unseen."""
         self.close_clients()
         logging.getLogger("dotdo").removeHandler(self._errors)
-        if self.store.exists():
+        if self.open_clients:
             check_store(self.store)
         unexpected = [text for text in self._errors.texts if not any(part in text for part in self.expected)]
         assert not unexpected, f"The engine logged errors: {unexpected}"

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 DEFAULT_STORE = ".dotdo/dotdo.db"
 # How long an engine in another process may take to make the store, and how often to look, in seconds.
 NEW_STORE_PATIENCE, NEW_STORE_PAUSE = 10.0, 0.02
+SHORTEST_LEASE, LONGEST_LEASE = 0.5, 3600.0  # seconds
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
@@ -242,6 +243,22 @@ def spin_limit() -> float:
     return seconds
 
 
+def lease_seconds() -> float:
+    """Seconds after which a node of which nothing is heard is taken for dead, from DOTDO_LEASE. Raises
+    DefinitionError."""
+    given = os.environ.get("DOTDO_LEASE") or "15"
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not SHORTEST_LEASE <= seconds <= LONGEST_LEASE:
+        raise DefinitionError(
+            f"DOTDO_LEASE={given!r}: seconds from {SHORTEST_LEASE:g} to {LONGEST_LEASE:g} are needed, for all nodes "
+            "the same."
+        )
+    return seconds
+
+
 @contextlib.asynccontextmanager
 async def open_previewer(
     *, sql: Any, resources: Sequence[Any], catalogue: Catalogue, secret_sources: Given | None = None
@@ -330,7 +347,7 @@ def open_shared(url: str, *, migrates: bool = True) -> "SharedStore":
         raise DefinitionError(
             f"A store on PostgreSQL needs its driver ({error}): pip install 'dotdo[postgres,sql]'."
         ) from None
-    return SharedStore(PostgresDatabase(url, migrates=migrates))
+    return SharedStore(PostgresDatabase(url, migrates=migrates), lease_seconds())
 
 
 def _shared_audit_key(store: "SharedStore", url: str) -> bytes:

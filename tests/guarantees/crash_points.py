@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Engine, event
 
 from dotdo.engine.sql import SqlWork
+from dotdo.store.postgres import PostgresDatabase
 from dotdo.store.sqlite import SQLiteDatabase
 
 _seen: Counter[str] = Counter()
@@ -35,6 +36,8 @@ def install(tell: int, deadly: str) -> None:
     global _tell, _deadly
     _tell, _deadly = tell, deadly
     SQLiteDatabase.transaction = _with_points(SQLiteDatabase.transaction)  # type: ignore[method-assign]
+    PostgresDatabase.transaction = _with_points(PostgresDatabase.transaction)  # type: ignore[method-assign]
+    PostgresDatabase.batch = _around(PostgresDatabase.batch)  # type: ignore[method-assign]
     commit = SqlWork.commit
 
     def commit_with_point(self: SqlWork, *args: Any) -> None:
@@ -43,6 +46,15 @@ def install(tell: int, deadly: str) -> None:
 
     SqlWork.commit = commit_with_point  # type: ignore[method-assign]
     event.listen(Engine, "commit", lambda connection: point("sql:before"))
+
+
+def _around(batch: Any) -> Any:
+    def batch_with_points(self: PostgresDatabase, steps: Any) -> None:
+        point("commit:before")
+        batch(self, steps)
+        point("commit:after")
+
+    return batch_with_points
 
 
 def _with_points(transaction: Any) -> Any:

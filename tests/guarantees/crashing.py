@@ -34,6 +34,7 @@ from tests.guarantees.crash_services import TABLES, World
 from tests.guarantees.invariants import check_store
 from tests.guarantees.ledger import ROOT, Arrival, Ledger, look
 from tests.guarantees.replays import check_replays
+from tests.stores import hurry, rows_of, settings, url_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -91,6 +92,7 @@ class Crasher:
             "input": input,
             "deadly": deadly,
             "ledger": self.ledger.address,
+            "environment": settings(),
         }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -134,7 +136,8 @@ class Scene:
         assert died.run is not None
         check_store(self.folder / "dotdo.db")
         check_replays(self.folder / "dotdo.db", crash_services.catalogue)
-        entries = self._rows("dotdo.db", "select kind, step, data from journal order by run, seq")
+        journals = rows_of(self.folder / "dotdo.db", "select kind, step, data from journal order by run, seq")
+        entries = [(row["kind"], row["step"], row["data"]) for row in journals]
         arrivals = self.crasher.ledger.arrivals(str(self.folder))
         self._check_intents(entries, arrivals)
         transactions = [row[0] for row in self._rows("app.db", "select what from transactions")]
@@ -238,6 +241,8 @@ def _be_killed(order: dict[str, Any], tell: int) -> None:
     """In the forked process: never returns."""
     code = 1
     try:
+        os.environ.update(order["environment"])
+        hurry()
         crash_points.install(tell, order["deadly"])
         report = asyncio.run(LIVES.get(order["service"], _live)(order))
         os.write(tell, json.dumps(report).encode())
@@ -253,7 +258,7 @@ async def _opened(order: dict[str, Any]) -> AsyncIterator[tuple[AsyncDo, AsyncHa
     """A client; the service, started or by its key found; the world."""
     folder = Path(order["folder"])
     world = World(tuple(order["ledger"]), folder)
-    sql, store = f"sqlite:///{folder / 'app.db'}", f"sqlite:///{folder / 'dotdo.db'}"
+    sql, store = f"sqlite:///{folder / 'app.db'}", url_of(folder / "dotdo.db")
     async with AsyncDo(store, sql=sql, resources=[world], catalogue=crash_services.catalogue) as client:
         yield client, await client.service(order["service"], key=KEY).start(**order["input"]), world
 

@@ -2,10 +2,11 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import apsw
 import msgspec
+
+from tests.stores import rows_of
 
 OWN_STEPS = ("undo:", "on_failure:")
 FORWARD = ("committed", "completed", "requested", "child_started")
@@ -15,20 +16,17 @@ Rows = list[dict[str, Any]]
 
 def check_store(path: Path) -> None:
     """Raises AssertionError that names the run and the invariant which does not hold."""
-    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-    try:
-        runs = _rows(connection, "select * from runs")
-        inbox = {row["run"] for row in _rows(connection, "select run from inbox")}
-        for run in runs:
-            entries = _rows(connection, "select * from journal where run = ? order by seq", run["id"])
-            for entry in entries:
-                if entry["data"] == f"@{entry['data_digest']}":  # large: it stands in parts of its own
-                    parts = "select data from blobs where run = ? and digest = ? order by part"
-                    found = connection.execute(parts, (run["id"], entry["data_digest"]))
-                    entry["data"] = b"".join(cast("list[bytes]", [part for (part,) in found])).decode()
-            check_run(run, entries, has_message=run["id"] in inbox)
-    finally:
-        connection.close()
+    runs = rows_of(path, "select * from runs")
+    inbox = {row["run"] for row in rows_of(path, "select run from inbox")}
+    journals: dict[str, Rows] = {run["id"]: [] for run in runs}
+    for entry in rows_of(path, "select * from journal order by run, seq"):
+        if entry["data"] == f"@{entry['data_digest']}":  # large: it stands in parts of its own
+            parts = "select data from blobs where run = ? and digest = ? order by part"
+            found = rows_of(path, parts, entry["run"], entry["data_digest"])
+            entry["data"] = b"".join(bytes(part["data"]) for part in found).decode()
+        journals.setdefault(entry["run"], []).append(entry)
+    for run in runs:
+        check_run(run, journals[run["id"]], has_message=run["id"] in inbox)
 
 
 def check_run(run: dict[str, Any], entries: Rows, *, has_message: bool) -> None:
@@ -100,11 +98,3 @@ def _check_undo(run: dict[str, Any], entries: Rows, children: set[str]) -> None:
     assert len(undone) == len(set(undone) & set(plan)), f"I10: {run['id']}: undone {undone}, planned {plan}"
     if any(entry["kind"] == "ended" for entry in after):
         assert sorted(undone) == sorted(plan), f"I10: {run['id']} ended before its undo: {undone} of {plan}"
-
-
-def _rows(connection: apsw.Connection, sql: str, *values: Any) -> Rows:
-    cursor = connection.cursor()
-    cursor.row_trace = lambda at, row: {
-        column[0]: value for column, value in zip(at.get_description(), row, strict=True)
-    }
-    return cast("Rows", cursor.execute(sql, values).fetchall())  # the trace has made dicts of them

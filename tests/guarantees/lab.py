@@ -16,11 +16,13 @@ from dotdo import AsyncContext, AsyncDo, Catalogue, Fail, Retry, action
 from dotdo.engine.engine import Engine
 from dotdo.journal import Entry, read
 from dotdo.records import Run
+from dotdo.store.queries import translated
 from dotdo.testing import ManualClock
 from tests import doors
 from tests.guarantees.commits import PATIENCE, Commits
 from tests.guarantees.invariants import check_store
 from tests.guarantees.replays import check_replays
+from tests.stores import url_of
 
 catalogue = Catalogue()
 
@@ -187,6 +189,7 @@ class Lab:
     async def sql(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:
         """Looks at, or tampers with, the store behind the engine's back."""
         database = self.engine.store._db  # type: ignore[attr-defined]
+        statement = translated(statement, database.dialect)
         return await self.engine.committer.call(lambda: database.write(statement, values))
 
     async def advance_to_next(self) -> None:
@@ -226,7 +229,7 @@ async def laboratory(folder: Path, **options: Any) -> AsyncIterator[Lab]:
         "grace": 5.0,
         **options,
     }
-    client = AsyncDo(f"sqlite:///{path}", **given)
+    client = AsyncDo(url_of(path), **given)
     try:
         engine = await client.platform()
         assert isinstance(engine, Engine)

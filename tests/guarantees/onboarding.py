@@ -23,6 +23,7 @@ from examples.onboarding.providers import resources
 from examples.onboarding.standins import Arrival, StandIns
 from examples.onboarding.users import create_tables
 from tests.guarantees.invariants import check_store
+from tests.stores import url_of
 
 PATIENCE = 30.0
 SEED = 4  # jitter is drawn: with this seed none of the first draws is next to nothing, which would be no wait at all
@@ -71,7 +72,7 @@ class Onboarding:
         """A client like the example's, on the hand-moved clock; each finished run is replayed and compared."""
         store, database = self.folder / ".dotdo" / "dotdo.db", self.folder / "app.db"
         given = {"sql": f"sqlite:///{database}", "resources": resources(), "clock": self.clock, "check_replay": True}
-        client = Do(f"sqlite:///{store}", **{**given, **options})
+        client = Do(url_of(store), **{**given, **options})
         self._open.append(client)
         return client.__enter__()  # its engine takes what is due
 

@@ -10,6 +10,7 @@ from dotdo.engine.replaying import Replayed, replay
 from dotdo.journal import Accepted, Ended, Entry, read
 from dotdo.records import RunFilter
 from dotdo.store.sql import SqlStore
+from tests.stores import url_of
 
 MOST = 20_000
 OWN_STEPS = ("undo:", "on_failure:")
@@ -17,7 +18,7 @@ OWN_STEPS = ("undo:", "on_failure:")
 
 def check_replays(path: Path, catalogue: Catalogue) -> int:
     """Raises AssertionError that names the run which differs; returns how many were replayed."""
-    store = open_reader(str(path))
+    store = open_reader(url_of(path))
     try:
         return sum(_check(store, entries, catalogue) for entries in ended_services(store))
     finally:

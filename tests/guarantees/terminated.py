@@ -12,6 +12,7 @@ import threading
 from typing import Any
 
 from dotdo import AsyncDo, Catalogue, Do, action, service
+from tests.stores import url_of
 
 catalogue = Catalogue()
 
@@ -66,7 +67,7 @@ def run_sync(store: str) -> None:
 if __name__ == "__main__":
     assert threading.current_thread() is threading.main_thread()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    path = f"sqlite:///{sys.argv[1]}/dotdo.db"
+    path = url_of(f"{sys.argv[1]}/dotdo.db")
     if sys.argv[2] == "async":
         asyncio.run(run_async(path))
     else:

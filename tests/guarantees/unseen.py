@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from dotdo import Catalogue, Context, Do, Fail, action, service
 from tests.contract_sql.dying import die_at
+from tests.stores import hurry, url_of
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "the one"
@@ -71,8 +72,9 @@ def kill_one(folder: Path, databases: dict[str, str], name: str, moment: str) ->
 
 def main(folder: Path, databases: str, name: str, moment: str) -> None:
     """Starts the run, and never returns."""
+    hurry()
     catalogue = define()
-    with Do(f"sqlite:///{store_of(folder)}", sql=json.loads(databases), catalogue=catalogue) as client:
+    with Do(url_of(store_of(folder)), sql=json.loads(databases), catalogue=catalogue) as client:
         die_at(moment)
         kind: Any = client.service if catalogue.kind_of(name) == "service" else client.action
         kind(name, key=KEY).invoke()

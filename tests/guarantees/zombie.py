@@ -18,6 +18,7 @@ from dotdo import AsyncContext, Catalogue, Context, Do, Retry, action
 from dotdo.engine import claiming
 from dotdo.engine.sql import SqlWork
 from tests.guarantees.unseen import store_of
+from tests.stores import url_of
 
 INSERT = "insert into notes (text) values ('{}')"
 RETRY = Retry(attempts=2, delay=0, jitter=False)
@@ -89,7 +90,7 @@ def main(folder: Path, url: str, name: str) -> None:
     watch_commits()
     # It is to be stopped in its handler, and not in the middle of a write to the store, whose lock it would hold.
     claiming.POLL_SECONDS = 3600
-    with Do(f"sqlite:///{store_of(folder)}", sql=url, catalogue=catalogue) as client:
+    with Do(url_of(store_of(folder)), sql=url, catalogue=catalogue) as client:
         client.run(come_to_rest)
         print("told:", client.action(name).invoke(url=url), flush=True)
 

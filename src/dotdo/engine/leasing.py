@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
     from dotdo.store.protocol import SharedStore
 
-# In seconds. The lease is 15 s; a node stops by itself well before others may take it for dead.
-RENEW, RETRY = 3.0, 0.5
-LASTS = 10.0
-PATIENCE = 10.0  # of callers, while the node comes back
+# As parts of the lease: how often it is renewed, how soon that is tried again, and for how long the node trusts in it,
+# which ends well before others may take it for dead.
+RENEW, RETRY, LASTS = 0.2, 0.04, 0.66
+PATIENCE = 10.0  # seconds; of callers, while the node comes back
 
 
 def monotonic() -> float:
@@ -39,7 +39,9 @@ class Lease:
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
         self._store = cast("SharedStore", engine.store)
-        self._until = monotonic() + LASTS
+        lease = self._store.lease
+        self._every, self._again, self._lasts = RENEW * lease, RETRY * lease, LASTS * lease
+        self._until = monotonic() + self._lasts
         self._returning: asyncio.Task[None] | None = None
         self._losses = self._store.losses
         self._closing = False
@@ -96,7 +98,7 @@ class Lease:
                 engine.log.info("%s cannot come back yet: %s", before, error)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, 1.0)
-        engine.node, self._until, self._returning = node, asked + LASTS, None
+        engine.node, self._until, self._returning = node, asked + self._lasts, None
         self._losses = self._store.losses
         engine.log.warning("%s is back as %s", before, node)
         engine.claimer.hint()
@@ -127,7 +129,7 @@ class Lease:
     # -- on the thread of the lease -----------------------------------------------------------------------------------
 
     def _renew(self) -> None:
-        engine, wait = self._engine, RENEW
+        engine, wait = self._engine, self._every
         while not self._stop.wait(wait):
             node, asked = engine.node, monotonic()
             error: BaseException | None = None
@@ -138,17 +140,17 @@ class Lease:
                 error = failure
             answered = monotonic()
             if now is not None:
-                wait = RENEW
+                wait = self._every
                 if node == engine.node and self._returning is None:
-                    self._until = asked + LASTS
+                    self._until = asked + self._lasts
                 if isinstance(engine.clock, StoreClock):
                     engine.clock.correct(now, answered - asked)
             elif error is None or answered >= self._until:
-                wait = RETRY
+                wait = self._again
                 why = error or StoreUnavailable("the other nodes took it for dead")
                 self._tell(node, why)
             else:
-                wait = RETRY
+                wait = self._again
 
     def _tell(self, node: str, why: BaseException) -> None:
         try:

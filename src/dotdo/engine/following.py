@@ -94,7 +94,7 @@ class Follower(Serving):
         vault: Vault,
         previewer: Callable[[], AbstractAsyncContextManager[Previewer]],
         take_over: Callable[[], Awaitable["Engine | None"]] | None,
-        moved: Callable[["Engine"], None] | None,
+        moved: Callable[["Engine"], None],
         holder: Callable[[], str | None],
         address: str | None,
     ) -> None:
@@ -230,8 +230,7 @@ class Follower(Serving):
         """The engine runs here now: what was asked of another one is asked of it, and callers never know."""
         self.log.info("this process runs the engine of %s now", self.store.where)
         self.store = engine.store
-        if self._moved is not None:
-            self._moved(engine)
+        self._moved(engine)
         for run in self._watched:
             self.readers.wake(run)
         for _, future in self._asked.values():

@@ -1,12 +1,13 @@
 """When a write of a run failed: what is in memory may be ahead of the store, so it is dropped and read again."""
 
 import asyncio
+import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from dotdo.errors import NodeExpelled, StoreError, StoreUnavailable
+from dotdo.errors import FenceLost, NodeExpelled, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
@@ -20,7 +21,9 @@ def lost(engine: "Engine", id: str, claim: int, error: BaseException) -> None:
     run = engine.live.pop(id, None)
     if run is not None:
         run.release()
-    engine.log.error("a write of %s failed, reading it again: %s", id, error)
+    # That another node was first with a key, or has the run by now, is nothing to worry about.
+    level = logging.INFO if engine.lease is not None and isinstance(error, FenceLost) else logging.ERROR
+    engine.log.log(level, "a write of %s failed, reading it again: %s", id, error)
     engine.spawn(_reload(engine, id, claim, error))
 
 

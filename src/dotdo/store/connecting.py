@@ -51,6 +51,7 @@ class Link:
     def __init__(self, url: str, where: str, opened: Callable[[Connection], None] | None = None) -> None:
         self._url, self._where, self._opened = url, where, opened
         self._connection: Connection | None = None
+        self._rollbacks = 0
         self.pooled = False
         self.patience = 0.0  # seconds for which it is tried to have a connection again
 
@@ -99,13 +100,17 @@ class Link:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def roll_back(self) -> None:
-        """Ends whatever transaction the connection is in; closes one that cannot."""
+        """Ends whatever transaction the connection is in; closes one that cannot.
+
+        The driver takes a statement for prepared that it sent in a pipeline, also when the server skipped it after an
+        error; at a rollback it forgets them all, but only if it has not seen the same text before (psycopg 3.3).
+        """
         connection = self._connection
         if connection is None or connection.closed:
             return
+        self._rollbacks += 1
         try:
-            if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-                connection.execute("rollback")
+            connection.execute(statement(f"rollback -- {self._rollbacks}"))
         except psycopg.Error:
             self.drop()
 

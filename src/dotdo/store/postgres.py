@@ -29,7 +29,7 @@ from dotdo.store.queries import SCHEMA, load_queries
 
 OLDEST = 150_000
 MIGRATION_LOCK = 1_685_021_806
-BEGIN = "begin isolation level read committed"
+BEGIN = "BEGIN isolation level read committed"
 Row = tuple[Any, ...]
 Parameters = dict[str, Any] | None
 
@@ -122,7 +122,7 @@ class PostgresDatabase:
                 else:
                     given = {**parameters, "expected": expected, "step": number}
                     connection.execute(statement(self._expecting(sql)), given)
-            connection.execute("commit")
+            connection.execute("COMMIT")
 
     def _expecting(self, sql: str) -> str:
         wrapped = self._wrapped.get(sql)
@@ -165,7 +165,7 @@ class PostgresDatabase:
         connection = self._writer.get()
         [(transaction,)] = connection.execute("select cast(pg_current_xact_id_if_assigned() as text)").fetchall()
         try:
-            connection.execute("commit")
+            connection.execute("COMMIT")
         except psycopg.Error as error:
             if not self._writer.lost(error):
                 raise
@@ -235,7 +235,7 @@ class PostgresDatabase:
         connection.execute(BEGIN)
         connection.execute(statement(keep_out), {"number": number})
         found = connection.execute(statement(self._raise_epoch), {"node": node}).fetchall()
-        connection.execute("commit")
+        connection.execute("COMMIT")
         if not found:
             raise NodeExpelled(f"This node was taken for dead by the others on {self.where}; nothing was written.")
         self._epoch = found[0][0]

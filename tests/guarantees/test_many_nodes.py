@@ -1,0 +1,322 @@
+"""Many nodes on one PostgreSQL: they share the work, and what one leaves behind the others take up, each run once.
+
+Nodes here are clients in this process, or real ones that are killed or frozen. Faults are made at a real server.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from dotdo import AsyncDo, Catalogue, KeyConflict, RunCancelled, service, wait_for_event
+from dotdo.engine.engine import Engine
+from tests.contract_sql.lossy import lossy_wire
+from tests.guarantees import node
+from tests.guarantees.invariants import check_store
+from tests.guarantees.lab import in_loop
+from tests.guarantees.ledger import ROOT
+from tests.postgres import restartable_server
+from tests.stores import LEASE, url_of
+
+PATIENCE = 30.0
+
+
+@pytest.fixture
+def path(on_postgres: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """What the store goes by; afterwards the invariants of all its runs are checked."""
+    monkeypatch.setenv(node.TOLD, str(tmp_path / "told"))
+    path = tmp_path / "dotdo.db"
+    yield path
+    check_store(path)
+
+
+@asynccontextmanager
+async def nodes(url: str, *catalogues: Catalogue, **options: Any) -> AsyncIterator[list[AsyncDo]]:
+    """Clients, each with a node of its own."""
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [AsyncDo(url, catalogue=each, grace=1.0, **options) for each in catalogues]
+        for client in clients:
+            await stack.enter_async_context(client)
+            await client.platform()
+        yield clients
+
+
+async def engine_of(client: AsyncDo) -> Engine:
+    """The node of a client."""
+    platform = await client.platform()
+    assert isinstance(platform, Engine)
+    return platform
+
+
+@contextmanager
+def process(url: str, *left_out: str) -> Iterator["subprocess.Popen[str]"]:
+    """A node in a process of its own, once it is ready."""
+    command = [sys.executable, "-m", "tests.guarantees.node", url, *left_out]
+    started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True)
+    try:
+        assert started.stdout is not None
+        assert started.stdout.readline().startswith("ready")
+        yield started
+    finally:
+        started.kill()
+        started.communicate()
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    """Returns when that holds; other processes bring it about, so it is looked at again and again."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            holds = condition()
+            if holds if isinstance(holds, bool) else await holds:
+                return
+            await asyncio.sleep(0.01)
+
+
+def sql(path: Path | str, statement: str) -> list[tuple[Any, ...]]:
+    """Looks at the server, or does something there."""
+    with psycopg.connect(url_of(path) if isinstance(path, Path) else path, autocommit=True) as connection:
+        cursor = connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+# -- together ----------------------------------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_key_is_one_run_when_nodes_use_it_at_the_same_moment(path: Path):
+    async with nodes(url_of(path), *[node.definitions() for _ in range(3)]) as clients:
+        for number in range(20):
+            given = [each.service("sum", key=f"{number}").start(numbers=[number, 2]) for each in clients]
+            handles = await asyncio.gather(*given)
+            assert len({handle.id for handle in handles}) == 1
+            assert [await handle.result(timeout=PATIENCE) for handle in handles] == [number + 2] * 3
+        with pytest.raises(KeyConflict):
+            await clients[1].service("sum", key="7").start(numbers=[1])
+        assert len(await clients[0].runs.list(limit=100)) == 20
+
+
+@in_loop
+async def test_events_cancels_and_results_cross_nodes(path: Path):
+    catalogue = Catalogue()
+
+    @service("awaits", catalogue=catalogue)
+    async def awaits() -> str:
+        return await wait_for_event("word")
+
+    async with nodes(url_of(path), catalogue, catalogue) as (one, other):
+        handle = await one.start(awaits)
+        theirs = other.handle(handle.id)
+        result = asyncio.create_task(theirs.result(timeout=PATIENCE))
+        await until(lambda: one_waits(one, handle.id))
+        await theirs.send_event("word", "hello")
+        assert await result == await handle.result(timeout=PATIENCE) == "hello"
+
+        handle = await one.start(awaits)
+        await other.runs.cancel(handle.id)
+        with pytest.raises(RunCancelled):
+            await other.runs.wait(handle.id, timeout=PATIENCE)
+
+
+async def one_waits(client: AsyncDo, id: str) -> bool:
+    """Whether a run waits for an event."""
+    waiting_for = (await client.runs.get(id)).waiting_for
+    return waiting_for is not None and waiting_for.kind == "event"
+
+
+@in_loop
+async def test_run_goes_to_a_node_that_has_its_definition(path: Path):
+    """What one node alone offers, it alone claims; and what nobody offers waits, and says so."""
+    async with nodes(url_of(path), node.definitions(), node.definitions("sum", "lingers")) as (has, has_not):
+        engine = await engine_of(has_not)
+        await until(lambda: "service sum@1" in engine.store._elsewhere)  # type: ignore[attr-defined]
+        handles = [await has.service("sum", delay=0.05).start(numbers=[n, 1]) for n in range(20)]
+        assert [await one.result(timeout=PATIENCE) for one in handles] == [n + 1 for n in range(20)]
+        claims = sql(path, "select data from dotdo.journal where kind = 'claimed'")
+        owner = (await engine_of(has)).node
+        assert len(claims) == 20
+        assert all(owner in data for (data,) in claims)
+
+        late = await has.service("sum", delay=0.3).start(numbers=[1, 2])
+        await has.close()
+
+        async def says_so() -> bool:
+            waiting_for = (await has_not.runs.get(late.id)).waiting_for
+            return waiting_for is not None and "sum@1" in waiting_for.text
+
+        await until(says_so)
+        async with nodes(url_of(path), node.definitions()) as (again,):
+            assert (await again.runs.wait(late.id, timeout=PATIENCE)).result == 3
+
+
+@in_loop
+async def test_what_a_node_gives_back_in_order_is_taken_up_at_once_and_counts_as_no_crash(path: Path):
+    async with nodes(url_of(path), node.definitions(), node.definitions()) as (one, other):
+        lingering = node.keep("x")
+        handle = await one.service("lingers").start(name="x")
+        await until(lambda: node.told() == ["begins x"])
+        await one.close()  # its attempt is cancelled when the grace is over
+        lingering.unlink()
+        assert (await other.runs.wait(handle.id, timeout=PATIENCE)).result == "2 x"
+        assert not sql(path, "select 1 from dotdo.journal where kind = 'claimed' and data like '%crashed\":true%'")
+
+
+# -- nodes die, or seem to ---------------------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_what_a_killed_node_had_is_done_by_another(path: Path):
+    with process(url_of(path)) as victim:
+        lingering = node.keep("x")
+        handle = await file_run(path, "lingers", name="x")
+        await until(lambda: node.told() == ["begins x"])
+        victim.kill()
+        async with nodes(url_of(path), node.definitions()) as (rescuer,):
+            await until(lambda: node.told() == ["begins x"] * 2)
+            lingering.unlink()
+            assert (await rescuer.runs.wait(handle, timeout=PATIENCE)).result == "2 x"
+    assert node.told() == ["begins x", "begins x", "ends x"]
+    assert sql(path, "select count(*) from dotdo.journal where kind = 'completed' and step like 'add%'") == [(1,)]
+
+
+async def file_run(path: Path, service: str, **params: Any) -> str:
+    """Files a run from a process without a node."""
+    async with AsyncDo(url_of(path), catalogue=node.definitions(), engine=False) as filing:
+        return (await filing.service(service).start(**params)).id
+
+
+@in_loop
+async def test_frozen_node_commits_nothing_when_it_wakes_and_comes_back_as_another(path: Path):
+    with process(url_of(path)) as zombie:
+        lingering = node.keep("x")
+        async with AsyncDo(url_of(path), catalogue=node.definitions(), engine=False) as filing:
+            handle = await filing.service("lingers").start(name="x")
+            await until(lambda: node.told() == ["begins x"])
+            os.kill(zombie.pid, signal.SIGSTOP)
+            async with nodes(url_of(path), node.definitions()) as (rescuer,):
+                await until(lambda: node.told() == ["begins x"] * 2)  # its lease is over
+                [(before,)] = sql(path, "select id from dotdo.nodes where expelled_at is null order by started_at")
+                os.kill(zombie.pid, signal.SIGCONT)
+                lingering.unlink()  # now both come to their end
+                assert (await rescuer.runs.wait(handle.id, timeout=PATIENCE)).result == "2 x"
+                # The process goes on, as a new node that works like any other.
+                await until(lambda: len(sql(path, "select 1 from dotdo.nodes where expelled_at is null")) == 2)
+                assert (before,) in sql(path, "select id from dotdo.nodes where expelled_at is null")
+            assert zombie.poll() is None
+            assert await filing.service("sum").invoke(numbers=[1, 2]) == 3
+    owners = Counter(data for (data,) in sql(path, "select data from dotdo.journal where kind = 'claimed'"))
+    assert sum(owners.values()) >= 3, owners
+    assert sql(path, "select count(*) from dotdo.journal where kind = 'completed' and step like 'linger%'") == [(1,)]
+
+
+# -- the server, and the way to it -------------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_connections_that_are_cut_again_and_again_lose_nothing(path: Path):
+    async with nodes(url_of(path), node.definitions(), node.definitions()) as clients:
+        over = asyncio.Event()
+        cuts = 0
+
+        async def cut() -> None:
+            nonlocal cuts
+            while not over.is_set():
+                cut_off = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'dotdo'"
+                cuts += len(await asyncio.to_thread(sql, path, f"{cut_off} and datname = current_database()"))
+                await asyncio.sleep(0.05)
+
+        async def work(client: AsyncDo, number: int) -> int:
+            return await client.service("sum", key=f"{number}").invoke(numbers=[number, 1, 2])
+
+        cutting = asyncio.create_task(cut())
+        numbers = range(200)
+        room = asyncio.Semaphore(20)
+
+        async def one(number: int) -> int:
+            async with room:
+                return await insist(lambda: work(clients[number % 2], number))
+
+        results = await asyncio.gather(*map(one, numbers))
+        over.set()
+        await cutting
+        assert results == [number + 3 for number in numbers]
+        assert cuts > 50
+        found = await clients[0].runs.list(limit=1000)
+        assert Counter(run.status for run in found) == {"completed": 200}
+
+
+async def insist(ask: Callable[[], Awaitable[Any]]) -> Any:
+    """Asks again, with the same key, while the store cannot be reached."""
+    from dotdo.errors import StoreError
+
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                return await ask()
+            except StoreError:
+                await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("immediately", [False, True], ids=["stopped", "crashed"])
+def test_server_that_goes_and_comes_back_under_load_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, immediately: bool
+):
+    monkeypatch.setenv("DOTDO_AUDIT_KEY", "00112233445566778899aabbccddeeff")
+    monkeypatch.setenv("DOTDO_LEASE", f"{LEASE}")
+    monkeypatch.setenv(node.TOLD, str(tmp_path / "told"))
+
+    async def go(server: Any) -> None:
+        async with nodes(server.url, node.definitions(), node.definitions()) as clients:
+            engines = [await engine_of(client) for client in clients]
+            before = [engine.node for engine in engines]
+            done: list[int] = []
+            over = asyncio.Event()
+
+            async def work(number: int) -> None:
+                while not over.is_set():
+                    key = f"{number}-{len(done)}"
+                    ask = clients[number % 2].service("sum", key=key)
+                    assert await insist(partial(ask.invoke, numbers=[number, 1])) == number + 1
+                    done.append(number)
+
+            working = [asyncio.create_task(work(number)) for number in range(10)]
+            await until(lambda: len(done) > 50)
+            await asyncio.to_thread(server.stop, immediately=immediately)
+            at_the_stop = len(done)
+            await until(lambda: not any(engine.lease and engine.lease.lasts for engine in engines))
+            await asyncio.to_thread(server.start)
+            await until(lambda: len(done) > at_the_stop + 100)
+            over.set()
+            await asyncio.gather(*working)
+            assert all(engine.node not in before for engine in engines)  # longer than a lease: they are new nodes
+            runs = await clients[0].runs.list(limit=10_000)
+            assert {run.status for run in runs} == {"completed"}
+            assert len(runs) == len(done)
+
+    with restartable_server() as server:
+        asyncio.run(go(server))
+
+
+@in_loop
+async def test_commit_whose_answer_was_lost_is_looked_for_and_not_made_again(path: Path):
+    with lossy_wire(url_of(path)) as wire:
+        async with nodes(wire.url, node.definitions()) as (client,):
+            engine = await engine_of(client)
+            assert await client.service("sum").invoke(numbers=[1]) == 1
+            for number in range(10):
+                wire.lose = "answer"
+                assert await client.service("sum", key=f"{number}").invoke(numbers=[number, 1, 2, 3]) == number + 6
+            assert wire.cuts >= 8
+            assert (await engine_of(client)).node == engine.node
+            assert {run.status for run in await client.runs.list()} == {"completed"}
+    assert not sql(path, "select 1 from dotdo.journal where kind = 'claimed' and step <> ''")

@@ -21,6 +21,7 @@ def chosen_store(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--store") == "postgres" and "each_store" not in request.fixturenames:
         use_postgres(request, request.getfixturevalue("monkeypatch"))
 
+
 # Named here, too, because a development install that is older than the plugin does not know it.
 pytest_plugins = ["dotdo.testing.plugin", "pytester"]
 

@@ -6,7 +6,6 @@ environment, so both find the same store by the same path.
 
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ LEASE = 0.6
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def each_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def each_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The kind of store that the test's clients open."""
     if request.param == "postgres":
         use_postgres(request, monkeypatch)
@@ -79,5 +78,6 @@ def rows_of(path: Path | str, statement: str, *values: Any) -> list[dict[str, An
             return [dict(zip((name for name, _ in cursor.getdescription()), row, strict=True)) for row in cursor]
         finally:
             connection.close()
-    with psycopg.connect(url, options="-c search_path=dotdo", row_factory=dict_row) as reader:  # type: ignore[arg-type]
-        return [*reader.execute(statement.replace("?", "%s").encode(), values).fetchall()]
+    with psycopg.connect(url, options="-c search_path=dotdo") as reader:
+        cursor = reader.cursor(row_factory=dict_row)
+        return cursor.execute(statement.replace("?", "%s").encode(), values).fetchall()

@@ -140,7 +140,7 @@ def test_empty_file_is_a_store_that_begins(tmp_path: Path):
         assert client.run(greet, name="Ada") == "Hello Ada"
 
 
-@pytest.mark.parametrize("url", ["postgresql://host/db", "mysql://x", "sqlite:/x.db", "sqlite:relative.db"])
+@pytest.mark.parametrize("url", ["oracle://host/db", "mysql://x", "sqlite:/x.db", "sqlite:relative.db"])
 def test_store_of_an_unknown_kind_is_refused(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DefinitionError, match=r"use sqlite:///path/to/dotdo\.db, a path, or"):

@@ -1,0 +1,230 @@
+"""PostgreSQL itself: statements are understood, roles without rights told, lossy settings refused, fences hold."""
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+
+import psycopg
+import pytest
+
+from dotdo.errors import FenceLost, InvalidOperation, NodeExpelled, StoreUnavailable, StoreUnusable
+from dotdo.store import migrate
+from dotdo.store.migrate import migrations
+from dotdo.store.postgres import PostgresDatabase
+from dotdo.store.queries import load_queries
+from dotdo.store.sharing import SharedStore
+from tests.store.postgres_stores import new_database, open_postgres
+from tests.store.runs import NODE, Runs, message
+
+
+@pytest.fixture
+def store(postgres_store: str) -> Iterator[SharedStore]:
+    """An empty store."""
+    with closing(open_postgres(postgres_store)) as opened:
+        yield opened
+
+
+def execute(url: str, statement: str) -> list[tuple[object, ...]]:
+    """Runs a statement as the superuser."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def test_server_understands_every_statement(postgres_store: str):
+    statements = load_queries("postgres")
+    with psycopg.connect(postgres_store) as connection:
+        for name, statement in statements.items():
+            names = sorted({*re.findall(r"%\((\w+)\)s", statement)})
+            numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", statement)  # noqa: B023
+            if not numbered.startswith("lock"):
+                connection.execute(f"explain (generic_plan) {numbered.replace('%%', '%')}".encode())
+            assert statement.count("dotdo.") or "pg_" in statement, f"{name} does not say in which schema"
+    assert len(statements) > 90
+
+
+def test_two_that_migrate_at_the_same_time_do_not_meet(postgres_template: str):
+    url = new_database(postgres_template)
+    first, second = (PostgresDatabase(url) for _ in range(2))
+    with closing(first), closing(second):
+        assert first.version() == second.version() == 0
+        migrate.migrate(first)
+        number, script = migrations("postgres")[0]
+        second.apply(number, script)  # has looked before the first one was through
+        assert second.version() == migrations("postgres")[-1][0]
+
+
+def test_role_without_rights_to_create_runs_a_store_and_is_told_when_it_cannot(postgres_template: str):
+    url = new_database(postgres_template)
+    name = url.rpartition("/")[2]
+    execute(url, f"create role app_{name} login")
+    as_app = url.replace("postgres@", f"app_{name}@")
+    with pytest.raises(StoreUnusable, match=r"may not do that.*dotdo db migrate"):
+        open_postgres(as_app)
+    open_postgres(url).close()
+    execute(url, f"grant usage on schema dotdo to app_{name}")
+    execute(url, f"grant select, insert, update, delete on all tables in schema dotdo to app_{name}")
+    with closing(open_postgres(as_app)) as store:
+        runs = Runs(store)
+        runs.end(runs.accept("run_1"))
+        runs.accept("run_2")
+        store.post(message("run_2"))
+        assert store.rescue(0, 10) == 0
+        store.leave(NODE, 5)
+        assert [claim.run for claim in store.claim_due("node_b", 9, 10)] == ["run_2"]
+    execute(url, f"drop owned by app_{name}")
+    execute(url, f"drop role app_{name}")
+
+
+def test_what_would_lose_answered_runs_is_refused(postgres_template: str):
+    url = new_database(postgres_template)
+    name = url.rpartition("/")[2]
+    execute(url, f"alter database {name} set synchronous_commit = off")
+    with pytest.raises(StoreUnusable, match="synchronous_commit is off"):
+        open_postgres(url)
+
+
+def test_server_that_is_not_there_is_named_without_the_password(postgres_url: str):
+    with pytest.raises(StoreUnusable, match=r"postgresql://ada@127\.0\.0\.1:1/shop cannot be opened") as refused:
+        PostgresDatabase("postgresql://ada:secret@127.0.0.1:1/shop")
+    assert "secret" not in refused.value.message
+
+
+# -- the fence ---------------------------------------------------------------------------------------------------------
+
+
+def test_node_that_was_expelled_writes_nothing(store: SharedStore, postgres_store: str):
+    runs = Runs(store)
+    run = runs.accept("run_1")
+    execute(postgres_store, "update dotdo.nodes set lease_until = 0")
+    with closing(open_postgres(postgres_store)) as other:
+        assert other.rescue(7, 10) == 1
+        with pytest.raises(NodeExpelled):
+            store.write([run.write(run.entry())])
+        with pytest.raises(NodeExpelled):
+            store.claim_due(NODE, 9, 10)
+        assert store.renew(NODE) is None
+        assert runs.journal("run_1") == [(1, "accepted")]
+        store.rejoin(NODE, "node_b", "host", 1, 9)
+        assert [claim.run for claim in store.claim_due("node_b", 9, 10)] == ["run_1"]
+
+
+def test_node_whose_lease_lasts_is_left_alone(store: SharedStore, postgres_store: str):
+    Runs(store).accept("run_1")
+    with closing(open_postgres(postgres_store)) as other:
+        assert other.rescue(7, 10) == 0
+        assert store.renew(NODE) is not None
+
+
+def test_node_that_is_frozen_in_a_transaction_is_cut_off_and_expelled(store: SharedStore, postgres_store: str):
+    Runs(store).accept("run_1")
+    with closing(open_postgres(postgres_store)) as other:
+        transaction = store._db.transaction()
+        transaction.__enter__()
+        execute(postgres_store, "update dotdo.nodes set lease_until = 0")
+        assert other.rescue(7, 10) == 0  # it waited a while, then ended that transaction
+        with pytest.raises(StoreUnavailable):
+            transaction.__exit__(None, None, None)
+        assert other.rescue(7, 10) == 1
+        with pytest.raises(NodeExpelled):
+            store.claim_due(NODE, 9, 10)
+
+
+def test_connection_of_a_node_that_was_replaced_can_do_no_more(store: SharedStore, postgres_store: str):
+    runs = Runs(store)
+    run = runs.accept("run_1")
+    stale = store._db._writer._connection
+    assert stale is not None
+    with psycopg.connect(postgres_store, autocommit=True) as late:
+        store._db._writer._connection = None  # as if it were lost; it lives on here
+        store.write([run.write(run.entry())])
+        enter = "select dotdo.enter((select number from dotdo.nodes), 0)"
+        with pytest.raises(psycopg.Error, match="expelled"):
+            late.execute(enter.encode())
+    stale.close()
+
+
+def test_batch_with_an_old_claim_is_refused_as_a_whole_and_the_next_one_goes_through(store: SharedStore):
+    runs = Runs(store)
+    for number in range(12):  # past the number of times after which the driver prepares statements
+        run, other = runs.accept(f"run_{number}"), runs.accept(f"other_{number}")
+        newer = runs.claim(run.id)
+        with pytest.raises(FenceLost, match="newer claim"):
+            store.write([other.write(other.entry()), run.write(run.entry())])
+        store.write([newer.write(newer.entry())])
+        assert len(runs.journal(other.id)) == 1
+        assert len(runs.journal(run.id)) == 2
+
+
+# -- what is written from two sides ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("woken_before", [False, True])
+def test_message_that_is_left_while_its_run_is_being_parked_makes_it_due(
+    store: SharedStore, postgres_store: str, woken_before: bool
+):
+    """Who parks waits for who posts, and looks into the inbox only then."""
+    runs = Runs(store)
+    run = runs.accept("run_1", due_at=1 if woken_before else None)
+    with closing(open_postgres(postgres_store)) as other:
+        parking = threading.Thread(target=lambda: runs.park(run, due_at=None, now=5))
+        with other._db.transaction():
+            other._post(message("run_1", at=5))
+            parking.start()
+            waits = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+            while not execute(postgres_store, waits):
+                assert parking.is_alive()
+        parking.join()
+        assert [claim.run for claim in store.claim_due(NODE, 5, 10)] == ["run_1"]
+
+
+def test_message_that_comes_while_its_run_ends_is_refused(store: SharedStore, postgres_store: str):
+    runs = Runs(store)
+    run = runs.accept("run_1")
+    with closing(open_postgres(postgres_store)) as other:
+        refused: list[BaseException] = []
+
+        def post() -> None:
+            try:
+                other.post(message("run_1"))
+            except InvalidOperation as error:
+                refused.append(error)
+
+        posting = threading.Thread(target=post)
+        with psycopg.connect(postgres_store) as holding:
+            holding.execute("select 1 from dotdo.runs for update")
+            ending = threading.Thread(target=lambda: runs.end(run))
+            ending.start()
+            waits = "select pid from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+            while not execute(postgres_store, waits):
+                assert ending.is_alive()
+            posting.start()
+            while len(execute(postgres_store, waits)) < 2:
+                assert posting.is_alive()
+        ending.join()
+        posting.join()
+        assert len(refused) == 1
+        assert execute(postgres_store, "select 1 from dotdo.inbox") == []
+
+
+def test_two_nodes_never_claim_the_same_run(store: SharedStore, postgres_store: str):
+    runs = Runs(store)
+    for number in range(200):
+        runs.park(runs.accept(f"run_{number}"), due_at=1)
+    found: dict[str, list[str]] = {"node_b": [], "node_c": [], "node_d": []}
+
+    def claim(node: str) -> None:
+        with closing(open_postgres(postgres_store)) as opened:
+            opened.join(node, "host", 1, 0)
+            while claims := opened.claim_due(node, 5, 7):
+                found[node] += [claim.run for claim in claims]
+
+    claiming = [threading.Thread(target=claim, args=(node,)) for node in found]
+    for thread in claiming:
+        thread.start()
+    for thread in claiming:
+        thread.join()
+    everything = [run for claimed in found.values() for run in claimed]
+    assert len(everything) == len({*everything}) == 200
+    assert all(found.values())

@@ -25,6 +25,7 @@ BENCHMARKS = (
     "recovery",
     "disk",
     "audit",
+    "http",
 )
 PEERS = ("dbos", "restate")
 

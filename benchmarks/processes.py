@@ -44,7 +44,7 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     """Of a process as in production: compiled modules are kept, and nothing of dotdo is configured."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DOTDO_")}
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
-    return {**kept, "PYTHONPATH": str(ROOT), **(extra or {})}
+    return {**kept, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]), **(extra or {})}
 
 
 def command(function: str, arguments: dict[str, Any], python: str = sys.executable) -> list[str]:

@@ -4,7 +4,9 @@ import asyncio
 import os
 import shlex
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -47,7 +49,17 @@ def serve(
     """
     application = load_application(app)
     configure(log_format)
-    asyncio.run(_serve(application, store, sql, host, port, open_access=open_access))
+    _run(_serve(application, store, sql, host, port, open_access=open_access))
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    """On uvloop if it is there, which sends an answer at once and with less work."""
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
 
 
 async def _serve(

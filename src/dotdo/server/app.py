@@ -6,14 +6,14 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from dotdo.server.around import Around
 from dotdo.server.asked import asked_of
 from dotdo.server.auth import Gate
 from dotdo.server.metrics import Metrics
-from dotdo.server.routes import OPERATIONS, Endpoint, Operation
+from dotdo.server.routes import OPERATIONS, Operation
 from dotdo.server.serving import Served, Site
 
 
@@ -52,7 +52,7 @@ def make_app(
 
     app = Starlette(
         routes=[
-            Route(each.path, _named(each), methods=[each.method], name=each.id, include_in_schema=False)
+            Route(each.path, _Endpoint(each), methods=[each.method], name=each.id, include_in_schema=False)
             for each in OPERATIONS
         ],
         lifespan=lifespan,
@@ -61,11 +61,17 @@ def make_app(
     return Around(app, site)
 
 
-def _named(operation: Operation) -> Endpoint:
-    """An operation's endpoint that says, for the log and the counters, which route the request took."""
+class _Endpoint:
+    """An operation's endpoint that says, for the log and the counters, which route the request took.
 
-    async def endpoint(request: Request) -> Response:
-        asked_of(request).route = operation.path
-        return await operation.endpoint(request)
+    An ASGI application, not a function, which Starlette would wrap twice to answer exceptions; `Around` does that.
+    """
 
-    return endpoint
+    def __init__(self, operation: Operation) -> None:
+        self._operation = operation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        asked_of(request).route = self._operation.path
+        response = await self._operation.endpoint(request)
+        await response(scope, receive, send)

@@ -251,14 +251,19 @@ class AsyncDo:
         finally:
             _trail.reset(token)
 
-    def asgi(self, *, open_access: bool = False) -> ASGIApplication:
+    def asgi(self, *, open_access: bool = False, rate: str | None = None) -> ASGIApplication:
         """The HTTP API of this client's platform, to mount into FastAPI, Starlette or Django, or to serve by itself.
 
-        Callers need an API key (`dotdo keys create`), unless open_access is True, which is for development. Mounted, it
+        Callers need an API key (`dotdo keys create`), unless open_access is True, which is for development. rate: how
+        many requests a key may make that has no rate of its own, such as "100/s"; by default any number. Mounted, it
         opens the client with the first request, and you close the client; served by itself, it closes it, too. Serve
         it on the client's event loop. Raises DefinitionError for a client of another server.
         """
-        return mountable(self, self.platform, self.close, lambda: self._opening is not None, open_access=open_access)
+
+        def is_open() -> bool:
+            return self._opening is not None
+
+        return mountable(self, self.platform, self.close, is_open, open_access=open_access, rate=rate)
 
     @property
     def url(self) -> str | None:
@@ -408,6 +413,7 @@ def mountable(
     is_open: Callable[[], bool],
     *,
     open_access: bool,
+    rate: str | None,
 ) -> ASGIApplication:
     """The HTTP API of a client, as an ASGI application. Raises DefinitionError."""
     if client.url is not None:
@@ -419,7 +425,9 @@ def mountable(
         raise DefinitionError(
             f"Serving over HTTP needs more packages ({error}): pip install 'dotdo[server]'."
         ) from None
-    return application(platform, close, is_open, open_access=open_access, tracer_provider=client.tracer_provider)
+    return application(
+        platform, close, is_open, open_access=open_access, tracer_provider=client.tracer_provider, rate=rate
+    )
 
 
 async def _embed(store: str | None, moved: Callable[[Platform], None], *, engine: bool, **options: Any) -> Platform:

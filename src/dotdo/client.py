@@ -262,10 +262,11 @@ class Do:
         with self._inner.trail(name):
             yield
 
-    def asgi(self, *, open_access: bool = False) -> ASGIApplication:
+    def asgi(self, *, open_access: bool = False, rate: str | None = None) -> ASGIApplication:
         """The HTTP API of this client's platform, to mount into FastAPI, Starlette or Django, or to serve by itself.
 
-        Callers need an API key (`dotdo keys create`), unless open_access is True, which is for development. The engine
+        Callers need an API key (`dotdo keys create`), unless open_access is True, which is for development. rate: how
+        many requests a key may make that has no rate of its own, such as "100/s"; by default any number. The engine
         goes on running on its own thread, whatever serves. Raises DefinitionError for a client of another server.
         """
 
@@ -276,7 +277,7 @@ class Do:
         async def close() -> None:
             return  # the engine is not on the loop that ends; it is closed with the program, as ever
 
-        return mountable(self._inner, platform, close, lambda: True, open_access=open_access)
+        return mountable(self._inner, platform, close, lambda: True, open_access=open_access, rate=rate)
 
     def close(self) -> None:
         """Drains and closes. Called by itself when the program ends."""

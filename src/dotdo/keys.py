@@ -31,6 +31,29 @@ VERBS: dict[str, tuple[str, ...]] = {
 }
 
 
+_RATE = re.compile(r"([1-9][0-9]{0,8})/([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """How often: so many in that time, which is a second, minute, hour or day."""
+
+    count: int
+    seconds: int
+
+    def __str__(self) -> str:
+        unit = next(name for name, seconds in _SECONDS.items() if seconds == self.seconds)
+        return f"{self.count}/{unit}"
+
+
+def read_rate(text: str) -> Rate:
+    """A rate out of its text, such as `100/s`. Raises DefinitionError."""
+    found = _RATE.fullmatch(text)
+    if found is None:
+        raise DefinitionError(f"{text!r} is no rate. A rate is a number and a time: 100/s, 600/m, 5000/h or 20000/d.")
+    return Rate(int(found[1]), _SECONDS[found[2]])
+
+
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a key: everything but its text. Times are ms since 1970."""
 
@@ -43,10 +66,16 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: int | None = None
     revoked_at: int | None = None
     used_at: int | None = None
+    rate: str | None = None  # how many requests, such as 100/s; None: what the server says
 
 
-def new_key(name: str, scopes: Iterable[str], *, now: int, expires_at: int | None = None) -> tuple[str, ApiKey]:
-    """A new key: its text, to be shown once, and its record. Raises DefinitionError for a scope that means nothing."""
+def new_key(
+    name: str, scopes: Iterable[str], *, now: int, expires_at: int | None = None, rate: str | None = None
+) -> tuple[str, ApiKey]:
+    """A new key: its text, to be shown once, and its record. Raises DefinitionError for a scope or rate that means
+    nothing."""
+    if rate is not None:
+        read_rate(rate)
     wanted = tuple(scopes)
     for scope in wanted:
         check_scope(scope)
@@ -62,6 +91,7 @@ def new_key(name: str, scopes: Iterable[str], *, now: int, expires_at: int | Non
         scopes=wanted,
         created_at=now,
         expires_at=expires_at,
+        rate=rate,
     )
     return text, record
 

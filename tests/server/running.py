@@ -82,9 +82,9 @@ class Running:
         """Runs a coroutine on the server's loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
 
-    def key(self, *scopes: str, expires_at: int | None = None) -> str:
+    def key(self, *scopes: str, name: str = "a test", expires_at: int | None = None, rate: str | None = None) -> str:
         """The text of a new key."""
-        text, record = new_key("a test", scopes, now=1, expires_at=expires_at)
+        text, record = new_key(name, scopes, now=1, expires_at=expires_at, rate=rate)
         self.call(self._save(record))
         self.last = record
         return text

@@ -32,16 +32,22 @@ def keys() -> None:
     help="What it allows, such as actions:execute:send-*; repeat for more; * allows everything.",
 )
 @click.option("--expires", metavar="TIME", help="When it expires: 90d, 12h, 30m, 2w.  [default: never]")
+@click.option(
+    "--rate", metavar="RATE", help="How many requests it may make: 100/s, 600/m, 5000/h.  [default: as the server says]"
+)
 @store_option
 @json_option
-def create(name: str, scopes: tuple[str, ...], expires: str | None, store: str, as_json: bool) -> None:
+def create(
+    name: str, scopes: tuple[str, ...], expires: str | None, rate: str | None, store: str, as_json: bool
+) -> None:
     """Make a key and print it. NAME says whose it is; it is the actor of what the key starts.
 
     \b
     dotdo keys create shop --scope 'actions:execute:send-*' --scope runs:read --expires 90d
     """
     now = int(time.time() * 1000)
-    text, key = new_key(name, scopes, now=now, expires_at=None if expires is None else now + 1000 * _seconds(expires))
+    expires_at = None if expires is None else now + 1000 * _seconds(expires)
+    text, key = new_key(name, scopes, now=now, expires_at=expires_at, rate=rate)
     writer = open_writer(store)
     try:
         writer.save_api_key(key)
@@ -73,12 +79,13 @@ def ls(store: str, as_json: bool) -> None:
             (key.name, ""),
             (f"{key.hint}...", "dim"),
             (" ".join(key.scopes), ""),
+            (key.rate or "", ""),
             (_state(key), ""),
             ("never" if key.used_at is None else clock_time(key.used_at), "dim"),
         ]
         for key in found
     ]
-    print_table(["ID", "NAME", "KEY", "SCOPES", "STATE", "LAST USED"], rows)
+    print_table(["ID", "NAME", "KEY", "SCOPES", "RATE", "STATE", "LAST USED"], rows)
     if not found:
         say("There are no keys. Make one: dotdo keys create NAME --scope 'actions:execute:*'")
 
@@ -120,6 +127,7 @@ def _shown(key: ApiKey) -> dict[str, object]:
         "name": key.name,
         "hint": key.hint,
         "scopes": list(key.scopes),
+        "rate": key.rate,
         "created_at": key.created_at,
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,

@@ -17,6 +17,7 @@ from dotdo.cli.logs import configure, log_option
 from dotdo.cli.output import mark, say
 from dotdo.cli.settings import app_option, databases, sql_option, store_option
 from dotdo.errors import DefinitionError
+from dotdo.keys import Rate, read_rate
 
 host_option = click.option(
     "--host", envvar="DOTDO_HOST", default="127.0.0.1", show_default=True, help="Address to listen on."
@@ -38,9 +39,22 @@ port_option = click.option(
 @host_option
 @port_option
 @click.option("--open", "open_access", is_flag=True, help="Ask for no API key; on this machine only.")
+@click.option(
+    "--rate",
+    envvar="DOTDO_RATE",
+    metavar="RATE",
+    help="How many requests an API key may make that has no rate of its own: 100/s, 600/m.  [default: any number]",
+)
 @log_option
 def serve(
-    app: str, store: str, sql: tuple[str, ...], host: str, port: int, open_access: bool, log_format: str | None
+    app: str,
+    store: str,
+    sql: tuple[str, ...],
+    host: str,
+    port: int,
+    open_access: bool,
+    rate: str | None,
+    log_format: str | None,
 ) -> None:
     """Serve the application's actions and services over HTTP, with an engine in this process.
 
@@ -49,7 +63,8 @@ def serve(
     """
     application = load_application(app)
     configure(log_format)
-    _run(_serve(application, store, sql, host, port, open_access=open_access))
+    of_keys = None if rate is None else read_rate(rate)
+    _run(_serve(application, store, sql, host, port, open_access=open_access, rate=of_keys))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
@@ -63,7 +78,14 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def _serve(
-    application: Application, store: str, sql: tuple[str, ...], host: str, port: int, *, open_access: bool
+    application: Application,
+    store: str,
+    sql: tuple[str, ...],
+    host: str,
+    port: int,
+    *,
+    open_access: bool,
+    rate: Rate | None,
 ) -> None:
     try:
         from dotdo.server.listening import serve as listen
@@ -85,7 +107,7 @@ async def _serve(
         secrets=application.secrets,
         grace=GRACE,
     ) as client:
-        await listen(client, host=host, port=port, open_access=open_access, on_ready=on_ready)
+        await listen(client, host=host, port=port, open_access=open_access, rate=rate, on_ready=on_ready)
     say("Stopped in order.")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dotdo.engine.serving import Serving
 
 POLL_SECONDS = 1.0
-PAGE = 200
+NEWS = 16  # entries read at a time: they are kept for readers who may be slow
 
 
 class Listener(Protocol):
@@ -58,7 +58,7 @@ class Readers:
         engine.watched.setdefault(run, set()).add(event)
         try:
             while True:
-                found = await engine.read(lambda: engine.store.read_journal(run, after, PAGE))
+                found = await engine.read(lambda: engine.store.read_journal(run, after, NEWS))
                 left = until - self._loop.time()
                 if found or left <= 0:
                     return found

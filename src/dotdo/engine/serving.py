@@ -42,6 +42,7 @@ class Serving:
     previewer: Previewer
     live: dict[str, LiveRun]
     tracing: Tracing | None = None  # set before the start
+    capacity = 20_000  # runs in memory
     read: Callable[[Callable[[], Any]], Awaitable[Any]]
     anchor_key: bytes
     post: Callable[[Message], Awaitable[None]]
@@ -133,6 +134,10 @@ class Serving:
     async def count_by_status(self) -> dict[str, int]:
         """How many runs are in each state."""
         return await self.read(self.store.count_by_status)
+
+    async def is_full(self) -> bool:
+        """Whether so many runs are in memory that new ones had better come later."""
+        return len(self.live) >= self.capacity
 
     async def check(self) -> None:
         """Raises StoreError unless runs can be accepted now."""

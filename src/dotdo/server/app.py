@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from dotdo.keys import Rate
 from dotdo.server.around import Around
 from dotdo.server.asked import asked_of
 from dotdo.server.auth import Gate
@@ -23,11 +24,13 @@ def make_app(
     open_access: bool = False,
     on_end: Callable[[], Awaitable[None]] | None = None,
     tracer_provider: Any = None,
+    rate: Rate | None = None,
 ) -> Around:
     """The API over a platform.
 
     open_platform: gives it, opened, on the loop that serves. open_access: no key is needed; for development only.
     on_end: awaited when the server says that it has ended (ASGI lifespan). tracer_provider: of OpenTelemetry.
+    rate: how many requests a key may make that has no rate of its own; by default any number.
     """
 
     class _LateKeys:
@@ -39,7 +42,7 @@ def make_app(
         async def touch_api_keys(self, used: list[tuple[str, int]]) -> None:
             await (await open_platform()).touch_api_keys(used)
 
-    site = Site(open_platform, Gate(_LateKeys(), open=open_access), Metrics(), tracer_provider)
+    site = Site(open_platform, Gate(_LateKeys(), open=open_access, rate=rate), Metrics(), tracer_provider)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from dotdo.errors import DotdoError
 from dotdo.server.asked import UNWATCHED, Asked, asked_by, name_span
 from dotdo.server.problems import Refused, answer, refused_by
-from dotdo.server.serving import Site
+from dotdo.server.serving import Site, busy
 
 MOST_AT_ONCE = 20_000  # most of them wait for a run, which costs next to nothing
 
@@ -65,14 +65,15 @@ class Around:
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
                 asked.status = message["status"]
-                message["headers"] = [*message["headers"], *more]
+                given = [(name.lower().encode(), value.encode()) for name, value in asked.headers.items()]
+                message["headers"] = [*message["headers"], *more, *given]
             await send(message)
 
         metrics = self._site.metrics
         metrics.in_flight += 1
         try:
             if metrics.in_flight > MOST_AT_ONCE:
-                raise Refused(429, "overloaded", "The server is busy.", retryable=True, headers={"Retry-After": "1"})
+                raise busy("The server is busy.")
             scope["app"] = self._app
             await self._app.router(scope, receive, send_on)
         except Exception as error:  # whatever it is, it becomes a problem document
@@ -82,6 +83,8 @@ class Around:
             await _problem(error, asked)(scope, receive, send_on)
         finally:
             metrics.in_flight -= 1
+            if asked.is_authorised:
+                self._site.leave(asked.actor)
 
 
 def _problem(error: Exception, asked: Asked) -> Response:

@@ -20,7 +20,8 @@ UNWATCHED = ("/healthz", "/readyz", "/metrics")  # asked every few seconds, for 
 
 class Asked(msgspec.Struct):
     """One request. id: the caller's X-Request-Id if it is a sound one, else a new one. route: the path of its
-    operation. run: that it started or is about. actor: who asks. place: in a trace."""
+    operation. run: that it started or is about. actor: who asks. place: in a trace. counted: whether it was counted
+    against the rate of its key. is_authorised: whether it was let in at all. headers: more of them for the answer."""
 
     id: str
     method: str
@@ -32,6 +33,9 @@ class Asked(msgspec.Struct):
     actor: str | None = None
     status: int = 0
     span: "Span | None" = None
+    counted: bool = False
+    is_authorised: bool = False
+    headers: dict[str, str] = {}
 
     @property
     def trace_id(self) -> str | None:

@@ -9,8 +9,10 @@ from typing import Protocol
 
 from starlette.requests import Request
 
-from dotdo.keys import ApiKey, allows, digest_of, is_well_formed
+from dotdo.keys import ApiKey, Rate, allows, digest_of, is_well_formed, read_rate
+from dotdo.server.asked import asked_of
 from dotdo.server.problems import Refused
+from dotdo.server.rates import Rates
 
 KEPT_SECONDS = 1.0
 MOST_KEPT = 10_000
@@ -33,8 +35,9 @@ class Keys(Protocol):
 class Gate:
     """The access control of one server. open: no key is needed, for development on loopback only."""
 
-    def __init__(self, keys: Keys, *, open: bool) -> None:
+    def __init__(self, keys: Keys, *, open: bool, rate: Rate | None = None) -> None:
         self._keys, self.open = keys, open
+        self._rates = Rates(rate)
         self._known: dict[str, tuple[float, ApiKey]] = {}
         self._used: dict[str, int] = {}
         self._touched = time.monotonic()
@@ -44,6 +47,7 @@ class Gate:
         header = request.headers.get("authorization")
         if header is None:
             if self.open:
+                self._count(request, "", None)
                 return None
             raise _unknown("missing_key", "This needs an API key: send it as `Authorization: Bearer do_...`.")
         scheme, _, text = header.partition(" ")
@@ -59,11 +63,19 @@ class Gate:
             raise _unknown("revoked_key", f"The API key {key.hint}... was revoked.")
         if key.expires_at is not None and key.expires_at <= now:
             raise _unknown("expired_key", f"The API key {key.hint}... has expired.")
+        self._count(request, key.id, key.rate)
         if not allows(key.scopes, resource, verb, name):
             scope = f"{resource}:{verb}" + (f":{name}" if name else "")
             raise Refused(403, "forbidden", f"The API key {key.hint}... has no scope for {scope}.")
         await self._touch(key.id, now)
         return f"key:{key.name}"
+
+    def _count(self, request: Request, id: str, rate: str | None) -> None:
+        """Counts the request against the rate of its key, once, before anything is done for it. Raises Refused."""
+        asked = asked_of(request)
+        if not asked.counted:
+            asked.counted = True
+            asked.headers = self._rates.take(id, None if rate is None else read_rate(rate))
 
     async def _find(self, text: str) -> ApiKey | None:
         digest, now = digest_of(text), time.monotonic()

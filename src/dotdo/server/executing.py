@@ -11,7 +11,7 @@ from dotdo.records import Options, Run, RunKind, keyed_run_id
 from dotdo.server.asked import asked_of
 from dotdo.server.problems import Refused
 from dotdo.server.reading import DEFAULT_WAIT, Call, options_of, preferred_wait, query, read_body
-from dotdo.server.serving import Served, actor, answer, ended_within, path_of_run, platform, route
+from dotdo.server.serving import Served, actor, answer, busy, ended_within, path_of_run, platform, route
 from dotdo.server.shapes import Definitions, preview_shape, run_shape
 
 
@@ -43,10 +43,12 @@ async def execute(request: Request) -> Response:
     """POST /v1/actions/{name}/execute: runs it, and answers with the run once it has ended or the wait is over."""
     kind, name = kind_of(request), request.path_params["name"]
     who = await actor(request, f"{kind}s", "execute", name)
+    behind = await platform(request)
+    if await behind.is_full():
+        raise busy("Too many runs are under way.")
     wait = preferred_wait(request, DEFAULT_WAIT)
     call = await read_body(request, Call)
     options = options_of(request, call, who)
-    behind = await platform(request)
     replayed = options.key is not None and await _is_repeated(request, behind, kind, name, call.params, options)
     run = await _run(request, behind, kind, name, call.params, options, wait)
     headers = {"Idempotent-Replayed": "true"} if replayed else {}

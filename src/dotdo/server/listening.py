@@ -6,14 +6,17 @@ On SIGTERM or SIGINT no new connection is taken, streams end, requests in flight
 import asyncio
 import socket
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 import uvicorn
 
 from dotdo.async_client import AsyncDo
 from dotdo.errors import DefinitionError
+from dotdo.keys import Rate
 from dotdo.server.app import make_app
+from dotdo.server.connections import Connection, most_connections
 from dotdo.server.serving import Served
 
 GRACE_SECONDS = 10
@@ -26,13 +29,15 @@ async def serve(
     host: str,
     port: int,
     open_access: bool = False,
+    rate: Rate | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
     until: asyncio.Event | None = None,
 ) -> None:
     """Serves until SIGTERM, SIGINT, or `until` is set; the caller closes the client.
 
-    port: 0 takes a free one. open_access: no key is needed; refused but on loopback. on_ready: told the URL once
-    requests are answered. Raises DefinitionError when the address cannot be had.
+    port: 0 takes a free one. open_access: no key is needed; refused but on loopback. rate: how many requests a key may
+    make that has no rate of its own; by default any number. on_ready: told the URL once requests are answered. Raises
+    DefinitionError when the address cannot be had.
     """
     if open_access and host not in LOOPBACK:
         raise DefinitionError(
@@ -44,9 +49,10 @@ async def serve(
         return cast("Served", await client.platform())
 
     listener = _listen(host, port)
-    app = make_app(platform, open_access=open_access, tracer_provider=client.tracer_provider)
+    app = make_app(platform, open_access=open_access, tracer_provider=client.tracer_provider, rate=rate)
     config = uvicorn.Config(
         app,
+        http=cast("Any", partial(Connection, limit=most_connections())),
         log_config=None,
         access_log=False,
         server_header=False,

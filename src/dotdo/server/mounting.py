@@ -7,6 +7,7 @@ whoever owns the client closes it. Served by itself it is told (ASGI lifespan), 
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
+from dotdo.keys import read_rate
 from dotdo.server.app import make_app
 from dotdo.server.serving import Served
 
@@ -18,6 +19,7 @@ def mountable(
     *,
     open_access: bool,
     tracer_provider: Any = None,
+    rate: str | None = None,
 ) -> Any:
     """The application. platform: gives it, opened; the application closes it only if it was not open before."""
     opened_here = False
@@ -31,4 +33,5 @@ def mountable(
         if opened_here:
             await close()
 
-    return make_app(opened, open_access=open_access, on_end=on_end, tracer_provider=tracer_provider)
+    of_keys = None if rate is None else read_rate(rate)
+    return make_app(opened, open_access=open_access, on_end=on_end, tracer_provider=tracer_provider, rate=of_keys)

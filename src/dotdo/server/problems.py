@@ -42,12 +42,15 @@ _TITLES = {
     404: "There is no such thing",
     405: "The method is not allowed here",
     406: "The answer cannot have that form",
+    408: "The request did not come in time",
     409: "The state of the run does not allow this",
     410: "The worker's session is over",
     413: "The body is too large",
+    414: "The address is too long",
     415: "The body is not JSON",
     422: "The input is not valid",
     429: "Too many requests",
+    431: "The headers are too large",
     500: "Something went wrong",
     503: "The platform cannot answer now",
 }
@@ -104,17 +107,22 @@ def refused_by(error: DotdoError) -> Refused | None:
     return None
 
 
-def answer(problem: Refused, request_id: str) -> Response:
+def answer(refused: Refused, request_id: str) -> Response:
     """The response."""
-    body = Problem(
-        type=f"urn:dotdo:error:{problem.code}",
-        title=_TITLES.get(problem.status, "The request was refused"),
-        status=problem.status,
-        detail=problem.detail,
-        code=problem.code,
-        retryable=problem.retryable,
+    body = msgspec.json.encode(problem(refused, request_id))
+    return Response(body, refused.status, refused.headers, MEDIA_TYPE)
+
+
+def problem(refused: Refused, request_id: str) -> Problem:
+    """The problem document."""
+    return Problem(
+        type=f"urn:dotdo:error:{refused.code}",
+        title=_TITLES.get(refused.status, "The request was refused"),
+        status=refused.status,
+        detail=refused.detail,
+        code=refused.code,
+        retryable=refused.retryable,
         request_id=request_id,
-        errors=problem.errors,
-        run=problem.run,
+        errors=refused.errors,
+        run=refused.run,
     )
-    return Response(msgspec.json.encode(body), problem.status, problem.headers, MEDIA_TYPE)

@@ -3,6 +3,7 @@
 Everything is checked before any work is done, and each refusal says what was wrong.
 """
 
+import asyncio
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from dotdo.server.asked import asked_of
 from dotdo.server.problems import FieldProblem, Refused
 
 MAX_BODY = 1024 * 1024
+BODY_SECONDS = 30.0
 DEFAULT_WAIT, LONGEST_WAIT = 30.0, 60.0
 KEY = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}")
 
@@ -100,10 +102,22 @@ async def _bytes(request: Request, most: int) -> bytes:
         raise _too_large(most)
     body = bytearray()
     try:
+<<<<<<< HEAD
         async for piece in request.stream():
             body += piece
             if len(body) > most:
                 raise _too_large(most)
+=======
+        async with asyncio.timeout(BODY_SECONDS):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > MAX_BODY:
+                    raise _too_large()
+    except TimeoutError:
+        text = f"The body did not come within {BODY_SECONDS:g} s."
+        headers = {"Connection": "close", "Retry-After": "1"}
+        raise Refused(408, "request_timeout", text, retryable=True, headers=headers) from None
+>>>>>>> d9b120b (Limits of the server, met before any work: rates per key, heads, bodies, streams, connections, readers who do not read)
     except ClientDisconnect:
         raise Refused(400, "incomplete_body", "The connection ended before the body did.") from None
     return bytes(body)

@@ -1,5 +1,6 @@
 """What handlers of requests share: the platform behind them, who asks, and how an answer is made."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import Any, Protocol
@@ -14,8 +15,11 @@ from dotdo.records import Run
 from dotdo.server.asked import asked_of
 from dotdo.server.auth import Gate, Keys
 from dotdo.server.metrics import Metrics
+from dotdo.server.problems import Refused
 from dotdo.server.waits import Waits
 from dotdo.tracing import Tracing, find_tracing
+
+MOST_OF_ONE = 16_000  # requests of one API key under way, out of the 20,000 of a server: others get in, too
 
 
 class Served(Platform, Keys, Protocol):
@@ -33,6 +37,10 @@ class Served(Platform, Keys, Protocol):
         """How many runs are in each state."""
         ...
 
+    async def is_full(self) -> bool:
+        """Whether so many runs are under way that new ones had better come later."""
+        ...
+
     async def check(self) -> None:
         """Raises StoreError unless runs can be accepted now."""
         ...
@@ -47,7 +55,15 @@ class Site:
         self.open, self.gate, self.metrics = open, gate, metrics
         self.draining = False
         self.waits = Waits()
+        self.streams: Counter[str | None] = Counter()  # by actor
+        self.asking: Counter[str | None] = Counter()  # the same, of all requests under way
         self._tracer_provider = tracer_provider
+
+    def leave(self, actor: str | None) -> None:
+        """A request has been answered."""
+        self.asking[actor] -= 1
+        if not self.asking[actor]:
+            del self.asking[actor]
 
     @cached_property
     def tracing(self) -> Tracing | None:
@@ -79,8 +95,19 @@ def path_of_run(request: Request, id: str) -> str:
 async def actor(request: Request, resource: str, verb: str, name: str | None = None) -> str | None:
     """Authorises a request, and says who asks. name: None is for a first look, before it is known. Raises Refused."""
     who = await site(request).gate.authorise(request, resource, verb, name)
-    asked_of(request).actor = who
+    asked = asked_of(request)
+    if not asked.is_authorised:
+        here = site(request)
+        if here.asking[who] >= MOST_OF_ONE:
+            raise busy("Too many requests of this API key are under way.")
+        here.asking[who] += 1
+        asked.is_authorised, asked.actor = True, who
     return who
+
+
+def busy(text: str) -> Refused:
+    """Turned away for now."""
+    return Refused(429, "overloaded", text, retryable=True, headers={"Retry-After": "1"})
 
 
 async def ended_within(request: Request, behind: Served, id: str, seconds: float) -> Run:

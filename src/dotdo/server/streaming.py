@@ -11,13 +11,15 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from dotdo.errors import DotdoError
+from dotdo.server.asked import asked_of
 from dotdo.server.problems import Refused
 from dotdo.server.reading import query
 from dotdo.server.runs import authorised
-from dotdo.server.serving import Served, Site, platform, site
+from dotdo.server.serving import Served, Site, busy, platform, site
 from dotdo.server.shapes import entry_shape
 
 BEAT_SECONDS = 15.0
+MOST_STREAMS = 1_000  # of one API key
 _encode = msgspec.json.Encoder().encode
 
 
@@ -30,8 +32,20 @@ async def stream(request: Request) -> Response:
             raise Refused(400, "invalid_last_event_id", "Last-Event-ID: the number of an entry is needed.")
         after = int(last)
     run = await authorised(request, "read")
-    body = _events(await platform(request), site(request), run.id, after)
+    here, who = site(request), asked_of(request).actor
+    if here.streams[who] >= MOST_STREAMS:
+        raise busy(f"This API key has {MOST_STREAMS} streams open already.")
+    body = _counted(here, who, _events(await platform(request), here, run.id, after))
     return StreamingResponse(body, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _counted(here: Site, who: str | None, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    here.streams[who] += 1
+    try:
+        async for event in events:
+            yield event
+    finally:
+        here.streams[who] -= 1
 
 
 async def _events(behind: Served, here: Site, id: str, after: int) -> AsyncIterator[bytes]:

@@ -1,16 +1,16 @@
 -- name: save_api_key
 -- A new key.
-insert into api_keys (id, name, hint, digest, scopes, created_at, expires_at, revoked_at, used_at)
-values (:id, :name, :hint, :digest, :scopes, :created_at, :expires_at, null, null);
+insert into api_keys (id, name, hint, digest, scopes, created_at, expires_at, revoked_at, used_at, rate)
+values (:id, :name, :hint, :digest, :scopes, :created_at, :expires_at, null, null, :rate);
 
 -- name: find_api_key
 -- A key by the digest of its text.
-select id, name, hint, digest, scopes, created_at, expires_at, revoked_at, used_at
+select id, name, hint, digest, scopes, created_at, expires_at, revoked_at, used_at, rate
 from api_keys where digest = :digest;
 
 -- name: list_api_keys
 -- Every key, oldest first.
-select id, name, hint, digest, scopes, created_at, expires_at, revoked_at, used_at
+select id, name, hint, digest, scopes, created_at, expires_at, revoked_at, used_at, rate
 from api_keys order by created_at, id;
 
 -- name: revoke_api_key

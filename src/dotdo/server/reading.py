@@ -102,22 +102,15 @@ async def _bytes(request: Request, most: int) -> bytes:
         raise _too_large(most)
     body = bytearray()
     try:
-<<<<<<< HEAD
-        async for piece in request.stream():
-            body += piece
-            if len(body) > most:
-                raise _too_large(most)
-=======
         async with asyncio.timeout(BODY_SECONDS):
             async for piece in request.stream():
                 body += piece
-                if len(body) > MAX_BODY:
-                    raise _too_large()
+                if len(body) > most:
+                    raise _too_large(most)
     except TimeoutError:
         text = f"The body did not come within {BODY_SECONDS:g} s."
         headers = {"Connection": "close", "Retry-After": "1"}
         raise Refused(408, "request_timeout", text, retryable=True, headers=headers) from None
->>>>>>> d9b120b (Limits of the server, met before any work: rates per key, heads, bodies, streams, connections, readers who do not read)
     except ClientDisconnect:
         raise Refused(400, "incomplete_body", "The connection ended before the body did.") from None
     return bytes(body)

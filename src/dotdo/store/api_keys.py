@@ -45,7 +45,7 @@ class ApiKeys:
 
 
 def _api_key(row: tuple[Any, ...]) -> ApiKey:
-    id, name, hint, digest, scopes, created_at, expires_at, revoked_at, used_at = row
+    id, name, hint, digest, scopes, created_at, expires_at, revoked_at, used_at, rate = row
     return ApiKey(
         id=id,
         name=name,
@@ -56,4 +56,5 @@ def _api_key(row: tuple[Any, ...]) -> ApiKey:
         expires_at=expires_at,
         revoked_at=revoked_at,
         used_at=used_at,
+        rate=rate,
     )

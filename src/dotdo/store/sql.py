@@ -388,25 +388,6 @@ class SqlStore(Retaining, Erasing, ApiKeys, Offering):
         self._db.close()
 
 
-<<<<<<< HEAD
-=======
-def _api_key(row: tuple[Any, ...]) -> ApiKey:
-    id, name, hint, digest, scopes, created_at, expires_at, revoked_at, used_at, rate = row
-    return ApiKey(
-        id=id,
-        name=name,
-        hint=hint,
-        digest=digest,
-        scopes=msgspec.json.decode(scopes, type=tuple[str, ...]),
-        created_at=created_at,
-        expires_at=expires_at,
-        revoked_at=revoked_at,
-        used_at=used_at,
-        rate=rate,
-    )
-
-
->>>>>>> d9b120b (Limits of the server, met before any work: rates per key, heads, bodies, streams, connections, readers who do not read)
 def _check_allowed(message: Message, status: str, undo: str) -> None:
     run, kind = message.run, message.kind
     if kind in ("event", "cancel", "deadline", "child"):

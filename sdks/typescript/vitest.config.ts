@@ -7,6 +7,7 @@ export default defineConfig({
     testTimeout: 20_000,
     teardownTimeout: 20_000,
     pool: "forks",
+    maxWorkers: 3, // they mostly wait for servers and processes
     reporters: ["default"],
   },
 });

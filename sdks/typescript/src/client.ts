@@ -203,14 +203,16 @@ export class Do {
   }
 
   #connected(): Remote {
-    const { url, apiKey } = this.#options;
-    // Read when first needed, so that a program may load its settings after its imports.
-    this.#remote ??= new Remote(
-      url ?? (process.env.DOTDO_URL || DEFAULT_URL),
-      apiKey ?? (process.env.DOTDO_API_KEY || undefined),
-    );
+    // When first needed, so that a program may load its settings after its imports.
+    this.#remote ??= connect(this.#options);
     return this.#remote;
   }
+}
+
+/** The platform that the options, or else the environment, name. @internal */
+export function connect({ url, apiKey }: ClientOptions): Remote {
+  const { DOTDO_URL, DOTDO_API_KEY } = process.env;
+  return new Remote(url ?? (DOTDO_URL || DEFAULT_URL), apiKey ?? (DOTDO_API_KEY || undefined));
 }
 
 /** `"x@2"` as name and version. */

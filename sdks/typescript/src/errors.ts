@@ -43,7 +43,7 @@ export class DotdoError extends Error {
   /** Stable, shared with HTTP and Python. */
   readonly code: string;
   /** The request that it came from, as the server's log names it. */
-  requestId?: string;
+  declare requestId?: string;
 
   constructor(message: string, options?: ErrorOptions) {
     super(message, options);
@@ -218,7 +218,7 @@ export class Unreachable extends AccessError {
 /** The answer was lost, so nobody here knows whether the request was done. `runId` names the run, if it was. */
 export class OutcomeUnknown extends AccessError {
   static override readonly code = "outcome_unknown";
-  runId?: string;
+  declare runId?: string;
 }
 
 /** The platform's store cannot be used. */

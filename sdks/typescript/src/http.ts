@@ -4,6 +4,7 @@
  *
  * Not fetch, because that cannot tell the latter, and cannot leave a process free to end while a worker asks for work.
  */
+import { setMaxListeners } from "node:events";
 import * as http from "node:http";
 import * as https from "node:https";
 
@@ -87,7 +88,10 @@ export class Connections {
         clearTimeout(timer);
         signal?.removeEventListener("abort", abort);
       };
-      signal?.addEventListener("abort", abort, { once: true });
+      if (signal) {
+        setMaxListeners(0, signal); // one signal may end any number of calls
+        signal.addEventListener("abort", abort, { once: true });
+      }
       request.on("socket", (socket) => {
         socket.setTimeout(0); // the agent's is for idle connections
         if (request.reusedSocket) connected = true;

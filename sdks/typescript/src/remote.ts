@@ -300,7 +300,7 @@ export function meaningOf(answer: Answer): { error: DotdoError; again: boolean }
     return means(new OutcomeUnknown(problem.request_id ? `${detail} (request ${problem.request_id})` : detail));
   }
   const kind = STORE_CODES.includes(code) ? StoreError : (BY_CODE[code] ?? InputError);
-  return means(new kind(detail), retryable);
+  return means(Object.assign(new kind(detail), { code }), retryable);
 }
 
 function problemOf(answer: Answer): ProblemDocument {

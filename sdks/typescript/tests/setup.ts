@@ -10,6 +10,8 @@ export interface Platform {
   readonly postgres: string;
   readonly shop: string;
   readonly ledger: string;
+  /** The Python that everything runs with. */
+  readonly python: string;
 }
 
 declare module "vitest" {
@@ -31,7 +33,7 @@ export default async function setup(project: TestProject): Promise<() => Promise
     if (text.includes("\n")) break;
   }
   if (!text.includes("\n")) throw new Error("the platform did not start");
-  project.provide("platform", JSON.parse(text) as Platform);
+  project.provide("platform", { ...JSON.parse(text), python } as Platform);
   return () => {
     child.stdin.end();
     return ended;

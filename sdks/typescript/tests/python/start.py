@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -24,27 +25,31 @@ def main(folder: Path, postgres: str) -> None:
     dotdo = [sys.executable, "-m", "dotdo"]
     made = [*dotdo, "keys", "create", "tests", "--scope", "*", "--store", str(store)]
     key = subprocess.run(made, check=True, capture_output=True, text=True).stdout.strip()
-    command = [*dotdo, "serve", "--app", str(HERE / "app.py"), "--store", str(store), "--port", "0"]
+    command = [
+        sys.executable,
+        str(HERE / "serve.py"),
+        "serve",
+        "--app",
+        str(HERE / "app.py"),
+        "--store",
+        str(store),
+        "--port",
+        "0",
+    ]
     command += ["--sql", f"main={postgres}", "--sql", f"shop=sqlite:///{shop}"]
-    log = (folder / "log").open("w")
-    server = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "LEDGER": str(ledger)}
-    )
-    assert server.stderr is not None
-    url = ""
-    for line in server.stderr:
-        log.write(line)
-        found = re.search(r"at (http://\S+)", line)
-        if found:
-            url = found[1]
-            break
-    else:
-        sys.exit(f"the server did not start:\n{(folder / 'log').read_text()}")
-    print(json.dumps({"url": url, "key": key, "postgres": postgres, "shop": str(shop), "ledger": str(ledger)}))
+    log = folder / "log"
+    with log.open("w") as file:
+        environment = {**os.environ, "LEDGER": str(ledger)}
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file, env=environment)
+    while not (found := re.search(r"at (http://\S+)", log.read_text())):
+        if server.poll() is not None:
+            sys.exit(f"the server did not start:\n{log.read_text()}")
+        time.sleep(0.02)
+    print(json.dumps({"url": found[1], "key": key, "postgres": postgres, "shop": str(shop), "ledger": str(ledger)}))
     sys.stdout.flush()
     sys.stdin.read()
     server.terminate()
-    server.communicate(timeout=20)
+    server.wait(timeout=20)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ class Client(Protocol):
 class AsyncHandle(Generic[R]):
     """A started run: its id, and what can be asked of it."""
 
+    __slots__ = ("_client", "_load", "id")
+
     def __init__(self, client: "Client", id: str, load: Load) -> None:
         self._client, self.id, self._load = client, id, load
 

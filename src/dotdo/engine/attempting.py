@@ -33,10 +33,22 @@ T = TypeVar("T")
 
 log = logging.getLogger("dotdo.action")
 
+# Most attempts have neither, so these are shared: they are replaced, never added to.
+_NO_EFFECTS: list[StagedEffect] = []
+_NO_REQUESTS: list[str] = []
+_NO_COUNTS: dict[str, int] = {}
+_NONE_ASKING: frozenset[Future[Any]] = frozenset()
+
 
 class Attempt:
     """The state of one attempt. `request_with` makes requests; `databases` opens its transaction; `keeper` is the run,
     which keeps its secrets in mind."""
+
+    __slots__ = (
+        "_asking", "_committing", "_complete_with", "_counts", "_databases", "_is_async", "_keeper", "_lock", "_loop",
+        "_over", "_request_with", "_resources", "actor", "block", "effects", "elsewhere", "epoch", "generation",
+        "number", "promised", "requests", "run_id", "spares_calls", "step", "task", "traceparent", "trail", "work"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -59,8 +71,8 @@ class Attempt:
     ) -> None:
         self.run_id, self.step, self.number, self.epoch = run_id, step, number, epoch
         self.generation, self.actor, self.trail, self.traceparent = generation, actor, trail, traceparent
-        self.effects: list[StagedEffect] = []
-        self.requests: list[str] = []
+        self.effects: list[StagedEffect] = _NO_EFFECTS
+        self.requests: list[str] = _NO_REQUESTS
         self.work: SqlWork | None = None
         self.elsewhere = False  # a worker has it that has databases: only they know whether it has committed
         self.task: Handed | None = None  # in which a worker has told its end
@@ -70,8 +82,8 @@ class Attempt:
         self._resources, self._databases = resources, databases
         self._request_with, self._loop, self._is_async = request_with, loop, is_async
         self._keeper, self._complete_with = keeper, complete_with
-        self._counts: dict[str, int] = {}
-        self._asking: set[Future[Any]] = set()  # requests that a thread waits for
+        self._counts: dict[str, int] = _NO_COUNTS
+        self._asking: frozenset[Future[Any]] = _NONE_ASKING  # requests that a thread waits for
         self._over: str | None = None
         self._committing = False
         self._lock = threading.Lock()
@@ -94,7 +106,7 @@ class Attempt:
             if self._committing:
                 return False
             self._over = self._over or why
-        for asking in list(self._asking):
+        for asking in self._asking:
             asking.cancel()
         return True
 
@@ -133,13 +145,18 @@ class Attempt:
         self._before_completion()
         input, _ = self._input(effect, args, kwargs)
         key = effect_key(self.run_id, self.step, effect.name, self._count(effect.name), self.epoch)
-        self.effects.append(StagedEffect(effect.name, effect.version, key, msgspec.Raw(input)))
+        self._keep(StagedEffect(effect.name, effect.version, key, msgspec.Raw(input)))
         return Staged(key, effect.name)
 
     def take_staged(self, effect: str, version: int, key: str, input: bytes) -> None:
         """Keeps an effect that the handler has staged in another process."""
         self._before_completion()
-        self.effects.append(StagedEffect(effect, version, key, msgspec.Raw(input)))
+        self._keep(StagedEffect(effect, version, key, msgspec.Raw(input)))
+
+    def _keep(self, staged: StagedEffect) -> None:
+        if self.effects is _NO_EFFECTS:
+            self.effects = []
+        self.effects.append(staged)
 
     async def request(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Makes the call now, or replays its answer."""
@@ -151,6 +168,8 @@ class Attempt:
         """A request is known by what is asked and its count among equals, so a retry finds its answer."""
         base = f"{effect.name}:{hashlib.sha256(identity).hexdigest()[:16]}"
         request = f"{base}#{self._count(base) + 1}"
+        if self.requests is _NO_REQUESTS:
+            self.requests = []
         self.requests.append(request)
         return request
 
@@ -162,14 +181,16 @@ class Attempt:
     def request_and_wait(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The same from a handler's thread."""
         asking = asyncio.run_coroutine_threadsafe(self.request(effect, args, kwargs), self._loop)
-        self._asking.add(asking)
+        with self._lock:
+            self._asking |= {asking}
         try:
             return asking.result()
         except CancelledError:
             self.heartbeat()
             raise
         finally:
-            self._asking.discard(asking)
+            with self._lock:
+                self._asking -= {asking}
 
     def connection(self, database: str | None) -> Any:
         """The connection of the attempt's transaction, begun at first use."""
@@ -271,6 +292,8 @@ class Attempt:
         return self._keeper.keep_secrets().at_rest(effect.schema, input)
 
     def _count(self, name: str) -> int:
+        if self._counts is _NO_COUNTS:
+            self._counts = {}
         count = self._counts.get(name, 0)
         self._counts[name] = count + 1
         return count

@@ -109,6 +109,7 @@ class Engine(Serving):
         self.background: set[asyncio.Task[Any]] = set()
         self.applied, self.fresh = AppliedRows(self), list[LiveRun]()
         self._closed = False
+        self._on_lost = partial(lost, self)  # one for all journals
         self.quiet = asyncio.Event()  # while draining: a run has come to rest
 
     # -- beginning and end --------------------------------------------------------------------------------------------
@@ -357,7 +358,7 @@ class Engine(Serving):
             anchor_key=self.anchor_key,
             head=head,
             generation=generation,
-            on_lost=lambda error: lost(self, run, claim, error),
+            on_lost=self._on_lost,
         )
 
     # -- resuming -----------------------------------------------------------------------------------------------------

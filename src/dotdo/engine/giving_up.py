@@ -27,7 +27,7 @@ def take_up_left(run: "LiveRun", code: "ServiceCode") -> None:
             continue
         if code.main.done() or call.step.done():
             run.busy += 1
-            run.given_up.add(call.id)
+            run.only_end(call.id)
             run.launch_task(call.id, give_up(run, call))
 
 

@@ -4,7 +4,7 @@ completion that this commits. The same in an engine and in a worker; nothing is 
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +25,9 @@ from dotdo.journal import LARGE, Completion
 if TYPE_CHECKING:
     from dotdo.engine.secrets import RunSecrets
     from dotdo.engine.spans import RunTrace
+
+
+_NO_DATABASES: list[str] = []  # shared by all completions without SQL
 
 
 class Apart(Protocol):
@@ -65,6 +68,8 @@ class HandlerOwner(Protocol):
 class HandlerRun:
     """One step, as far as running its handler goes. Who derives from it says what follows from an attempt's end."""
 
+    __slots__ = ()  # an engine has thousands
+
     run: HandlerOwner
     id: str
     definition: Action[..., Any]
@@ -73,8 +78,10 @@ class HandlerRun:
     _loaded: tuple[Any] | None  # the result as a service receives it
 
     async def run_handler(self, action: Action[..., Any], attempt: Attempt, started: int) -> Completion:
-        load = partial(self._arguments, action, attempt)
-        arguments = load() if len(self.input) <= LARGE else await self.run.engine.committer.apart(load)
+        if len(self.input) <= LARGE:
+            arguments = self._arguments(action, attempt)
+        else:
+            arguments = await self.run.engine.committer.apart(partial(self._arguments, action, attempt))
         timeout = self.overrides.timeout or action.timeout
         if action.pool is not None:
             return await self._run_elsewhere(action, attempt, started, timeout)
@@ -83,10 +90,9 @@ class HandlerRun:
         context = AsyncContext(attempt)
         token = current.set(context)
         try:
-            if timeout is None:
-                result = await action.handler(*((context,) if action.takes_context else ()), **arguments)
-            else:
-                result = await self._within(timeout, action, context, arguments)
+            handling = action.handler(*((context,) if action.takes_context else ()), **arguments)
+            del arguments  # the handler has them
+            result = await (handling if timeout is None else self._within(timeout, handling))
             attempt.begin_commit()
             if is_heavy(result):
                 work = partial(self.completion, action, attempt, started, result)
@@ -113,13 +119,11 @@ class HandlerRun:
             attempt.block = block
             raise
 
-    async def _within(
-        self, timeout: float, action: Action[..., Any], context: AsyncContext, arguments: dict[str, Any]
-    ) -> Any:
+    async def _within(self, timeout: float, handling: Awaitable[Any]) -> Any:
         limit = asyncio.timeout(timeout)
         try:
             async with limit:
-                return await action.handler(*((context,) if action.takes_context else ()), **arguments)
+                return await handling
         except TimeoutError:
             if limit.expired():
                 raise AttemptTimedOut(f"The attempt did not end within {timeout} s.") from None
@@ -198,7 +202,7 @@ class HandlerRun:
             effects=attempt.effects,
             requests=attempt.requests,
             undo=action.undo_action is not None,
-            sql=[attempt.work.database] if attempt.work is not None else [],
+            sql=[attempt.work.database] if attempt.work is not None else _NO_DATABASES,
             fallback=self.is_fallback(action),
         )
 

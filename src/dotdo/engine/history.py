@@ -100,6 +100,12 @@ class Delivery(msgspec.Struct, gc=False):
         return (self.begun or self.unknown) and not self.delivered
 
 
+# Most steps have neither, so these are shared: they are replaced, never added to.
+_NO_REQUESTS: dict[str, Request] = {}
+_NO_DELIVERIES: list[Delivery] = []
+_NONE: list[str] = []
+
+
 class StepRecord(msgspec.Struct, gc=False):
     """What the journal says of one step.
 
@@ -119,9 +125,9 @@ class StepRecord(msgspec.Struct, gc=False):
     completion: Completion | None = None
     at: int = 0
     error: ErrorRecord | None = None
-    not_undone: list[str] = []
-    requests: dict[str, Request] = {}
-    deliveries: list[Delivery] = []
+    not_undone: list[str] = msgspec.field(default_factory=lambda: _NONE)
+    requests: dict[str, Request] = msgspec.field(default_factory=lambda: _NO_REQUESTS)
+    deliveries: list[Delivery] = msgspec.field(default_factory=lambda: _NO_DELIVERIES)
     epoch: int = 0
     generation: int = 0
     child: ChildStarted | None = None
@@ -165,6 +171,11 @@ class Handover(msgspec.Struct, frozen=True, gc=False):
 class History:
     """The state that a run's journal amounts to."""
 
+    __slots__ = (
+        "accepted", "accepted_at", "blocked", "crashes", "ended", "generation", "handovers", "operation", "plan",
+        "progress", "published", "redone", "senders", "steps", "stopping", "stopping_seq"
+    )  # fmt: skip
+
     def __init__(self) -> None:
         self.accepted: Accepted | None = None
         self.accepted_at = 0
@@ -195,7 +206,9 @@ class History:
         """The record of a step; a new one is open."""
         record = self.steps.get(id)
         if record is None:
-            record = self.steps[id] = StepRecord(id, generation=self.generation, requests={}, deliveries=[])
+            record = self.steps[id] = StepRecord(
+                id, generation=self.generation, not_undone=_NONE, requests=_NO_REQUESTS, deliveries=_NO_DELIVERIES
+            )
         return record
 
     def load(self, entries: list[Entry]) -> None:
@@ -231,7 +244,7 @@ class History:
         record = self.step(entry.step)
         record.state, record.completion, record.seq, record.at = COMMITTED, data, entry.seq, entry.at
         record.attempt = max(record.attempt, entry.attempt)
-        record.deliveries = [Delivery() for _ in data.effects] if data.effects else []
+        record.deliveries = [Delivery() for _ in data.effects] if data.effects else _NO_DELIVERIES
         return record
 
     def _effects_completed(self, entry: Entry, data: Any) -> None:
@@ -253,10 +266,12 @@ class History:
         self.step(entry.step).attempt = entry.attempt
 
     def _requested(self, entry: Entry, data: Requested) -> None:
-        requests = self.step(entry.step).requests
-        before = requests.get(data.request)
+        record = self.step(entry.step)
+        before = record.requests.get(data.request)
         first_at = before.first_at if before is not None and before.intent.key == data.key else entry.at
-        requests[data.request] = Request(data, at=entry.seq, first_at=first_at)
+        if not record.requests:
+            record.requests = {}
+        record.requests[data.request] = Request(data, at=entry.seq, first_at=first_at)
 
     def _answered(self, entry: Entry, data: Answered) -> None:
         known = self.step(entry.step).requests[data.request]
@@ -377,7 +392,7 @@ class History:
         doubts = {name: known for name, known in old.requests.items() if known.in_doubt}
         for known in doubts.values():
             known.carried = True
-        self.steps[id] = StepRecord(id, epoch=old.epoch + 1, generation=self.generation, requests=doubts, deliveries=[])
+        self.steps[id] = StepRecord(id, epoch=old.epoch + 1, generation=self.generation, requests=doubts)
 
 
 def _count_try(known: Request, entry: Entry) -> None:

@@ -25,10 +25,12 @@ _encode_waiting = msgspec.json.Encoder().encode
 _NO_ACCEPTS: list[tuple[NewRun, Entry]] = []
 _NO_NUMBERS: list[int] = []
 _NO_MESSAGES: list[Message] = []
+_NO_WAITERS: "list[tuple[int, Done]]" = []
+_NONE_WRITTEN: "list[Done]" = []
 
 
 class RunJournal:
-    """Appends to one run's journal under one claim. on_lost: called once when a write failed."""
+    """Appends to one run's journal under one claim. on_lost: called once, with the journal, when a write failed."""
 
     __slots__ = (
         "_accepts",
@@ -66,7 +68,7 @@ class RunJournal:
         anchor_key: bytes,
         head: Entry,
         generation: int,
-        on_lost: Callable[[BaseException], None],
+        on_lost: "Callable[[RunJournal, BaseException], None]",
     ) -> None:
         self.run, self.claim, self.generation = run, claim, generation
         self.seq = self.durable_seq = head.seq
@@ -74,8 +76,8 @@ class RunJournal:
         self.lost: BaseException | None = None
         self.kept: list[Entry] | None = None  # in development: for the replay that checks the run
         self._committer, self._clock, self._anchor_key, self._on_lost = committer, clock, anchor_key, on_lost
-        self._waiters: list[tuple[int, Done]] = []
-        self._written: list[Done] = []
+        self._waiters = _NO_WAITERS
+        self._written = _NONE_WRITTEN
         self._late: Late | None = None
         self._clear()
 
@@ -206,10 +208,14 @@ class RunJournal:
 
     def when_durable(self, callback: Done) -> None:
         """Calls back, with None or the store's error, once everything appended so far is durable."""
+        if self._waiters is _NO_WAITERS:
+            self._waiters = []
         self._waiters.append((self.seq, callback))
 
     def when_written(self, callback: Done) -> None:
         """Calls back once the next write is through; for an update without entries."""
+        if self._written is _NONE_WRITTEN:
+            self._written = []
         self._written.append(callback)
         self._mark()
 
@@ -241,7 +247,7 @@ class RunJournal:
         assert late is not None, "only this ends it"
         if error is not None:
             self._committer.condemn(self)
-            written, self._written = self._written, []
+            written, self._written = self._written, _NONE_WRITTEN
             self._done(self.seq, written, error)
             return
         for accepted in late.accepted(self._anchor_key):
@@ -263,7 +269,7 @@ class RunJournal:
         write.succession = self._succession
         written = self._written
         if written:
-            self._written = []
+            self._written = _NONE_WRITTEN
         self._clear()
         return write, partial(self._done, self.seq, written)
 
@@ -272,12 +278,13 @@ class RunJournal:
             self.durable_seq = seq
         elif self.lost is None:
             self.lost = error
-            self._on_lost(error)
+            self._on_lost(self, error)
         for callback in written:
             callback(self.lost)
         waiters = self._waiters
         if waiters:
-            self._waiters = [waiter for waiter in waiters if waiter[0] > seq and self.lost is None]
+            left = [waiter for waiter in waiters if waiter[0] > seq and self.lost is None]
+            self._waiters = left or _NO_WAITERS
             for needed, callback in waiters:
                 if needed <= seq or self.lost is not None:
                     callback(self.lost)

@@ -11,20 +11,22 @@ from dotdo.errors import FenceLost, NodeExpelled, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
+    from dotdo.engine.journaling import RunJournal
 
 
-def lost(engine: "Engine", id: str, claim: int, error: BaseException) -> None:
+def lost(engine: "Engine", journal: "RunJournal", error: BaseException) -> None:
     """A write of a run failed."""
     if engine.lease is not None and isinstance(error, NodeExpelled | StoreUnavailable):
         engine.lease.lost(error)  # so did everybody's
         return
+    id = journal.run
     run = engine.live.pop(id, None)
     if run is not None:
         run.release()
     # That another node was first with a key, or has the run by now, is nothing to worry about.
     level = logging.INFO if engine.lease is not None and isinstance(error, FenceLost) else logging.ERROR
     engine.log.log(level, "a write of %s failed, reading it again: %s", id, error)
-    engine.spawn(_reload(engine, id, claim, error))
+    engine.spawn(_reload(engine, id, journal.claim, error))
 
 
 async def _reload(engine: "Engine", id: str, lost: int, error: BaseException) -> None:

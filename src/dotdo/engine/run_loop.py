@@ -10,7 +10,6 @@ no hook for it: sets of bare `asyncio.Future()`s, or of the service's own object
 
 import asyncio
 import gc
-import heapq
 import logging
 import math
 import sys
@@ -21,7 +20,8 @@ from contextvars import Context, copy_context
 from types import CodeType, FrameType
 from typing import Any, Never, cast
 
-from dotdo.engine.run_tasks import RunFuture, RunHandle, RunTask, RunTimer, RunTimerHandle
+from dotdo.engine.run_tasks import RunFuture, RunHandle, RunTask, RunTimerHandle
+from dotdo.engine.run_timers import RunTimer, RunTimers
 from dotdo.engine.watching import Interrupted, Watch
 from dotdo.errors import RunEvicted, ServiceDidIO, ServiceSpins
 
@@ -61,6 +61,12 @@ def _refuses(call: str) -> Callable[..., Never]:
     return refuse
 
 
+# What most runs never have, so these are shared: they are replaced, never added to.
+_NO_GENERATORS: list[weakref.ref[AsyncGenerator[Any, Any]]] = []
+_NONE_COLLECTED: list[AsyncGenerator[Any, Any]] = []
+_NONE_EARLY: dict[object, RunTask] = {}
+
+
 class RunLoop(asyncio.AbstractEventLoop):
     """The event loop of one run.
 
@@ -80,16 +86,14 @@ class RunLoop(asyncio.AbstractEventLoop):
         self._closed = False
         self._eager = False
         self._ready: list[RunHandle | RunTimerHandle] = []  # an empty deque takes as much memory as ten lists
-        self._task_count = self._future_count = self._timer_count = 0
+        self._task_count = self._future_count = 0
         # Strong references: a task that only a future of its own knows would else be collected, at any time.
         self._tasks: list[RunTask] = []
         self._sweep_tasks_at = self._sweep_generators_at = _SWEEP_FROM
-        self._timer_heap: list[tuple[int, int, RunTimer]] = []
-        self._timers: dict[str, RunTimer] = {}
-        self._timer_counts: dict[int, int] = {}
-        self._generators: list[weakref.ref[AsyncGenerator[Any, Any]]] = []
-        self._collected: list[AsyncGenerator[Any, Any]] = []
-        self._asked_early: dict[object, RunTask] = {}
+        self._timers: RunTimers | None = None
+        self._generators: list[weakref.ref[AsyncGenerator[Any, Any]]] = _NO_GENERATORS
+        self._collected: list[AsyncGenerator[Any, Any]] = _NONE_COLLECTED
+        self._asked_early: dict[object, RunTask] = _NONE_EARLY
 
     # -- the engine's side ----------------------------------------------------------------------------------------
 
@@ -150,28 +154,24 @@ class RunLoop(asyncio.AbstractEventLoop):
         """The live timer that is due first; of those due together, the one made first."""
         if self._closed:
             raise RunEvicted(_EVICTED)
-        while self._timer_heap and self._timer_heap[0][2].handle.run_key is None:
-            heapq.heappop(self._timer_heap)
-        return self._timer_heap[0][2] if self._timer_heap else None
+        return None if self._timers is None else self._timers.next()
 
     def timer(self, key: str) -> RunTimer | None:
         """The live timer of that key, or None (never made, fired, cancelled)."""
         if self._closed:
             raise RunEvicted(_EVICTED)
-        return self._timers.get(key)
+        return None if self._timers is None else self._timers.get(key)
 
     def made(self, key: str) -> bool:
         """Whether a timer of that key was made, be it alive, fired or cancelled."""
-        delay, _, count = key.removeprefix("timer:").partition("#")
-        return self._timer_counts.get(int(delay), 0) >= int(count)
+        return self._timers is not None and self._timers.made(key)
 
     def fire(self, timer: RunTimer) -> None:
         """Make the timer's callback ready, to run in the next drain. One cancelled or fired meanwhile is dropped."""
         if self._closed:
             raise RunEvicted(_EVICTED)
-        if timer.handle.run_key is not None:
-            timer.handle.run_key = None
-            del self._timers[timer.key]
+        if self._timers is not None and timer.handle.run_key is not None:
+            self._timers.end(timer.handle)
             self._ready.append(timer.handle)
 
     def unfinished(self) -> list[RunTask]:
@@ -195,8 +195,8 @@ class RunLoop(asyncio.AbstractEventLoop):
         self._closed = True
         try:
             self._ready.clear()
-            self._timer_heap.clear()
-            self._timers.clear()
+            if self._timers is not None:
+                self._timers.clear()
             unfinished = self.unfinished()
             refusing = [task for task in unfinished if not _ends(task)]
             for task in self._tasks:
@@ -207,7 +207,7 @@ class RunLoop(asyncio.AbstractEventLoop):
             for generator in [*(ref() for ref in self._generators), *self._collected]:
                 if generator is not None:
                     self._close_generator(generator)
-            self._tasks, self._generators, self._collected = [], [], []
+            self._tasks, self._generators, self._collected = [], _NO_GENERATORS, _NONE_COLLECTED
             return refusing
         except Interrupted:
             return self.unfinished()
@@ -258,22 +258,15 @@ class RunLoop(asyncio.AbstractEventLoop):
         # Rounded up: a wait for the rest of some time must not end before it, and be asked for again without end.
         delay_ms = max(0, math.ceil(round(min(delay * 1000, _LONGEST_DELAY_MS), 3)))
         handle = RunTimerHandle(when, callback, args, self, context)
-        self._timer_count += 1
-        count = self._timer_counts[delay_ms] = self._timer_counts.get(delay_ms, 0) + 1
-        handle.run_key = key = f"timer:{delay_ms}#{count}"
-        timer = self._timers[key] = RunTimer(key, self.now + delay_ms, self._timer_count, handle)
-        heapq.heappush(self._timer_heap, (timer.due, timer.ordinal, timer))
+        if self._timers is None:
+            self._timers = RunTimers()
+        self._timers.add(delay_ms, self.now, handle)
         return handle
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Called by `TimerHandle.cancel`, also for a timer that has fired."""
-        if isinstance(handle, RunTimerHandle) and handle.run_key is not None:
-            self._timers.pop(handle.run_key, None)  # an evicted loop has forgotten it already
-            handle.run_key = None
-            # A step in a loop under `asyncio.timeout` would fill the heap with timers that are far off and cancelled.
-            if len(self._timer_heap) >= _SWEEP_FROM + 2 * len(self._timers):
-                self._timer_heap = [entry for entry in self._timer_heap if entry[2].handle.run_key is not None]
-                heapq.heapify(self._timer_heap)
+        if isinstance(handle, RunTimerHandle) and self._timers is not None:
+            self._timers.end(handle)
 
     def create_future(self) -> RunFuture:
         if self._closed or self.finalising:
@@ -334,6 +327,8 @@ class RunLoop(asyncio.AbstractEventLoop):
                     "asyncio.as_completed starts the coroutines of a generator or set in an order of chance, so the "
                     "service could not be replayed. Give it a list of coroutines, or of tasks."
                 )
+            if self._asked_early is _NONE_EARLY:
+                self._asked_early = {}
             for each in dict.fromkeys(cast(Iterable[Any], given)):
                 if asyncio.iscoroutine(each):
                     self._asked_early[each] = self._new_task(each, None, None)
@@ -398,6 +393,8 @@ class RunLoop(asyncio.AbstractEventLoop):
             gc.enable()
 
     def _generator_begins(self, generator: Any) -> None:
+        if self._generators is _NO_GENERATORS:
+            self._generators = []
         self._generators.append(weakref.ref(generator))
         if len(self._generators) >= self._sweep_generators_at and not self._closed:
             self._generators = [ref for ref in self._generators if ref() is not None]
@@ -412,6 +409,8 @@ class RunLoop(asyncio.AbstractEventLoop):
         if _get_running_loop() is self:
             self._close_generator(generator)
         elif not self._closed:
+            if self._collected is _NONE_COLLECTED:
+                self._collected = []
             self._collected.append(generator)
 
     def _close_generator(self, generator: Any) -> None:

@@ -50,12 +50,3 @@ class RunTimerHandle(asyncio.TimerHandle):
 
     __slots__ = ("run_key",)
     run_key: str | None
-
-
-class RunTimer:
-    """A timer of a run: its key in the journal, when it is due (ms, the store's clock), its place by creation."""
-
-    __slots__ = ("due", "handle", "key", "ordinal")
-
-    def __init__(self, key: str, due: int, ordinal: int, handle: RunTimerHandle) -> None:
-        self.key, self.due, self.ordinal, self.handle = key, due, ordinal, handle

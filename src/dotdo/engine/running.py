@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
 
 
+_NO_STEPS: frozenset[str] = frozenset()
 _NO_CALLS: Mapping[tuple[str, str], asyncio.Task[Any]] = MappingProxyType({})
 
 
@@ -77,7 +78,7 @@ class LiveRun(SecretKeeping):
         self.code: ServiceCode | None = None
         self.trace: RunTrace | None = None
         self.steps: dict[str, StepRun] = {}
-        self.attempts: set[Attempt] = set()  # under way, those of undos too
+        self.attempts: dict[Attempt, None] = {}  # under way, those of undos too
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.calls: Mapping[tuple[str, str], asyncio.Task[Any]] = _NO_CALLS
         self.asked: tuple[Block, ...] = ()
@@ -88,7 +89,7 @@ class LiveRun(SecretKeeping):
         self.busy = 0
         self._unmatched: list[StepRecord] = []
         self.unsettled: Unsettled | None = None  # what earlier owners may have left
-        self.given_up: set[str] = set()  # steps that only come to their end: nobody waits for them any more
+        self.given_up: frozenset[str] = _NO_STEPS
         self._launching = False
         self.conductor: asyncio.Task[None] | None = None
         self._times = Times()
@@ -249,7 +250,7 @@ class LiveRun(SecretKeeping):
             elif not (call.step.done() or code.main.done()):
                 self._launch(call)
             elif call.id not in self.tasks and is_left(self, call.id):
-                self.given_up.add(call.id)
+                self.only_end(call.id)
                 self.launch_task(call.id, give_up(self, call))
             else:
                 self.busy -= 1
@@ -277,6 +278,10 @@ class LiveRun(SecretKeeping):
         task = self.tasks[id] = asyncio.Task(work, loop=self.engine.loop, name=id, context=step_context())
         task.add_done_callback(partial(self._step_done, id))
 
+    def only_end(self, id: str) -> None:
+        """From here on a step only comes to its end: nobody waits for it any more."""
+        self.given_up |= {id}
+
     @guarded
     def _step_done(self, id: str, task: "asyncio.Task[None]") -> None:
         self.busy -= 1
@@ -293,7 +298,7 @@ class LiveRun(SecretKeeping):
         elif task.cancelled() and self._ended_without_outcome(self.history.step(id)):
             if step is not None and is_unsettled(self, id):  # it was cancelled before it could begin
                 self.busy += 1
-                self.given_up.add(id)
+                self.only_end(id)
                 self.launch_task(id, step.give_up())
             else:
                 self.append("step_cancelled", Empty(), id)

@@ -64,8 +64,23 @@ class Call:
         self.overrides, self.typed = overrides, typed
 
 
+# What most services never have, so these are shared: they are replaced, never added to.
+_NONE_HELD: frozenset[str] = frozenset()
+_NO_STEPS: list[str] = []
+_NO_PROGRESS: list[Published] = []
+_NO_EVENTS: "dict[str, deque[EventReceived]]" = {}
+_NONE_AWAITED: "dict[str, deque[RunFuture]]" = {}
+_NO_TIMERS: list[str] = []
+
+
 class ServiceCode:
     """One execution of a service's code. Implements `context.Runner` and `step.StepOwner`."""
+
+    __slots__ = (
+        "_accepted", "_awaited", "_catalogue", "_counts", "_early_timers", "_events", "_held", "_history", "_keeper",
+        "_pins", "_publishes", "_random", "_secrets", "_uuids", "calls", "cancelled", "loop", "main", "new",
+        "published", "run_id", "service"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -86,14 +101,14 @@ class ServiceCode:
         self.loop = RunLoop(salt=zlib.crc32(run_id.encode()), now=_start_of(history), watch=watch)
         self.calls: dict[str, Call] = {}
         self.new: list[Call] = []
-        self.cancelled: list[str] = []
-        self.published: list[Published] = []  # not journaled yet
+        self.cancelled: list[str] = _NO_STEPS
+        self.published: list[Published] = _NO_PROGRESS  # not journaled yet
         self._publishes = 0
-        self._counts: dict[str, int] = {}
-        self._events: dict[str, deque[EventReceived]] = {}
-        self._awaited: dict[str, deque[RunFuture]] = {}
-        self._early_timers: list[str] = []
-        self._held: set[str] = set()
+        self._counts: dict[str, int] = {}  # of calls that are equal, or were dropped
+        self._events: dict[str, deque[EventReceived]] = _NO_EVENTS
+        self._awaited: dict[str, deque[RunFuture]] = _NONE_AWAITED
+        self._early_timers: list[str] = _NO_TIMERS
+        self._held: frozenset[str] = _NONE_HELD  # steps that were handed over before the code asked for them
         self._uuids: random.Random | None = None
         self._random: random.Random | None = None
         self.main: Any = None
@@ -117,13 +132,13 @@ class ServiceCode:
             call = self.calls.get(item.name)
             if call is None or not call.step.begun:
                 if not item.name.startswith(OWN_STEPS):
-                    self._held.add(item.name)  # nobody asked for it yet: kept until somebody does
+                    self._held |= {item.name}  # nobody asked for it yet: kept until somebody does
             elif not call.step.done():
                 self._fulfil(call, self._history.steps[item.name])
         elif item.kind == "undone":
             call = self.calls.get(f"undo:{item.name}")
             if call is None or not call.step.begun:
-                self._held.add(f"undo:{item.name}")
+                self._held |= {f"undo:{item.name}"}
             elif not call.step.done():
                 self._taken_back(call, self._history.steps[item.name])
         elif item.kind == "timer":
@@ -131,7 +146,7 @@ class ServiceCode:
             if timer is not None:
                 loop.fire(timer)
             elif not loop.made(item.name):
-                self._early_timers.append(item.name)
+                self._early_timers = [*self._early_timers, item.name]
             # else it fired while the step that it was to cut short had just ended: it was cancelled, and is late
         else:
             self._event(item)
@@ -252,6 +267,8 @@ class ServiceCode:
         if early:
             future.set_result(codec.decode(bytes(early.popleft().value)))
         else:
+            if self._awaited is _NONE_AWAITED:
+                self._awaited = {}
             self._awaited.setdefault(name, deque()).append(future)
         return future
 
@@ -267,6 +284,8 @@ class ServiceCode:
             )
         self._publishes += 1
         if self._publishes > self._history.published:
+            if self.published is _NO_PROGRESS:
+                self.published = []
             self.published.append(Published(msgspec.Raw(data)))
 
     def hide(self, text: str) -> None:
@@ -347,8 +366,10 @@ class ServiceCode:
             input, identity = self._run_secrets().at_rest(definition.schema, plain)
             self._run_secrets().refuse(overrides.step_key or "", f"The key of a step {name}")
         base = f"{name}:{overrides.step_key}" if overrides.step_key else f"{name}:{codec.digest(identity)}"
-        count = self._counts[base] = self._counts.get(base, 0) + 1
-        id = base if count == 1 else f"{base}#{count}"
+        id = base
+        if base in self.calls or base in self._counts:
+            count = self._counts[base] = self._counts.get(base, 1) + 1
+            id = f"{base}#{count}"
         if id not in self._history.steps:
             definition.schema.check(plain)
         step: Step[Any] = Step(id, self, self.loop, self.loop.future_hash())
@@ -369,8 +390,8 @@ class ServiceCode:
         if self.loop.finalising:
             raise CalledOutside("An async generator that was left may not start a step while it cleans up.")
         call = self.calls[step.identity]
-        if self._held and call.id in self._held:
-            self._held.discard(call.id)
+        if call.id in self._held:
+            self._held -= {call.id}
             try:
                 if call.definition is TAKING_BACK:
                     self._taken_back(call, self._history.steps[call.id.removeprefix("undo:")])
@@ -383,11 +404,14 @@ class ServiceCode:
 
     def cancel(self, step: Step[Any]) -> None:
         """Part of StepOwner: the attempt in flight shall end too."""
+        if self.cancelled is _NO_STEPS:
+            self.cancelled = []
         self.cancelled.append(step.identity)
 
     def drop(self, step: Step[Any]) -> None:
         """Part of StepOwner: the call is not forgotten, but whoever was to await it was cancelled first."""
         del self.calls[step.identity]
+        self._counts.setdefault(step.identity, 1)
 
     def _taken_back(self, call: Call, record: StepRecord) -> None:
         if record.undone:
@@ -440,6 +464,8 @@ class ServiceCode:
             if not future.done():
                 future.set_result(codec.decode(bytes(item.event.value)))
                 return
+        if self._events is _NO_EVENTS:
+            self._events = {}
         self._events.setdefault(item.name, deque()).append(item.event)
 
     def _fire_early(self) -> None:

@@ -45,6 +45,11 @@ MOST_LOST = 5  # workers that an attempt may take with it, one after the other, 
 class StepRun(HandlerRun):
     """Executes one action as a step of a run, from wherever its record stands."""
 
+    __slots__ = (
+        "_launched", "_loaded", "_lost", "_started", "attempt", "definition", "id", "input", "overrides", "record",
+        "run"
+    )  # fmt: skip
+
     def __init__(
         self,
         run: "LiveRun",
@@ -79,6 +84,9 @@ class StepRun(HandlerRun):
         try:
             if record.state == OPEN and is_unsettled(self.run, self.id):
                 await self._settle()
+            if record.state == OPEN and record.is_unheard_of:
+                # Most steps end with their first attempt, which so has one coroutine less behind it.
+                await self._attempt(self.definition, self._retry_of(self.definition))
             if record.state == OPEN:
                 await self._attempts()
         except asyncio.CancelledError:
@@ -117,7 +125,7 @@ class StepRun(HandlerRun):
         if record.fallback and action.fallback is not None:
             action = action.fallback
         while record.state == OPEN:
-            retry = self.overrides.retry or action.retry
+            retry = self._retry_of(action)
             # A record with failures but no next attempt had used its retries up: only the fallback is left.
             if record.failures == 0 or record.next_at is not None:
                 if record.next_at is not None and record.next_at > run.engine.clock.now():
@@ -133,6 +141,9 @@ class StepRun(HandlerRun):
                 continue
             self._fail(record.last_error or ErrorRecord("Error", "failed"), [])
             return
+
+    def _retry_of(self, action: Action[..., Any]) -> Retry:
+        return self.overrides.retry or action.retry
 
     async def _wait_for_retry(self, retry: Retry) -> None:
         record = self.record
@@ -152,7 +163,7 @@ class StepRun(HandlerRun):
         number = record.attempt + 1
         started = self._started = run.engine.clock.now()
         attempt = self.attempt = self._new_attempt(action, number)
-        run.attempts.add(attempt)
+        run.attempts[attempt] = None
         try:
             work, trace = self.run_handler(action, attempt, started), run.trace
             completion = await (work if trace is None else trace.attempt(attempt, action, work))
@@ -168,7 +179,7 @@ class StepRun(HandlerRun):
             if attempt.task is not None:
                 tell(run, attempt)
             attempt.close()
-            run.attempts.discard(attempt)
+            run.attempts.pop(attempt, None)
             self.attempt = None
 
     async def _without_commit(

@@ -69,7 +69,7 @@ class Bench:
             anchor_key=KEY,
             head=self.store.read_journal(run)[-1],
             generation=0,
-            on_lost=lambda error: self.lost.append((run, error)),
+            on_lost=lambda journal, error: self.lost.append((journal.run, error)),
         )
 
     def kinds(self, journal: RunJournal) -> list[str]:

@@ -46,8 +46,9 @@ class Connection(HttpToolsProtocol):
         self._limit = limit
         self._timer: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
-        self._is_head = True  # what comes next belongs to a head
-        self._bytes = self._size = 0  # of the head: as received, and as parsed
+        self._phase = "head"  # what comes next: a head, a body, or nothing
+        self._timed = ""  # the phase that the timer is for
+        self._bytes = 0  # of the head that are here
         self._refusal: Refused | None = None
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -62,7 +63,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has ended, however."""
-        self._disarm()
+        self._arm(None)
         if self._stall is not None:
             self._stall.cancel()
         super().connection_lost(exc)
@@ -72,62 +73,53 @@ class Connection(HttpToolsProtocol):
         if self._refusal is not None:
             return  # read, so that the caller sees the refusal, and thrown away
         super().data_received(data)
-        if self._is_head and self._refusal is None:
+        if self._refusal is not None:
+            return
+        if self._phase == "head":
             self._bytes += len(data)
             if self._bytes > MAX_HEAD:
                 self._refuse(_too_large())
+                return
+        # Most requests come as one piece, and need no timer.
+        if self._phase != self._timed:
+            self._arm({"head": HEAD_SECONDS, "body": WHOLE_SECONDS}.get(self._phase))
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._is_head, self._size = True, 0
-        if self._timer is None:
-            self._arm(HEAD_SECONDS)
+        self._phase, self._bytes = "head", 0
         super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        """A part of its address."""
-        super().on_url(url)
-        if len(self.url) > MAX_URL:
-            self._refusal = _refused(414, "url_too_long", f"The address has more than {MAX_URL} bytes.")
-            raise _TooMuch
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header."""
-        super().on_header(name, value)
-        self._size += len(name) + len(value)
-        if self._size > MAX_HEAD or len(self.headers) > MAX_HEADERS:
-            self._refusal = _too_large()
-            raise _TooMuch
 
     def on_headers_complete(self) -> None:
         """Its head is whole."""
-        self._is_head, self._bytes = False, 0
-        self._arm(WHOLE_SECONDS)
+        self._phase = "body"
+        if len(self.url) > MAX_URL:
+            self._refusal = _refused(414, "url_too_long", f"The address has more than {MAX_URL} bytes.")
+            raise _TooMuch
+        if len(self.headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD:
+            self._refusal = _too_large()
+            raise _TooMuch
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """It is whole."""
-        self._disarm()
+        self._phase = "idle"
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """It is no HTTP, or its head was too large."""
         self._refuse(self._refusal or _refused(400, "invalid_request", msg))
 
-    def _arm(self, seconds: float) -> None:
-        self._disarm()
-        self._timer = self.loop.call_later(seconds, self._too_slow)
-
-    def _disarm(self) -> None:
+    def _arm(self, seconds: float | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._timed = self._phase
+        self._timer = None if seconds is None else self.loop.call_later(seconds, self._too_slow)
 
     def _too_slow(self) -> None:
         self._timer = None
-        if self._is_head and self._bytes == 0:
+        if self._phase == "head" and self._bytes == 0:
             self.transport.close()  # nothing was asked
-        elif self._is_head or not self.cycle.response_started:
+        elif self._phase == "head" or not self.cycle.response_started:
             self._refuse(_refused(408, "request_timeout", "The request did not come in time.", retryable=True))
         else:
             self.transport.abort()  # it was answered, and still sends
@@ -135,7 +127,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, refused: Refused) -> None:
         """Answers with a problem document, and ends the connection once that can have been read."""
         self._refusal = refused
-        self._disarm()
+        self._arm(None)
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
             return

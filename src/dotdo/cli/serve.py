@@ -99,6 +99,11 @@ async def _serve(
         say(f"{mark('✓', '+')} Serving {len(set(names))} actions and services of {application.where} at {url}")
         say(f"  Try: curl {url}/v1/actions" + ("" if open_access else " -H 'Authorization: Bearer do_...'"))
 
+    def on_signal(number: int, again: bool) -> None:
+        if again:
+            os._exit(128 + number)  # which loses nothing: what was accepted goes on at the next start
+        say(f"Stopping: requests and attempts in flight are given {GRACE:g} s to end; the same again stops at once.")
+
     async with AsyncDo(
         store,
         sql=databases(sql),
@@ -107,7 +112,9 @@ async def _serve(
         secrets=application.secrets,
         grace=GRACE,
     ) as client:
-        await listen(client, host=host, port=port, open_access=open_access, rate=rate, on_ready=on_ready)
+        await listen(
+            client, host=host, port=port, open_access=open_access, rate=rate, on_ready=on_ready, on_signal=on_signal
+        )
     say("Stopped in order.")
 
 

@@ -17,7 +17,7 @@ from dotdo.engine.previewing import Previewer
 from dotdo.engine.pruning import Place, prune
 from dotdo.engine.publishing import Readers
 from dotdo.engine.running import LiveRun
-from dotdo.errors import UnknownName
+from dotdo.errors import NodeDraining, UnknownName
 from dotdo.journal import Entry
 from dotdo.keys import ApiKey
 from dotdo.policy import Retention
@@ -43,6 +43,8 @@ class Serving:
     live: dict[str, LiveRun]
     tracing: Tracing | None = None  # set before the start
     capacity = 20_000  # runs in memory
+    node: str
+    draining = False
     read: Callable[[Callable[[], Any]], Awaitable[Any]]
     anchor_key: bytes
     post: Callable[[Message], Awaitable[None]]
@@ -141,7 +143,9 @@ class Serving:
 
     async def check(self) -> None:
         """Raises StoreError unless runs can be accepted now."""
-        await self.write(lambda: None)
+        if self.draining:
+            raise NodeDraining("The engine starts nothing new.")
+        await self.write(lambda: self.store.touch(self.node))
         await self.read(self.store.next_due)
 
     async def find_api_key(self, digest: str) -> ApiKey | None:

@@ -3,7 +3,6 @@
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from dotdo.errors import DotdoError
 from dotdo.server.problems import Refused
 from dotdo.server.serving import actor, answer, platform, site
 
@@ -17,13 +16,13 @@ async def healthz(request: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     """Runs can be accepted now: the server does not drain, and the store answers. Needs no key."""
-    if site(request).draining:
+    here = site(request)
+    if here.draining:
         raise Refused(503, "draining", "The server is stopping.", retryable=True, headers={"Retry-After": "1"})
-    try:
-        await (await platform(request)).check()
-    except DotdoError:
+    if not await here.readiness.is_ready():
         # Whoever has no key is not told why; the log is.
-        raise Refused(503, "not_ready", "The store does not answer.", retryable=True) from None
+        text = "Runs cannot be accepted now."
+        raise Refused(503, "not_ready", text, retryable=True, headers={"Retry-After": "1"})
     return answer({"status": "ready"})
 
 

@@ -32,12 +32,14 @@ async def serve(
     rate: Rate | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
     until: asyncio.Event | None = None,
+    on_signal: Callable[[int, bool], None] = lambda number, again: None,
 ) -> None:
     """Serves until SIGTERM, SIGINT, or `until` is set; the caller closes the client.
 
     port: 0 takes a free one. open_access: no key is needed; refused but on loopback. rate: how many requests a key may
     make that has no rate of its own; by default any number. on_ready: told the URL once requests are answered. Raises
-    DefinitionError when the address cannot be had.
+    DefinitionError when the address cannot be had. on_signal: told of each signal, and whether it is not the first; a
+    second one cuts what is left.
     """
     if open_access and host not in LOOPBACK:
         raise DefinitionError(
@@ -59,7 +61,7 @@ async def serve(
         timeout_graceful_shutdown=GRACE_SECONDS,
         lifespan="on",
     )
-    server = _Server(config, lambda: on_ready(_url(listener)), app.stop)
+    server = _Server(config, lambda: on_ready(_url(listener)), app.stop, on_signal)
     stopping = None if until is None else asyncio.create_task(_stop(server, until))
     try:
         await server.serve([listener])
@@ -77,9 +79,15 @@ async def _stop(server: "_Server", until: asyncio.Event) -> None:
 class _Server(uvicorn.Server):
     """uvicorn, that tells when it is ready and when it is about to stop."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], on_stop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_ready: Callable[[], None],
+        on_stop: Callable[[], None],
+        on_signal: Callable[[int, bool], None],
+    ) -> None:
         super().__init__(config)
-        self._on_ready, self._on_stop = on_ready, on_stop
+        self._on_ready, self._on_stop, self._on_signal = on_ready, on_stop, on_signal
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Tells that requests are answered from now on."""
@@ -95,6 +103,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came; a second one cuts what is left. uvicorn would raise it again at the end, and so end the
         process before the engine has drained."""
+        self._on_signal(sig, self.should_exit)
         self.force_exit = self.should_exit
         self.stop()
 

@@ -16,6 +16,7 @@ from dotdo.server.asked import asked_of
 from dotdo.server.auth import Gate, Keys
 from dotdo.server.metrics import Metrics
 from dotdo.server.problems import Refused
+from dotdo.server.readiness import Readiness
 from dotdo.server.waits import Waits
 from dotdo.tracing import Tracing, find_tracing
 
@@ -54,6 +55,7 @@ class Site:
     ) -> None:
         self.open, self.gate, self.metrics = open, gate, metrics
         self.draining = False
+        self.readiness = Readiness(open)
         self.waits = Waits()
         self.streams: Counter[str | None] = Counter()  # by actor
         self.asking: Counter[str | None] = Counter()  # the same, of all requests under way

@@ -188,6 +188,10 @@ class Store(Protocol):
         its own, and are rescued like those of a crashed node."""
         ...
 
+    def touch(self, node: str) -> None:
+        """Writes something that leaves all as it was. Raises StoreError when the store cannot be written."""
+        ...
+
     def claim_due(self, node: str, now: int, limit: int) -> list[Claim]:
         """Takes up to `limit` runs that are due and have no owner."""
         ...

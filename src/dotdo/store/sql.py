@@ -148,6 +148,12 @@ class SqlStore(Retaining, Erasing, ApiKeys, Offering):
             self._db.write(self._sql["release_runs"], {"node": node, "now": now, "unseen": kept})
             self._db.write(self._sql["leave_node"], {"node": node})
 
+    def touch(self, node: str) -> None:
+        """Writes something that changes nothing, to see whether that can be done."""
+        with self._db.transaction():
+            for by in (1, -1):
+                self._db.write(self._sql["touch_node"], {"node": node, "by": by})
+
     def claim_due(self, node: str, now: int, limit: int) -> list[Claim]:
         """Takes up to `limit` runs that are due and have no owner."""
         with self._db.transaction():

@@ -6,6 +6,10 @@ insert into nodes (id, host, pid, started_at, lease_until) values (:node, :host,
 -- A node goes down in order.
 delete from nodes where id = :node;
 
+-- name: touch_node
+-- To see whether the store can be written: forth, and back in the same transaction. What stays equal is not written.
+update nodes set started_at = started_at + cast(:by as bigint) where id = :node;
+
 -- name: expel_others
 -- The holder of the store's only engine lock knows that every other node is gone.
 delete from nodes where id <> :node;

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from dotdo.clock import SystemClock
-from dotdo.embedding import audit_key, engine_on, store_path
+from dotdo.embedding import audit_key, engine_on, key_path, open_shared, postgres_url, store_path
 from dotdo.engine import erasing, pruning
 from dotdo.errors import StoreUnusable
 from dotdo.journal import Blocked, anchor, encode_data, link
@@ -66,25 +66,55 @@ class Restored(msgspec.Struct, frozen=True):
 
 
 def check(store: str | None) -> Condition:
-    """Looks whether a store's file is sound and has the schema of this dotdo. Changes nothing. Raises StoreUnusable."""
+    """Looks whether a store is sound and has the schema of this dotdo. Changes nothing. Raises StoreUnusable."""
+    url = postgres_url(store)
+    if url is not None:
+        return _check_shared(url)
     path = _path(store)
     with closing(SQLiteDatabase(path, readonly=True)) as database:
         schema, problems = database.version(), database.integrity()
     newest = migrations("sqlite")[-1][0]
     runs: dict[str, int] = {}
-    if schema < newest:
-        problems.append(f"its schema is {schema}, and this dotdo needs {newest}: dotdo db migrate")
-    elif schema > newest:
-        problems.append(f"its schema is {schema}, and this dotdo knows {newest} at most: upgrade dotdo")
+    if schema != newest:
+        problems.append(_other_schema(schema, newest))
     elif not problems:
         with closing(SqlStore(SQLiteDatabase(path, readonly=True))) as opened:
             runs = opened.count_by_status()
     return Condition(path, schema, newest, _size(path), _size(path + "-wal"), engine_on(store), runs, problems)
 
 
+def _check_shared(url: str) -> Condition:
+    from dotdo.store.postgres import PostgresDatabase
+
+    newest = migrations("postgres")[-1][0]
+    with closing(PostgresDatabase(url, migrates=False)) as database:
+        schema = database.version()
+        problems = [_other_schema(schema, newest)] if schema != newest else database.missing_rights()
+        size, where = database.size(), database.where
+    if problems:
+        return Condition(where, schema, newest, size, 0, None, {}, problems)
+    with closing(open_shared(url, migrates=False)) as opened:
+        return Condition(where, schema, newest, size, 0, engine_on(url), opened.count_by_status(), problems)
+
+
+def _other_schema(schema: int, newest: int) -> str:
+    if schema < newest:
+        return f"its schema is {schema}, and this dotdo needs {newest}: dotdo db migrate"
+    return f"its schema is {schema}, and this dotdo knows {newest} at most: upgrade dotdo"
+
+
 def migrate(store: str | None) -> tuple[int, int]:
     """Brings a store to the schema of this dotdo; returns the old number and the new one. Raises StoreUnusable, also
-    when an engine holds the store or there is none."""
+    when an engine holds the store's file or there is none. On PostgreSQL it is made where there is none, and nodes go
+    on meanwhile."""
+    url = postgres_url(store)
+    if url is not None:
+        from dotdo.store.postgres import PostgresDatabase
+
+        with closing(PostgresDatabase(url, migrates=False)) as database:
+            before = database.version()
+        open_shared(url).close()
+        return before, migrations("postgres")[-1][0]
     path = _path(store)
     with closing(SQLiteDatabase(path, readonly=True)) as database:
         before = database.version()
@@ -119,30 +149,35 @@ def back_up(store: str | None, file: str) -> Copy:
 
 
 def prune(store: str | None, policy: Retention, actor: str | None) -> int:
-    """Deletes ended runs of a store that no engine holds; returns how many. Raises StoreUnusable."""
-    path = _path(store)
-    SQLiteDatabase(path, readonly=True).close()  # raises when there is no store
-
-    async def here(function: Callable[[], Any]) -> Any:
-        return function()
-
-    with closing(SqlStore(SQLiteDatabase(path))) as opened:
-        key = audit_key(path, make=False)
-        return asyncio.run(pruning.prune(pruning.Place(opened, SystemClock().now(), key, here, here), policy, actor))
+    """Deletes ended runs of a store; returns how many. Raises StoreUnusable, also when an engine holds its file."""
+    with _to_change(store) as place:
+        return asyncio.run(pruning.prune(place, policy, actor))
 
 
 def erase(store: str | None, ids: list[str], actor: str | None) -> int:
-    """Erases the data of ended runs of a store that no engine holds; returns of how many. Raises StoreUnusable,
-    UnknownName, InvalidOperation."""
-    path = _path(store)
-    SQLiteDatabase(path, readonly=True).close()  # raises when there is no store
+    """Erases the data of ended runs of a store; returns of how many. Raises StoreUnusable, also when an engine holds
+    its file, UnknownName, InvalidOperation."""
+    with _to_change(store) as place:
+        return asyncio.run(erasing.erase(place, ids, actor))
+
+
+@contextmanager
+def _to_change(store: str | None) -> Generator[pruning.Place]:
+    """The store, to change what has ended."""
 
     async def here(function: Callable[[], Any]) -> Any:
         return function()
 
-    with closing(SqlStore(SQLiteDatabase(path))) as opened:
-        place = pruning.Place(opened, SystemClock().now(), audit_key(path, make=False), here, here)
-        return asyncio.run(erasing.erase(place, ids, actor))
+    url = postgres_url(store)
+    if url is None:
+        path = _path(store)
+        SQLiteDatabase(path, readonly=True).close()  # raises when there is no store
+        opened = SqlStore(SQLiteDatabase(path))
+    else:
+        opened = open_shared(url, migrates=False)
+    with closing(opened):
+        key = audit_key(key_path(store), make=False)
+        yield pruning.Place(opened, SystemClock().now(), key, here, here)
 
 
 def restore(store: str | None, file: str, *, go_on: bool = False) -> Restored:
@@ -267,6 +302,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _path(store: str | None) -> str:
+    if postgres_url(store) is not None:
+        raise StoreUnusable(
+            "Copies of a file are made and restored so. For PostgreSQL use pg_dump and pg_restore, or the server's own "
+            "means (docs/postgres.md)."
+        )
     path = store_path(store)
     if path is None:
         raise StoreUnusable("A temporary store (sqlite://) is gone when its client closes; name a file.")

@@ -12,7 +12,7 @@ from dotdo.cli.output import Span, json_option, mark, print_json, print_lines, s
 from dotdo.cli.runs import find_run
 from dotdo.cli.settings import store_option
 from dotdo.clock import duration
-from dotdo.embedding import audit_key, open_reader, store_path
+from dotdo.embedding import audit_key, key_path, open_reader
 from dotdo.errors import UnknownName
 from dotdo.store.protocol import Store
 
@@ -35,7 +35,7 @@ def verify(id: str | None, store: str, as_json: bool) -> int:
     The audit key is DOTDO_AUDIT_KEY, or the file beside the store that ends in .audit-key.
     """
     opened = open_reader(store)
-    key = audit_key(store_path(store), make=False)
+    key = audit_key(key_path(store), make=False)
     run = None if id is None else whole_id(opened, id)
     started = time.monotonic()
     found: list[Finding] = []

@@ -36,7 +36,7 @@ def check(store: str, as_json: bool) -> int:
     facts = {
         "store": found.where,
         "schema": f"{found.schema} of {found.newest}",
-        "size": f"{size(found.bytes)}, and {size(found.log_bytes)} of log",
+        "size": size(found.bytes) + (f", and {size(found.log_bytes)} of log" if found.log_bytes else ""),
         "engine": found.engine or "no process runs one now",
         "runs": runs,
     }

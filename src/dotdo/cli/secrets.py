@@ -7,7 +7,7 @@ import click
 from dotdo.cli import Group
 from dotdo.cli.output import json_option, mark, print_json, print_table, say
 from dotdo.cli.settings import store_option
-from dotdo.embedding import store_path
+from dotdo.embedding import key_path
 from dotdo.errors import StoreUnusable
 from dotdo.secret_keys import VARIABLE, key_file, load_keyring
 from dotdo.secret_keys import rotate as rotate_keys
@@ -27,7 +27,7 @@ def secrets() -> None:
 @json_option
 def keys(store: str, as_json: bool) -> None:
     """List the ids of the keys, the newest first: it encrypts, all of them decrypt."""
-    path = store_path(store)
+    path = key_path(store)
     keyring = load_keyring(path, make=False)
     where = VARIABLE if os.environ.get(VARIABLE) else str(key_file(path or ""))
     if as_json:
@@ -51,7 +51,7 @@ def rotate(store: str) -> None:
             "`openssl rand -hex 32` prints, and, if there is none yet, compare:KEY behind them, with the KEY that was "
             "there first. Then start the application again."
         )
-    path = store_path(store)
+    path = key_path(store)
     if path is None:
         raise StoreUnusable("A temporary store (sqlite://) has keys of its own, which are gone with it.")
     keyring = rotate_keys(path)

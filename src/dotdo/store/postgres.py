@@ -273,6 +273,16 @@ class PostgresDatabase:
         size = "select coalesce(sum(pg_total_relation_size(oid)), 0)::bigint from pg_class where relkind = 'r'"
         return self.read(f"{size} and relnamespace = to_regnamespace('{SCHEMA}')")[0][0]
 
+    def missing_rights(self) -> list[str]:
+        """What an engine needs and this role may not do, in words."""
+        wanted = "('select'), ('insert'), ('update'), ('delete')"
+        found = self.read(
+            f"select relname, string_agg(wanted, ', ') from pg_class, (values {wanted}) as rights (wanted) "  # noqa: S608
+            f"where relkind = 'r' and relnamespace = to_regnamespace('{SCHEMA}') and relname <> 'schema_version' "
+            "and not has_table_privilege(pg_class.oid, wanted) group by relname order by relname"
+        )
+        return [f"this role may not {rights} in {SCHEMA}.{table}: grant it that" for table, rights in found]
+
     def rewrite(self) -> None:
         """Writes the tables anew that had data which was erased, so that no page has it. Raises StoreUnavailable."""
         link = Link(self._url, self.where)

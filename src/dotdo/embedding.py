@@ -112,7 +112,7 @@ async def _lead_shared(url: str, opening: Opening) -> Engine:
     opened = await asyncio.to_thread(open_shared, url)
     try:
         key, vault = _shared_audit_key(opened, url), _vault(key_path(url), opening)
-        engine = _engine(opened, opening, opening.clock or StoreClock(), key, databases, vault)
+        engine = _engine(opened, opening, opening.clock or store_clock(opened), key, databases, vault)
     except BaseException:
         opened.close()
         raise
@@ -169,7 +169,7 @@ async def _follow_shared(url: str, opening: Opening) -> "Follower":
         opened.close()
         raise
     given: dict[str, Any] = {"take_over": None, "moved": _never, "address": None}
-    return await _follower(opened, opening, StoreClock(), key, _vault(key_path(url), opening), url, given)
+    return await _follower(opened, opening, store_clock(opened), key, _vault(key_path(url), opening), url, given)
 
 
 def _never(_: Engine) -> None:
@@ -352,6 +352,13 @@ def open_shared(url: str, *, migrates: bool = True) -> "SharedStore":
             f"A store on PostgreSQL needs its driver ({error}): pip install 'dotdo[postgres,sql]'."
         ) from None
     return SharedStore(PostgresDatabase(url, migrates=migrates), lease_seconds())
+
+
+def store_clock(store: "SharedStore") -> StoreClock:
+    """This machine's clock, as the store's server corrects it."""
+    clock, asked = StoreClock(), time.monotonic()
+    clock.correct(store.server_time(), time.monotonic() - asked)
+    return clock
 
 
 def _shared_audit_key(store: "SharedStore", url: str) -> bytes:

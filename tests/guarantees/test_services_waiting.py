@@ -12,6 +12,8 @@ from dotdo.engine.running import LiveRun
 from dotdo.records import WaitingFor
 from tests.guarantees.lab import Lab, World, book, catalogue, flaky, hold, in_loop, laboratory, note
 
+pytestmark = pytest.mark.usefixtures("each_store")
+
 
 @effect("waiting.post", dedup="key", retry=Retry(attempts=3, delay=10, jitter=False), catalogue=catalogue)
 async def post(call: EffectCall, to: str) -> None:

@@ -1,19 +1,23 @@
 """PostgreSQL itself: statements are understood, roles without rights told, lossy settings refused, fences hold."""
 
 import re
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
 import psycopg
 import pytest
 
+from dotdo.embedding import store_clock
 from dotdo.errors import FenceLost, InvalidOperation, NodeExpelled, StoreUnavailable, StoreUnusable
 from dotdo.store import migrate
 from dotdo.store.migrate import migrations
 from dotdo.store.postgres import PostgresDatabase
 from dotdo.store.queries import load_queries
 from dotdo.store.sharing import SharedStore
+from tests.contract_sql.lossy import Wire
 from tests.store.postgres_stores import new_database, open_postgres
 from tests.store.runs import NODE, Runs, message
 
@@ -228,3 +232,52 @@ def test_two_nodes_never_claim_the_same_run(store: SharedStore, postgres_store: 
     everything = [run for claimed in found.values() for run in claimed]
     assert len(everything) == len({*everything}) == 200
     assert all(found.values())
+
+
+# -- poolers -----------------------------------------------------------------------------------------------------------
+
+
+class Pooler(Wire):
+    """Looks like a pooler: what it tells clients of their server process is made up."""
+
+    def _return(self, client: socket.socket, server: socket.socket) -> None:
+        greeting = b""
+        while (at := greeting.find(b"K\0\0\0\x0c")) < 0:
+            client.sendall(greeting)  # what comes before it, if it wants to be answered
+            greeting = server.recv(65536)
+        client.sendall(greeting[: at + 5] + b"\0\0\0\1" + greeting[at + 9 :])
+        super()._return(client, server)
+
+
+def test_nothing_is_left_in_a_session_behind_a_pooler(postgres_store: str):
+    pooler = Pooler(postgres_store)
+    try:
+        with closing(open_postgres(pooler.url)) as store:
+            runs = Runs(store)
+            for number in range(12):
+                runs.end(runs.accept(f"run_{number}"))
+                assert store.get_run(f"run_{number}") is not None
+            assert store._db._writer.pooled
+            for link in (store._db._writer, store._db._reader):
+                [prepared] = link.get().execute("select count(*) from pg_prepared_statements").fetchall()
+                [idle] = link.get().execute("show idle_in_transaction_session_timeout").fetchall()
+                assert (prepared, idle) == ((0,), ("0",))
+            with store._db.transaction():
+                assert store._db.write("show idle_in_transaction_session_timeout") == [("5s",)]
+    finally:
+        pooler.close()
+    with closing(open_postgres(postgres_store)) as store:
+        assert not store._db._writer.pooled
+
+
+# -- the clock ---------------------------------------------------------------------------------------------------------
+
+
+def test_clock_of_a_node_is_that_of_the_server(store: SharedStore, monkeypatch: pytest.MonkeyPatch):
+    real = time.time
+    monkeypatch.setattr("dotdo.clock.time.time", lambda: real() + 7_200)  # this machine is two hours ahead
+    clock = store_clock(store)
+    assert abs(clock.now() - real() * 1000) < 2_000
+    before = clock.now()
+    clock.correct(before - 60_000, 0.0)
+    assert clock.now() >= before, "it never goes back"

@@ -45,7 +45,7 @@ def check(store: str, as_json: bool) -> int:
     for problem in found.problems:
         say(f"{mark('✗', 'x')} {problem}")
     if not found.problems:
-        say(f"{mark('✓', '+')} The file is sound.")
+        say(f"{mark('✓', '+')} The {'store' if '://' in found.where else 'file'} is sound.")
     return 1 if found.problems else 0
 
 

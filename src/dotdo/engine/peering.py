@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
     from dotdo.store.protocol import SharedStore
 
-# How often to look, in seconds: in peace, and while somebody waits here for what another node does.
-LOOK, LOOK_OFTEN = 1.0, 0.1
+# How often to look, in seconds: in peace, and while somebody waits here for a few runs that other nodes have.
+LOOK, LOOK_OFTEN, FEW = 1.0, 0.1, 20
 # Hints are gathered for so long, in seconds, because those who send them queue up at the server.
 GATHER = 0.05
 MOST = 100  # runs in one hint; with more of them, the others look at everything
@@ -148,7 +148,8 @@ class Peers:
                 engine.log.debug("looking at the store failed: %s", error)
             self._turn.clear()
             try:
-                async with asyncio.timeout(LOOK_OFTEN if self._elsewhere() else LOOK):
+                often = 0 < len(self._elsewhere()) <= FEW
+                async with asyncio.timeout(LOOK_OFTEN if often else LOOK):
                     await self._turn.wait()
             except TimeoutError:
                 pass

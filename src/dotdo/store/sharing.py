@@ -4,6 +4,7 @@ A node is one incarnation of a process. Whoever sweeps expels nodes whose lease 
 transaction of a node shares; so when a node is expelled, none of its writes is on its way, and none comes later.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dotdo.errors import StoreUnavailable
+from dotdo.errors import InputError, StoreUnavailable
 from dotdo.records import Node
 from dotdo.store.connecting import CommitUnknown
 from dotdo.store.listening import Listener
-from dotdo.store.protocol import CRASHED, UNSETTLED, Claim
+from dotdo.store.protocol import CRASHED, UNSETTLED, Claim, Filed, Message
 from dotdo.store.sql import SOON, SqlStore, Step, rows
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 LEASE = 15.0  # seconds
 # For how much of a lease a node seeks a lost connection again: while that certainly lasts.
 PATIENCE = 0.5
+MOST_HINTED = 100  # runs in one hint
+
+log = logging.getLogger("dotdo.store")
 
 
 class SharedStore(SqlStore):
@@ -112,6 +116,21 @@ class SharedStore(SqlStore):
                 self._db.write(self._sql["expel"], {"node": node})
         except StoreUnavailable:  # it is frozen inside a transaction; it is expelled at the next sweep
             self._db.read(self._sql["end_transactions"], {"number": number})
+
+    def file(self, requests: Sequence[Filed | Message]) -> list[str | InputError | None]:
+        """Leaves the requests of a process without a node, and hints that to the nodes."""
+        outcomes = super().file(requests)
+        left = [one.run if isinstance(one, Message) else one.run.id for one in requests]
+        hint = {"node": "", "left": left} if len(left) <= MOST_HINTED else {"node": "", "all": True}
+        try:
+            self._db.write(self._sql["notify"], {"hint": msgspec.json.encode(hint).decode()})
+        except Exception as error:  # of the driver's; it is found without a hint
+            log.debug("a hint could not be given: %s", error)
+        return outcomes
+
+    def server_time(self) -> int:
+        """What the server's clock shows, in ms."""
+        return self._db.read(self._sql["server_time"])[0][0]
 
     def agree(self, name: str, value: str) -> str:
         """What the first one who opened the store has said of something that all must agree on."""

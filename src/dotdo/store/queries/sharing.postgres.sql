@@ -93,3 +93,7 @@ select value from facts where name = :name;
 -- name: notify
 -- A hint to all other nodes, in a transaction of its own: commits with a hint queue up behind each other.
 select pg_notify('dotdo', :hint);
+
+-- name: server_time
+-- By which nodes correct their clocks.
+select dotdo.now();

@@ -141,6 +141,7 @@ class ActionTask(msgspec.Struct, frozen=True, tag="action", tag_field="kind"):
     timeout: float | None
     input: msgspec.Raw
     completion: CompletionStart
+    traceparent: str | None = None
 
 
 class EffectTask(msgspec.Struct, frozen=True, tag="effect", tag_field="kind"):
@@ -158,6 +159,7 @@ class EffectTask(msgspec.Struct, frozen=True, tag="effect", tag_field="kind"):
     trail: str | None
     timeout: float | None
     input: msgspec.Raw
+    traceparent: str | None = None
 
 
 class LookupTask(EffectTask, frozen=True, tag="lookup", tag_field="kind"):
@@ -233,13 +235,14 @@ class Failure(msgspec.Struct, frozen=True):
 
 class Completed(msgspec.Struct, frozen=True, tag="completed", tag_field="outcome"):
     """A task is done. completion: of an action, or what settling found (null: it never commits). answer: of an effect.
-    found: whether a lookup found it."""
+    found: whether a lookup found it. unkept: why the answer of an effect, which has happened, cannot be told."""
 
     task: str
     token: str
     completion: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
     answer: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
     found: bool = False
+    unkept: str = ""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="outcome"):

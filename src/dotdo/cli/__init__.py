@@ -18,6 +18,7 @@ COMMANDS = {
     "run": ("run", "Run an action or service and wait for its result."),
     "serve": ("serve", "Serve the application's actions and services over HTTP."),
     "dev": ("serve", "Serve while you write: no keys, restarted on changes."),
+    "worker": ("worker", "Run the application's handlers for a server, over HTTP only."),
     "runs": ("runs", "Look at runs, send them events, and cancel, retry or undo them."),
     "actions": ("definitions", "The actions of the application."),
     "services": ("definitions", "The services of the application."),

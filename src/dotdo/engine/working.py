@@ -121,6 +121,7 @@ async def run_on_worker(step: "StepRun", action: OfferedAction, attempt: Attempt
             timeout=timeout,
             input=msgspec.Raw(step.input),
             completion=start,
+            traceparent=attempt.traceparent,
         )
 
     def on_handed(session: Session) -> None:
@@ -262,6 +263,7 @@ async def perform_effect(
             trail=call.trail,
             timeout=effect.worker_timeout,
             input=given,
+            traceparent=call.traceparent,
             **more,
         )
 
@@ -273,6 +275,12 @@ async def perform_effect(
     finally:
         task.record("accepted")
     if kind == "lookup" and not done.found:
+        return None
+    if done.unkept:
+        known = run.history.step(call.step).requests.values()
+        if any(each.intent.key == call.key for each in known):
+            raise InvalidValue(done.unkept)  # a handler waits for it
+        engine.log.warning("the answer of %s is not kept: %s", effect.name, done.unkept)
         return None
     return codec.decode(bytes(done.answer)) if kind != "effect_undo" else None
 

@@ -7,6 +7,7 @@ what workers offer; an engine that starts anew knows no session.
 
 import asyncio
 import logging
+import os
 import secrets
 from collections import OrderedDict, defaultdict, deque
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
 
 LEASE_SECONDS, POLL_SECONDS = 15.0, 25.0
+SHORTEST_LEASE, LONGEST_LEASE = 0.2, 3_600.0
 STALL_SECONDS = 1.0  # a lease that is looked at so late has ended while this process itself stood still
 MOST_CONCURRENCY = 10_000
 REMEMBERED = 10_000  # outcomes, so that one that is told twice is answered twice
@@ -51,11 +53,25 @@ BATCH_BYTES, BATCH_TASKS = 4 * 1024 * 1024, 500
 log = logging.getLogger("dotdo.workers")
 
 
+def lease_seconds() -> float:
+    """How long a worker's lease is, from DOTDO_WORKER_LEASE. Raises DefinitionError."""
+    given = os.environ.get("DOTDO_WORKER_LEASE") or str(LEASE_SECONDS)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not SHORTEST_LEASE <= seconds <= LONGEST_LEASE:
+        raise DefinitionError(
+            f"DOTDO_WORKER_LEASE={given!r}: a number of seconds from {SHORTEST_LEASE:g} to {LONGEST_LEASE:g} is needed."
+        )
+    return seconds
+
+
 class Workers:
     """The workers of one engine."""
 
-    def __init__(self, engine: "Engine", catalogue: Catalogue, lease: float = LEASE_SECONDS) -> None:
-        self._engine, self.lease = engine, lease
+    def __init__(self, engine: "Engine", catalogue: Catalogue) -> None:
+        self._engine, self.lease = engine, lease_seconds()
         self.catalogue = OfferedCatalogue(catalogue)
         self.sessions: dict[str, Session] = {}
         self.tasks: dict[str, Handed] = {}

@@ -169,7 +169,7 @@ class Worker:
         ending = self._loop.create_task(self._drain(session))
         try:
             await asyncio.wait([self._over, ending], return_when=asyncio.FIRST_COMPLETED)
-            if self._over.done():
+            if self._over.done() and not self.draining:
                 log.warning("the session of this worker is over: %s", self._over.result())
         finally:
             self._heart.close()

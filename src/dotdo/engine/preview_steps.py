@@ -25,6 +25,7 @@ from dotdo.engine.rehearsing import Rehearsal
 from dotdo.engine.secrets import arguments_of, plain_input
 from dotdo.errors import AttemptTimedOut
 from dotdo.journal import StagedEffect
+from dotdo.offer import OfferedAction
 from dotdo.preview import EffectKind, PreviewedEffect, StepKind
 from dotdo.records import ErrorRecord
 
@@ -208,6 +209,8 @@ async def _once(
     given = {"input": codec.decode(input)}
     place = (id, kind, action.name, action.version)
     try:
+        if isinstance(action, OfferedAction):
+            raise Block("in a worker", f"{action.name} runs in a worker: what it would do is not known here.", step=id)
         data = await _Handler(rehearsal, attempt, action).run(input, timeout or action.timeout)
     except BaseException as error:  # whatever a handler raises is its failure
         _take_statements(rehearsal, kept=False)

@@ -151,7 +151,7 @@ class _HandedResult:
 
     def __init__(self, step: "StepRun", attempt: Attempt, done: Completed) -> None:
         try:
-            found = _result.decode(done.completion)
+            found = HandlerResult() if bytes(done.completion) == b"null" else _result.decode(done.completion)
             self.data = codec.encode_result(codec.decode(bytes(found.result)), "The result")
             self.effects = checked_effects(attempt.run_id, step.id, attempt.epoch, found)
         except (msgspec.MsgspecError, DotdoError) as error:

@@ -113,7 +113,8 @@ def serving(
 ) -> Generator[Serving]:
     """Starts `dotdo serve` in the folder, with that application."""
     (folder / "app.py").write_text(application)
-    found = Serving(folder, command, *arguments, "--port", "0", **options)
+    port = () if "--port" in arguments else ("--port", "0")
+    found = Serving(folder, command, *arguments, *port, **options)
     try:
         yield found
     finally:

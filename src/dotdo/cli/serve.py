@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shlex
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -16,6 +15,7 @@ from dotdo.cli.loading import Application, load_application
 from dotdo.cli.logs import configure, log_option
 from dotdo.cli.output import mark, say
 from dotdo.cli.settings import app_option, databases, sql_option, store_option
+from dotdo.cli.watching import WATCHED_BY, watch_and_run
 from dotdo.errors import DefinitionError
 from dotdo.keys import Rate, read_rate
 
@@ -104,6 +104,8 @@ async def _serve(
             os._exit(128 + number)  # which loses nothing: what was accepted goes on at the next start
         say(f"Stopping: requests and attempts in flight are given {GRACE:g} s to end; the same again stops at once.")
 
+    until = asyncio.Event()
+    watching = asyncio.create_task(_end_with_watcher(until))
     async with AsyncDo(
         store,
         sql=databases(sql),
@@ -113,9 +115,26 @@ async def _serve(
         grace=GRACE,
     ) as client:
         await listen(
-            client, host=host, port=port, open_access=open_access, rate=rate, on_ready=on_ready, on_signal=on_signal
+            client,
+            host=host,
+            port=port,
+            open_access=open_access,
+            rate=rate,
+            on_ready=on_ready,
+            until=until,
+            on_signal=on_signal,
         )
+    watching.cancel()
     say("Stopped in order.")
+
+
+async def _end_with_watcher(until: asyncio.Event) -> None:
+    """Under `dotdo dev`: stops when that has been killed, so that nobody is left with the port."""
+    watcher = os.environ.get(WATCHED_BY)
+    while watcher is not None and os.getppid() == int(watcher):  # noqa: ASYNC110  # nobody tells of that
+        await asyncio.sleep(1)
+    if watcher is not None:
+        until.set()
 
 
 @click.command("dev")
@@ -129,10 +148,6 @@ def dev(file: str | None, app: str, store: str, sql: tuple[str, ...], port: int,
     """Serve the application while you write it: without API keys, on this machine only, and restarted whenever a Python
     file beside it changes. Each run is replayed at once, to find services that would not replay.
     """
-    try:
-        from watchfiles import PythonFilter, run_process
-    except ModuleNotFoundError as error:
-        raise DefinitionError(f"dotdo dev needs more packages ({error}): pip install 'dotdo[server]'.") from None
     app = file or app
     folder = Path(app).absolute().parent if app.endswith(".py") or "/" in app else Path.cwd()
     command = [sys.executable, "-m", "dotdo", "serve", "--open", "--app", app, "--store", store, "--port", str(port)]
@@ -142,11 +157,4 @@ def dev(file: str | None, app: str, store: str, sql: tuple[str, ...], port: int,
         command += ["--log", log_format]
     os.environ.setdefault("DOTDO_DEV", "1")
     say(f"Watching {folder}; Ctrl-C stops.")
-    run_process(
-        folder,
-        target=shlex.join(command),
-        target_type="command",
-        watch_filter=PythonFilter(),
-        sigint_timeout=int(GRACE) + 5,
-        callback=lambda changes: say(f"{mark('↻', '*')} {', '.join(sorted({Path(path).name for _, path in changes}))}"),
-    )
+    watch_and_run(folder, command, patience=2 * GRACE + 5)

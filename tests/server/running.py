@@ -113,7 +113,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(store: Path, *, tracer_provider: Any = None, **options: Any) -> Generator[Running]:
+def running(
+    store: Path, *, tracer_provider: Any = None, catalogue: Catalogue = catalogue, **options: Any
+) -> Generator[Running]:
     """A server on a free port of this machine. options: of `serve`."""
     ready, stopped = threading.Event(), threading.Event()
     found: list[Running] = []

@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 
 from dotdo.records import Definition
 from dotdo.server.problems import Problem
-from dotdo.server.reading import query
+from dotdo.server.reading import KEY_SCHEMA, MOST_NUMBER, query
 from dotdo.server.serving import actor, answer, platform
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _REF = "#/components/schemas/{name}"
 _ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+_NUMBER = {"type": "integer", "minimum": 0, "maximum": MOST_NUMBER}
 _QUERIES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
     "list_runs": [
         ("status", {"type": "string"}, "Only runs in this state."),
@@ -30,17 +31,33 @@ _QUERIES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("name", {"type": "string"}, "Only runs of this action or service."),
         ("trail", {"type": "string"}, "Only runs of this trail."),
         ("parent", {"type": "string"}, "Only children of this run."),
-        ("label", {"type": "array", "items": {"type": "string"}}, "Only runs with this label, NAME=VALUE; repeatable."),
-        ("since", {"type": "integer", "minimum": 0}, "Only runs accepted since then, ms since 1970."),
+        (
+            "label",
+            {"type": "array", "items": {"type": "string", "pattern": "="}},
+            "Only runs with this label, NAME=VALUE; repeatable.",
+        ),
+        ("since", _NUMBER, "Only runs accepted since then, ms since 1970."),
         ("limit", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}, "How many on a page."),
         ("cursor", {"type": "string"}, "`next` of the page before."),
     ],
-    "get_journal": [("after", {"type": "integer", "minimum": 0}, "Only entries after this number.")],
-    "stream_journal": [("after", {"type": "integer", "minimum": 0}, "Only entries after this number.")],
+    "get_journal": [("after", _NUMBER, "Only entries after this number.")],
+    "stream_journal": [("after", _NUMBER, "Only entries after this number.")],
 }
+_CARRIED = {"anyOf": [{"$ref": _REF.format(name="EntryShape")}, {"type": "object", "maxProperties": 0}]}
+_ENTRY = {"contentMediaType": "application/json", "contentSchema": _CARRIED}
+_EVENT = {  # one of a stream: an entry; or `end`, with an empty object
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string"},
+        "data": {"type": "string", **_ENTRY},
+        "retry": {"type": "integer"},
+    },
+}
+_TEXTS: dict[str, dict[str, Any]] = {"text/event-stream": _EVENT}
 _VALUES = frozenset({"const", "default", "enum", "example", "examples"})  # of a schema: data, not schemas
 _MAPS = frozenset({"properties", "patternProperties", "dependentSchemas"})  # of a schema: schemas by name
-_VERSION = ("version", {"type": "integer", "minimum": 1}, "Which version; by default the newest.")
+_VERSION = ("version", {**_NUMBER, "minimum": 1}, "Which version; by default the newest.")
 _WAIT = "Seconds to wait for the end (`wait=30`), or `respond-async`."
 _KEY = "The caller's name for this one request: the same key and input again is the same run."
 
@@ -76,7 +93,7 @@ def describe(operations: "list[Operation]", definitions: list[Definition], base:
     paths: dict[str, Any] = {}
     for each in operations:
         body = next(shown) if each.body is not None else None
-        given = next(shown) if each.answer is not None else {"type": "string"}
+        given = next(shown) if each.answer is not None else _TEXTS.get(each.media_type, {"type": "string"})
         paths.setdefault(each.path, {})[each.method.lower()] = _operation(each, body, given)
     for definition in newest(definitions):
         path = f"/v1/{definition.kind}s/{definition.name}/execute"
@@ -117,10 +134,13 @@ def _operation(each: "Operation", body: dict[str, Any] | None, given: dict[str, 
     if each.path.endswith(("/execute", "/preview")):
         parameters.append(_query(*_VERSION))
     if each.path.endswith("/execute"):
-        parameters += [_header("Idempotency-Key", _KEY), _header("Prefer", _WAIT)]
+        parameters += [_header("Idempotency-Key", _KEY, KEY_SCHEMA), _header("Prefer", _WAIT)]
     if each.id == "get_run":
         parameters.append(_header("Prefer", _WAIT))
-    return _described(each.id, each.summary, parameters, body, given, each.status, each.media_type, each.scope)
+    found = _described(each.id, each.summary, parameters, given, each.status, each.media_type, each.scope)
+    if each.body is not None:
+        found["requestBody"] = _body(body, needed=any(one.required for one in msgspec.structs.fields(each.body)))
+    return found
 
 
 def _own_operation(definition: Definition, components: dict[str, Any]) -> dict[str, Any]:
@@ -128,17 +148,11 @@ def _own_operation(definition: Definition, components: dict[str, Any]) -> dict[s
     name, kind = definition.name, definition.kind
     takes = _hoisted(definition.input_schema, f"{kind}.{name}.input", components)
     gives = _hoisted(definition.output_schema, f"{kind}.{name}.output", components)
+    any_call: dict[str, Any] = components["Call"]
     call = {
-        "type": "object",
-        "properties": {
-            "params": takes,
-            "trail": {"type": "string"},
-            "deadline": {"type": "number"},
-            "delay": {"type": "number"},
-            "labels": {"type": "object", "additionalProperties": {"type": "string"}},
-        },
+        **any_call,
+        "properties": {**any_call["properties"], "params": takes},
         "required": ["params"] if definition.input_schema.get("required") else [],
-        "additionalProperties": False,
     }
     run = {
         "allOf": [
@@ -146,11 +160,12 @@ def _own_operation(definition: Definition, components: dict[str, Any]) -> dict[s
             {"type": "object", "properties": {"result": {"anyOf": [gives, {}]}}},
         ]
     }
-    parameters = [_query(*_VERSION), _header("Idempotency-Key", _KEY), _header("Prefer", _WAIT)]
+    parameters = [_query(*_VERSION), _header("Idempotency-Key", _KEY, KEY_SCHEMA), _header("Prefer", _WAIT)]
     summary = definition.doc.partition("\n")[0] or f"Run the {kind} {name}"
-    return _described(
-        f"execute_{kind}_{name}", summary, parameters, call, run, 200, "application/json", f"{kind}s:execute:{name}"
+    found = _described(
+        f"execute_{kind}_{name}", summary, parameters, run, 200, "application/json", f"{kind}s:execute:{name}"
     )
+    return {**found, "requestBody": _body(call, needed=bool(call["required"]))}
 
 
 _DEFINED_THERE = "#/$defs/"
@@ -190,7 +205,6 @@ def _described(
     id: str,
     summary: str,
     parameters: list[dict[str, Any]],
-    body: dict[str, Any] | None,
     given: dict[str, Any],
     status: int,
     media_type: str,
@@ -204,20 +218,22 @@ def _described(
         "content": {"application/problem+json": {"schema": {"$ref": _REF.format(name="Problem")}}},
     }
     found: dict[str, Any] = {"operationId": id, "summary": summary, "parameters": parameters, "responses": answers}
-    if body is not None:
-        found["requestBody"] = {"content": {"application/json": {"schema": body}}}
     if scope is not None:
         found["security"] = [{"key": []}]
         found["description"] = f"Needs the scope `{scope}`."
     return found
 
 
+def _body(schema: Any, *, needed: bool) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": schema}}, "required": needed}
+
+
 def _query(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
     return {"name": name, "in": "query", "description": text, "schema": schema}
 
 
-def _header(name: str, text: str) -> dict[str, Any]:
-    return {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
+def _header(name: str, text: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"name": name, "in": "header", "description": text, "schema": schema or {"type": "string"}}
 
 
 def _any(_: type) -> dict[str, Any]:

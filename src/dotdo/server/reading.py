@@ -7,53 +7,77 @@ import asyncio
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from dotdo.errors import DefinitionError
+from dotdo.errors import MAX_SECONDS, DefinitionError
 from dotdo.records import Options, Outcome, check_options
 from dotdo.server.asked import asked_of
 from dotdo.server.problems import FieldProblem, Refused
 
 MAX_BODY = 1024 * 1024
 BODY_SECONDS = 30.0
+MOST_NUMBER = 10**15 - 1  # in a query
 DEFAULT_WAIT, LONGEST_WAIT = 30.0, 60.0
 KEY = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}")
+KEY_SCHEMA = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": '^"?[!#-~][ !#-~]*"?$'}
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+# What the checks of options and texts (records.py, policy.py) refuse, told to readers of the description. Those checks
+# make it so, here and for embedded clients alike.
+NAME_SCHEMA = {"minLength": 1, "maxLength": 500, "pattern": "^[^\\u0000]*$"}
+LABELS_SCHEMA = {"propertyNames": {**NAME_SCHEMA, "pattern": "^[^\\u0000=]*$"}, "additionalProperties": NAME_SCHEMA}
+_Name = Annotated[str, msgspec.Meta(extra_json_schema=NAME_SCHEMA)]
+_Seconds = Annotated[float, msgspec.Meta(extra_json_schema={"minimum": 0, "maximum": MAX_SECONDS})]
+_Limit = Annotated[float, msgspec.Meta(extra_json_schema={"exclusiveMinimum": 0})]
+_Labels = Annotated[dict[str, _Name], msgspec.Meta(extra_json_schema=LABELS_SCHEMA)]
 
 
 class RetryNumbers(msgspec.Struct, forbid_unknown_fields=True):
     """Of a Retry, what can be said without code; what is left out stays as the action has it."""
 
-    attempts: int | msgspec.UnsetType | None = msgspec.UNSET
-    delay: float | msgspec.UnsetType = msgspec.UNSET
-    factor: float | msgspec.UnsetType = msgspec.UNSET
-    max_delay: float | msgspec.UnsetType = msgspec.UNSET
+    attempts: Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 1})] | msgspec.UnsetType | None = msgspec.UNSET
+    delay: _Seconds | msgspec.UnsetType = msgspec.UNSET
+    factor: Annotated[float, msgspec.Meta(extra_json_schema={"minimum": 1, "maximum": 1000})] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    max_delay: _Seconds | msgspec.UnsetType = msgspec.UNSET
     jitter: bool | msgspec.UnsetType = msgspec.UNSET
-    max_elapsed: float | msgspec.UnsetType | None = msgspec.UNSET
+    max_elapsed: _Limit | msgspec.UnsetType | None = msgspec.UNSET
+
+
+_Retry = Annotated[
+    RetryNumbers,
+    msgspec.Meta(
+        extra_json_schema={  # without a number of attempts there must be a limit in time
+            "if": {"properties": {"attempts": {"type": "null"}}, "required": ["attempts"]},
+            "then": {"properties": {"max_elapsed": {"type": "number"}}, "required": ["max_elapsed"]},
+        }
+    ),
+]
 
 
 class Call(msgspec.Struct, forbid_unknown_fields=True):
     """The body of execute and preview: the input, and what may be said beside it."""
 
     params: dict[str, Any] = {}
-    trail: str | None = None
-    deadline: float | None = None
-    delay: float | None = None
-    labels: dict[str, str] = {}
-    timeout: float | None = None
-    retry: RetryNumbers | None = None
+    trail: _Name | None = None
+    deadline: _Seconds | None = None
+    delay: _Seconds | None = None
+    labels: _Labels = {}
+    timeout: _Limit | None = None
+    retry: _Retry | None = None
 
 
 class Event(msgspec.Struct, forbid_unknown_fields=True):
     """The body of an event. key: the sender's own; the same one twice is one event."""
 
-    name: str
+    name: _Name
     value: Any = None
-    key: str | None = None
+    key: _Name | None = None
 
 
 class Resolution(msgspec.Struct, forbid_unknown_fields=True):
@@ -168,7 +192,7 @@ def query(request: Request, allowed: Mapping[str, type]) -> dict[str, Any]:
         if name in found:
             raise Refused(400, "invalid_query", f"The query parameter {name} was given twice.")
         if allowed[name] is int:
-            if not (text.isascii() and text.isdecimal() and len(text) < 16):
+            if not (text.isascii() and text.isdecimal() and len(text.lstrip("0")) < 16):
                 raise Refused(400, "invalid_query", f"{name}: a whole number is needed.")
             found[name] = int(text)
         else:

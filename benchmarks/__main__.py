@@ -26,6 +26,7 @@ BENCHMARKS = (
     "disk",
     "audit",
     "http",
+    "workers",
 )
 PEERS = ("dbos", "restate")
 

@@ -60,19 +60,19 @@ def dotdo() -> Iterator[Server]:
         if made.returncode != 0:
             raise Failed(made.stderr)
         command = [sys.executable, "-m", "dotdo", "serve", "--app", "benchmarks.jobs", "--store", store, "--port", "0"]
-        with _running(command, folder) as (process, port):
+        with running(command, folder) as (process, port):
             yield Server(process, port, f"Authorization: Bearer {made.stdout.strip()}\r\n")
 
 
 @contextlib.contextmanager
 def floor() -> Iterator[Server]:
     """The bare endpoint."""
-    with scratch() as folder, _running([sys.executable, "-m", "benchmarks.http_floor"], folder) as (process, port):
+    with scratch() as folder, running([sys.executable, "-m", "benchmarks.http_floor"], folder) as (process, port):
         yield Server(process, port, "")
 
 
 @contextlib.contextmanager
-def _running(command: list[str], folder: Path) -> Iterator[tuple[psutil.Process, int]]:
+def running(command: list[str], folder: Path) -> Iterator[tuple[psutil.Process, int]]:
     """A process that tells on its output at which address it listens."""
     log = folder / "log"
     with log.open("wb") as file:

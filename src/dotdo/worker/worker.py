@@ -53,6 +53,7 @@ GRACE_SECONDS = 30.0
 TELLERS = 4  # requests under way that tell how tasks ended
 MOST_AT_ONCE, MOST_BYTES = 200, 4 * 1024 * 1024  # outcomes in one of them
 FORGET_SECONDS = 1.0
+TURNS = 4  # of the loop, before the next claim is made: it costs as much as a short handler
 
 
 class Running:
@@ -265,6 +266,8 @@ class Worker:
                         self._start(session, task)
                 self._batch = batch.batch
                 self._give_up(batch.cancelled)
+                for _ in range(TURNS):
+                    await asyncio.sleep(0)  # short handlers first, and their answers
         except DotdoError as error:
             self._end_session(error.message)
 

@@ -30,10 +30,13 @@ bench: $(INSTALLED)
 	$(PYTHON) -m benchmarks
 
 # Keeps the versions that are locked where pyproject.toml allows; `make lock UPGRADE=--upgrade` takes the newest.
-lock: $(INSTALLED)
+lock: $(INSTALLED) $(TYPESCRIPT_INSTALLED)
 	.venv/bin/uv --no-config pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		--quiet $(UPGRADE) --output-file requirements/dev.txt
+	.venv/bin/uv --no-config pip compile requirements/node.in --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		--quiet $(UPGRADE) --output-file requirements/node.txt
 	cd $(TYPESCRIPT) && npm install --package-lock-only && node scripts/lock.mjs
 
 clean:

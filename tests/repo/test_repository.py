@@ -5,7 +5,7 @@ import re
 
 from tests.repo.sources import ROOT, report, repository_files
 
-LOCK = ROOT / "requirements" / "dev.txt"
+LOCKS = [ROOT / "requirements" / "dev.txt", ROOT / "requirements" / "node.txt"]
 NPM_LOCK = ROOT / "sdks" / "typescript" / "package-lock.json"
 
 # Put together from pieces, as this file is checked too.
@@ -28,7 +28,7 @@ def test_every_locked_requirement_is_pinned_and_has_hashes():
             requirements[current] = 0
         elif line.strip().startswith("--hash=sha256:"):
             requirements[current] += 1
-    assert requirements, f"no requirements in {LOCK}"
+    assert requirements, f"no requirements in {LOCKS}"
     problems = [f"{name}: {hashes} hashes" for name, hashes in requirements.items() if "==" not in name or not hashes]
     assert not problems, report(problems)
 
@@ -69,7 +69,7 @@ def test_readme_shows_both_commands_of_a_newcomer():
 
 
 def _lock_lines() -> list[str]:
-    return [line for line in LOCK.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line for lock in LOCKS for line in lock.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _refuse(pattern: re.Pattern[bytes]) -> None:

@@ -145,9 +145,15 @@ export class Worker implements AttemptWorker {
     const { id, token } = task;
     const head = { task: id, token, number, effect: effect.name, version: effect.version, wait: REQUEST_WAIT_SECONDS };
     const body = `${JSON.stringify(head).slice(0, -1)},"input":${input}}`;
-    for (;;) {
-      const state = await this.#ask<RequestState>("request", body, { wait: REQUEST_WAIT_SECONDS, signal });
-      if (state.state !== "pending") return state;
+    try {
+      for (;;) {
+        const state = await this.#ask<RequestState>("request", body, { wait: REQUEST_WAIT_SECONDS, signal });
+        if (state.state !== "pending") return state;
+      }
+    } catch (error) {
+      if (!(error instanceof InputError) || error.code !== "lease_lost") throw error;
+      this.#cancel([id], "It was given to another worker.");
+      return { state: "over" };
     }
   }
 

@@ -28,6 +28,13 @@ test.concurrent.for(["signup.mjs", "signup.cjs"])("%s ends by itself after its c
   await handle.cancel();
 });
 
+test.concurrent("the example runs", async (context) => {
+  const example = program(context, "../examples/library.mjs", []);
+  expect(await example.ended).toBe(0);
+  expect(example.output()).toMatch(/^info \[lend-book run_\w+ attempt 2\] Moby Dick goes to Ada$/m);
+  expect(example.output()).toMatch(/^Moby Dick: completed, 1 loan\(s\)\nb2: There is no book b2\.$/m);
+});
+
 test.concurrent("told to stop, a worker finishes what it has and takes nothing more", async (context) => {
   const name = unique("drain");
   const worker = program(context, "worker.mjs", [name]);

@@ -34,8 +34,8 @@ export async function startServer(
   port = 0,
 ): Promise<{ url: string; port: number; kill: () => Promise<void> }> {
   const here = fileURLToPath(new URL("./python/", import.meta.url));
-  const args = [`${here}serve.py`, "serve", "--app", `${here}app.py`, "--store", `${folder}/dotdo.db`, "--open"];
-  const env = { ...process.env, LEDGER: `${folder}/ledger` };
+  const args = ["-m", "dotdo", "serve", "--app", `${here}app.py`, "--store", `${folder}/dotdo.db`, "--open"];
+  const env = { ...process.env, LEDGER: `${folder}/ledger`, DOTDO_WORKER_LEASE: "2" };
   const child = spawn(platform.python, [...args, "--port", String(port)], { env, stdio: ["ignore", "ignore", "pipe"] });
   const ended = once(child, "close");
   const kill = async (): Promise<void> => {

@@ -1,4 +1,4 @@
-/** Programs of tests/programs, as processes of their own. */
+/** Programs of tests/programs, or at a path from here, as processes of their own. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { fileURLToPath } from "node:url";
@@ -22,7 +22,7 @@ export function program(
   args: readonly string[],
   env: Record<string, string> = {},
 ): Program {
-  const path = fileURLToPath(new URL(`./programs/${name}`, import.meta.url));
+  const path = fileURLToPath(new URL(name.includes("/") ? name : `./programs/${name}`, import.meta.url));
   const child = spawn(process.execPath, [path, ...args], {
     env: { ...process.env, DOTDO_URL: platform.url, DOTDO_API_KEY: platform.key, ...env },
     stdio: ["ignore", "pipe", "pipe"],

@@ -25,21 +25,11 @@ def main(folder: Path, postgres: str) -> None:
     dotdo = [sys.executable, "-m", "dotdo"]
     made = [*dotdo, "keys", "create", "tests", "--scope", "*", "--store", str(store)]
     key = subprocess.run(made, check=True, capture_output=True, text=True).stdout.strip()
-    command = [
-        sys.executable,
-        str(HERE / "serve.py"),
-        "serve",
-        "--app",
-        str(HERE / "app.py"),
-        "--store",
-        str(store),
-        "--port",
-        "0",
-    ]
+    command = [*dotdo, "serve", "--app", str(HERE / "app.py"), "--store", str(store), "--port", "0"]
     command += ["--sql", f"main={postgres}", "--sql", f"shop=sqlite:///{shop}"]
     log = folder / "log"
     with log.open("w") as file:
-        environment = {**os.environ, "LEDGER": str(ledger)}
+        environment = {**os.environ, "LEDGER": str(ledger), "DOTDO_WORKER_LEASE": "2"}
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file, env=environment)
     while not (found := re.search(r"at (http://\S+)", log.read_text())):
         if server.poll() is not None:

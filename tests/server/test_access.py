@@ -4,7 +4,9 @@ from typing import Any
 
 import httpx2
 import pytest
+from starlette.routing import Route
 
+from dotdo.server.app import make_app
 from dotdo.server.routes import OPERATIONS, Operation
 from tests.server.running import Running, seen
 
@@ -77,6 +79,29 @@ def test_no_route_answers_without_a_key_that_allows_it(server: Running):
     assert answers == wanted
     assert len(answers) > 100
     assert "Nobody" not in seen
+
+
+def test_every_route_that_is_registered_has_a_row_in_the_table():
+    """The matrix above is made of the table; so nothing may be registered beside it."""
+
+    async def platform() -> Any:
+        raise AssertionError("nobody asks")
+
+    app = make_app(platform)._app  # pyright: ignore[reportPrivateUsage]  # what it consists of is what is tested
+    registered: list[tuple[str, str]] = []
+    for route in app.router.routes:
+        assert isinstance(route, Route), f"{route} is no plain route: its keys are not checked here"
+        registered += [(method, route.path) for method in (route.methods or set()) - {"HEAD"}]
+    assert sorted(registered) == sorted((each.method, each.path) for each in OPERATIONS)
+    assert len({each.id for each in OPERATIONS}) == len(OPERATIONS)
+
+
+def test_asking_for_the_head_of_an_answer_needs_a_key_as_well(server: Running):
+    with httpx2.Client(base_url=server.url, timeout=20) as http:
+        for operation in NEEDING_A_KEY:
+            if operation.method == "GET":
+                path = operation.path.replace("{name}", "greet-user").replace("{id}", "run_0")
+                assert http.head(path).status_code == 401, operation.id
 
 
 def test_open_routes_tell_nothing_but_that_they_are_there(server: Running):

@@ -328,9 +328,10 @@ class RequestState(msgspec.Struct, frozen=True):
 
 
 class OfWorker(msgspec.Struct, frozen=True):
-    """POST /v1/worker/drain, /v1/worker/leave."""
+    """POST /v1/worker/drain, /v1/worker/leave. after: of one that leaves, the batch that came last (null: unknown)."""
 
     worker: str
+    after: int | None = None
 
 
 class Done(msgspec.Struct, frozen=True):

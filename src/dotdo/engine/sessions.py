@@ -67,7 +67,8 @@ class Session:
         """For how many more tasks of a kind it has room."""
         if is_action:
             return 0 if self.draining else self.concurrency - self.actions
-        return BESIDES - (len(self.tasks) - self.actions)
+        # One that drains has only what its handlers ask for left to do.
+        return BESIDES - (len(self.tasks) - self.actions) if self.actions or not self.draining else 0
 
     def wake(self) -> None:
         """Has its claim answered."""

@@ -30,6 +30,7 @@ from dotdo.worker_protocol import (
     Complete,
     EffectOffer,
     Heartbeat,
+    OfWorker,
     Outcome,
     Register,
     Registered,
@@ -206,9 +207,14 @@ class Workers:
             self._queue_again(task)
         log.info("the worker %s drains", session.name)
 
-    def leave(self, id: str, actor: str | None) -> None:
+    def leave(self, given: OfWorker, actor: str | None) -> None:
         """A worker goes. Raises UnknownWorker."""
-        self._end(self.session(id, actor), "it has left")
+        session = self.session(given.worker, actor)
+        if given.after is not None:
+            # What was on its way when it left was not begun.
+            for task in [task for task in session.tasks.values() if task.batch > given.after]:
+                self._queue_again(task)
+        self._end(session, "it has left")
 
     def session(self, id: str, actor: str | None, *, renew: bool = True) -> Session:
         """The session of a worker, whose lease a request of it renews. Raises UnknownWorker."""

@@ -87,7 +87,7 @@ async def drain(request: Request) -> Response:
 async def leave(request: Request) -> Response:
     """POST /v1/worker/leave."""
     who, given = await _read(request, OfWorker)
-    (await _workers(request)).leave(given.worker, who)
+    (await _workers(request)).leave(given, who)
     return answer(Done())
 
 

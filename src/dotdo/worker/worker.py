@@ -167,7 +167,7 @@ class Worker:
         self._heart = Heart(self._line, session, self._what_is_held, self._beaten, self._over_from_thread)
         self._on_ready(session, self.offers.left_out)
         parts = [self._loop.create_task(part) for part in (self._claim(session), self._tell(session))]
-        ending = self._loop.create_task(self._drain(session))
+        ending = self._loop.create_task(self._drain(session, parts[0]))
         try:
             await asyncio.wait([self._over, ending], return_when=asyncio.FIRST_COMPLETED)
             if self._over.done() and not self.draining:
@@ -199,7 +199,7 @@ class Worker:
             asking.cancel()
             stopping.cancel()
 
-    async def _drain(self, session: Registered) -> None:
+    async def _drain(self, session: Registered, claiming: "asyncio.Task[None]") -> None:
         """Waits until the worker is to drain, then until nothing is left here, and leaves."""
         await self._drained.wait()
         end = self._loop.time() + self.grace
@@ -212,9 +212,11 @@ class Worker:
                     await self._changed.wait()
         except TimeoutError:
             log.warning("%s tasks did not end within %g s; they are tried again elsewhere", len(self._held), self.grace)
+        claiming.cancel()
+        await asyncio.wait([claiming])
         try:
             async with asyncio.timeout(2.0):
-                await self._line.ask("leave", OfWorker(session.worker), Done)
+                await self._line.ask("leave", OfWorker(session.worker, self._batch), Done)
         except (TimeoutError, UnknownWorker):
             log.info("the server was not told that this worker leaves; it notices by itself")
 

@@ -27,6 +27,7 @@ BENCHMARKS = (
     "audit",
     "http",
     "workers",
+    "postgres",
 )
 PEERS = ("dbos", "restate")
 

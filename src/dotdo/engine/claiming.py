@@ -25,6 +25,7 @@ class Claimer:
         self._engine = engine
         self._hint = asyncio.Event()
         self._wake: Wake | None = None
+        self._next_rescue = 0.0
         self._sleeps = False
         self._task = engine.loop.create_task(self._work())
 
@@ -64,8 +65,11 @@ class Claimer:
             if not engine.lease.lasts:
                 return
             await engine.lease.take_up_strays()
-        while await engine.committer.call(lambda: engine.store.rescue(engine.clock.now(), BATCH)) == BATCH:
-            pass
+        if engine.lease is None or engine.loop.time() >= self._next_rescue:
+            # Where nodes come and go, the look at all of them costs more than one for due runs.
+            self._next_rescue = engine.loop.time() + POLL_SECONDS
+            while await engine.committer.call(lambda: engine.store.rescue(engine.clock.now(), BATCH)) == BATCH:
+                pass
         while True:
             room = min(BATCH, engine.capacity - len(engine.live))
             if room <= 0:

@@ -113,6 +113,24 @@ class PostgresDatabase:
                     raise FenceLost(f"A run of this write {why}; nothing was written.") from error
                 raise told(error, self.where, "write") from error
 
+    def once(self, sql: str, parameters: Parameters = None) -> list[Row]:
+        """One statement in a transaction of its own, in one round trip. Raises CommitUnknown when the connection was
+        lost: then it may or may not have been done."""
+        connection = self._writer.patiently(lambda writer: writer, "be reached")
+        try:
+            with connection.pipeline():
+                self._begin(connection)
+                cursor = connection.execute(statement(sql), parameters)
+                connection.execute("COMMIT")
+            self._changes = cursor.rowcount
+            return cursor.fetchall() if cursor.description else []
+        except psycopg.Error as error:
+            if self._writer.lost(error):
+                self._writer.drop()
+                raise CommitUnknown(f"The connection to the store {self.where} was lost in a commit.") from error
+            self._writer.roll_back()
+            raise told(error, self.where, "write") from error
+
     def _send(self, connection: Connection, steps: list[tuple[str, dict[str, Any], int | None, str]]) -> None:
         with connection.pipeline():
             self._begin(connection)

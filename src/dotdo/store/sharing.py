@@ -90,17 +90,21 @@ class SharedStore(SqlStore):
             raise
 
     def claim_due(self, node: str, now: int, limit: int) -> list[Claim]:
-        """Takes up to `limit` runs that are due and have no owner, but for those that only other nodes can run."""
+        """Takes up to `limit` runs that are due and have no owner, but for those that only other nodes can run. When
+        the answer is lost, they are found by `own_runs`."""
         given = {"node": node, "now": now, "limit": limit, "elsewhere": self._elsewhere}
-        with self._db.transaction():
-            found = self._db.write(self._sql["claim_due"], given)
+        found = self._db.once(self._sql["claim_due"], given)
         return [Claim(run, claim, crashed == CRASHED, crashed == UNSETTLED) for run, claim, crashed in found]
 
     def rescue(self, now: int, limit: int) -> int:
         """Expels nodes whose lease is over, and frees up to `limit` runs of nodes that are gone."""
-        for node, number in self._db.read(self._sql["lapsed_nodes"]):
-            self._expel(node, number)
+        lapsed = self._db.read(self._sql["lapsed_nodes"])
+        for node, number, expelled in lapsed:
+            if not expelled:
+                self._expel(node, number)
         self._has_blobs = self._has_blobs or bool(self._db.read(self._sql["any_blob"])[0][0])
+        if not lapsed:
+            return 0
         with self._db.transaction():
             self._db.write(self._sql["rescue_shared"], {"now": now, "limit": limit})
             freed = self._db.changes()

@@ -38,8 +38,8 @@ where locktype = 'advisory' and classid = 1685021807 and objid = :number and obj
     and pid <> pg_backend_pid();
 
 -- name: lapsed_nodes
--- Nodes whose lease is over.
-select id, number from nodes where expelled_at is null and lease_until <= dotdo.now();
+-- Nodes whose lease is over, and those that were expelled and may have runs left.
+select id, number, expelled_at is not null from nodes where expelled_at is not null or lease_until <= dotdo.now();
 
 -- name: expel
 -- A node is gone, unless it has just renewed its lease.

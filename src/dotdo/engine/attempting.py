@@ -10,7 +10,8 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
@@ -33,10 +34,10 @@ T = TypeVar("T")
 
 log = logging.getLogger("dotdo.action")
 
-# Most attempts have neither, so these are shared: they are replaced, never added to.
-_NO_EFFECTS: list[StagedEffect] = []
-_NO_REQUESTS: list[str] = []
-_NO_COUNTS: dict[str, int] = {}
+# Most attempts have neither, so these are shared. They are replaced; who would add to them gets an error.
+_NO_EFFECTS = cast("list[StagedEffect]", ())
+_NO_REQUESTS = cast("list[str]", ())
+_NO_COUNTS = cast("dict[str, int]", MappingProxyType({}))
 _NONE_ASKING: frozenset[Future[Any]] = frozenset()
 
 

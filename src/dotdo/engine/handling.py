@@ -20,14 +20,16 @@ from dotdo.engine.outliving import Outliving, outlive
 from dotdo.engine.process_pool import ProcessPool, run_in_process
 from dotdo.engine.threads import Threads
 from dotdo.errors import AttemptTimedOut
-from dotdo.journal import LARGE, Completion
+from dotdo.journal import LARGE, Completion, StagedEffect
 
 if TYPE_CHECKING:
     from dotdo.engine.secrets import RunSecrets
     from dotdo.engine.spans import RunTrace
 
 
-_NO_DATABASES: list[str] = []  # shared by all completions without SQL
+# Shared by the completions, which nobody changes, of attempts that have none: most. Lists, so that none is written.
+_NO_EFFECTS: list[StagedEffect] = []
+_NONE: list[str] = []
 
 
 class Apart(Protocol):
@@ -199,10 +201,10 @@ class HandlerRun:
             input=msgspec.Raw(self.input),
             result=msgspec.Raw(data),
             started=started,
-            effects=attempt.effects,
-            requests=attempt.requests,
+            effects=attempt.effects or _NO_EFFECTS,
+            requests=attempt.requests or _NONE,
             undo=action.undo_action is not None,
-            sql=[attempt.work.database] if attempt.work is not None else _NO_DATABASES,
+            sql=[attempt.work.database] if attempt.work is not None else _NONE,
             fallback=self.is_fallback(action),
         )
 

@@ -4,7 +4,8 @@
 new one as it is appended, so a run that lives and a run that is replayed know the same.
 """
 
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import msgspec
 
@@ -100,10 +101,10 @@ class Delivery(msgspec.Struct, gc=False):
         return (self.begun or self.unknown) and not self.delivered
 
 
-# Most steps have neither, so these are shared: they are replaced, never added to.
-_NO_REQUESTS: dict[str, Request] = {}
-_NO_DELIVERIES: list[Delivery] = []
-_NONE: list[str] = []
+# Most steps have neither, so these are shared. They are replaced; who would add to them gets an error.
+_NO_REQUESTS = cast("dict[str, Request]", MappingProxyType({}))
+_NO_DELIVERIES = cast("list[Delivery]", ())
+_NONE = cast("list[str]", ())
 
 
 class StepRecord(msgspec.Struct, gc=False):

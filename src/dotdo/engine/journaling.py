@@ -7,7 +7,7 @@ they are durable (an attempt, an answer) awaits `durable()`.
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from dotdo.engine.accepting import AcceptedRun
 
 _encode_waiting = msgspec.json.Encoder().encode
-_NO_ACCEPTS: list[tuple[NewRun, Entry]] = []
-_NO_NUMBERS: list[int] = []
-_NO_MESSAGES: list[Message] = []
-_NO_WAITERS: "list[tuple[int, Done]]" = []
-_NONE_WRITTEN: "list[Done]" = []
+# Shared by all journals. They are replaced; who would add to them gets an error.
+_NO_ACCEPTS = cast("list[tuple[NewRun, Entry]]", ())
+_NO_NUMBERS = cast("list[int]", ())
+_NO_MESSAGES = cast("list[Message]", ())
+_NO_WAITERS = cast("list[tuple[int, Done]]", ())
+_NONE_WRITTEN = cast("list[Done]", ())
 
 
 class RunJournal:

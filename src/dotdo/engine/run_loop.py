@@ -17,7 +17,7 @@ import weakref
 from asyncio import _get_running_loop, _set_running_loop  # pyright: ignore[reportPrivateUsage]  # loops nest here
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable
 from contextvars import Context, copy_context
-from types import CodeType, FrameType
+from types import CodeType, FrameType, MappingProxyType
 from typing import Any, Never, cast
 
 from dotdo.engine.run_tasks import RunFuture, RunHandle, RunTask, RunTimerHandle
@@ -61,10 +61,10 @@ def _refuses(call: str) -> Callable[..., Never]:
     return refuse
 
 
-# What most runs never have, so these are shared: they are replaced, never added to.
-_NO_GENERATORS: list[weakref.ref[AsyncGenerator[Any, Any]]] = []
-_NONE_COLLECTED: list[AsyncGenerator[Any, Any]] = []
-_NONE_EARLY: dict[object, RunTask] = {}
+# What most runs never have, so these are shared. They are replaced; who would add to them gets an error.
+_NO_GENERATORS = cast("list[weakref.ref[AsyncGenerator[Any, Any]]]", ())
+_NONE_COLLECTED = cast("list[AsyncGenerator[Any, Any]]", ())
+_NONE_EARLY = cast("dict[object, RunTask]", MappingProxyType({}))
 
 
 class RunLoop(asyncio.AbstractEventLoop):

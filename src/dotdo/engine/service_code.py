@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextvars import Context
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from types import MappingProxyType
+from typing import Any, NoReturn, cast
 
 import msgspec
 
@@ -64,13 +65,13 @@ class Call:
         self.overrides, self.typed = overrides, typed
 
 
-# What most services never have, so these are shared: they are replaced, never added to.
+# What most services never have, so these are shared. They are replaced; who would add to them gets an error.
 _NONE_HELD: frozenset[str] = frozenset()
-_NO_STEPS: list[str] = []
-_NO_PROGRESS: list[Published] = []
-_NO_EVENTS: "dict[str, deque[EventReceived]]" = {}
-_NONE_AWAITED: "dict[str, deque[RunFuture]]" = {}
-_NO_TIMERS: list[str] = []
+_NO_STEPS = cast("list[str]", ())
+_NO_PROGRESS = cast("list[Published]", ())
+_NO_EVENTS = cast("dict[str, deque[EventReceived]]", MappingProxyType({}))
+_NONE_AWAITED = cast("dict[str, deque[RunFuture]]", MappingProxyType({}))
+_NO_TIMERS = cast("list[str]", ())
 
 
 class ServiceCode:

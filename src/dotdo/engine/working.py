@@ -142,7 +142,7 @@ async def run_on_worker(step: "StepRun", action: OfferedAction, attempt: Attempt
             attempt.task = task
         raise
     attempt.elsewhere, attempt.task = False, task
-    attempt.effects = result.effects  # replaced, never changed: attempts without any share one list
+    attempt.effects = result.effects
     return step.completed_elsewhere(action, attempt, started, result.data, result.sql)
 
 

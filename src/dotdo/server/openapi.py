@@ -4,17 +4,17 @@ Every action and service appears as an operation of its own, with its own input 
 """
 
 import hashlib
-import html
 import re
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
 from dotdo.records import Definition
 from dotdo.server.problems import Problem
 from dotdo.server.reading import KEY_SCHEMA, MOST_NUMBER, query
+from dotdo.server.reference import page
 from dotdo.server.serving import actor, answer, platform
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ async def reference(request: Request) -> Response:
     """GET /reference: the same as a page that needs nothing from anywhere else."""
     await actor(request, "actions", "read", "*")
     query(request, {})
-    return HTMLResponse(_page(await _describe(request)))
+    return page(await _describe(request))
 
 
 async def _describe(request: Request) -> dict[str, Any]:
@@ -238,50 +238,3 @@ def _header(name: str, text: str, schema: dict[str, Any] | None = None) -> dict[
 
 def _any(_: type) -> dict[str, Any]:
     return {}
-
-
-def _page(document: dict[str, Any]) -> str:
-    """The description as one page of HTML, without scripts."""
-    rows: list[str] = []
-    for path, methods in document["paths"].items():
-        for method, each in methods.items():
-            body = each.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
-            inputs = "".join(
-                f"<tr><td><code>{_e(one['name'])}</code></td><td>{_e(one['in'])}</td>"
-                f"<td>{_e(one.get('description', ''))}</td></tr>"
-                for one in each["parameters"]
-            )
-            shown = _e(msgspec.json.format(msgspec.json.encode(body), indent=2).decode()) if body else ""
-            rows.append(
-                f"<details><summary><b>{_e(method.upper())}</b> <code>{_e(path)}</code> {_e(each['summary'])}</summary>"
-                f"<p>{_e(each.get('description', ''))}</p>"
-                + (f"<table>{inputs}</table>" if inputs else "")
-                + (f"<pre>{shown}</pre>" if shown else "")
-                + "</details>"
-            )
-    return _TEMPLATE.format(
-        title=_e(document["info"]["title"]), text=_e(document["info"]["description"]), rows="\n".join(rows)
-    )
-
-
-def _e(text: Any) -> str:
-    return html.escape(str(text))
-
-
-_TEMPLATE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}: reference</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-details {{ border-bottom: 1px solid #8884; padding: .5rem 0; }}
-summary {{ cursor: pointer; }}
-summary b {{ display: inline-block; min-width: 3.5rem; }}
-table {{ border-collapse: collapse; margin: .5rem 0; }}
-td {{ padding: .2rem .8rem .2rem 0; vertical-align: top; }}
-pre {{ overflow-x: auto; padding: .75rem; background: #8881; border-radius: .4rem; }}
-</style></head><body>
-<h1>{title}</h1><p>{text}</p><p>The same for programs: <a href="openapi.json">openapi.json</a>.</p>
-{rows}
-</body></html>
-"""

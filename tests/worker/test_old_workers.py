@@ -5,7 +5,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.server.running import Running, running
+from dotdo.engine.attempting import effect_key
+from tests.server.running import Running, running, seen
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +175,26 @@ def test_a_preview_ends_with_a_note_where_a_worker_would_begin(server: Running):
         assert answer.status_code == 200
         assert "runs in a worker" in answer.text
         assert worker.post("claim")["tasks"] == []
+
+
+def test_what_one_run_stages_is_no_other_runs(server: Running):
+    with Plain(server).register("stages") as worker:
+        runs = [start(worker, "stages"), start(worker, "stages")]
+        given: list[Any] = []
+        batch = 0
+        while len(given) < len(runs):
+            answer = worker.post("claim", wait=10, after=batch)
+            batch = answer["batch"]
+            given += answer["tasks"]
+        for number, task in enumerate(given):
+            key = effect_key(task["run"], task["step"], "note", 0, task["epoch"])
+            staged = [{"effect": "note", "version": 1, "key": key, "input": {"text": "once"}}] if number == 0 else []
+            done = {
+                "task": task["id"],
+                "token": task["token"],
+                "outcome": "completed",
+                "completion": {"effects": staged},
+            }
+            assert worker.post("complete", tasks=[done])["results"][0]["state"] == "accepted"
+        assert [end(worker, run)["status"] for run in runs] == ["completed", "completed"]
+        assert seen.count("once") == 1

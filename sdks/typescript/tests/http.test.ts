@@ -1,13 +1,12 @@
 /** What a client knows when the connection fails, and that it keeps no process alive. */
-import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
-import { promisify } from "node:util";
 import { Do, InputError, OutcomeUnknown, StoreError, Unreachable } from "@do-platform/sdk";
 import { describe, expect, type TestContext, test } from "vitest";
 import { Cutting } from "./cutting.js";
 import { connect, platform, rejection, unique } from "./platform.js";
+import { program } from "./processes.js";
 
 const { url, key: apiKey } = platform;
 
@@ -137,17 +136,10 @@ describe.concurrent("refusals", () => {
   });
 });
 
-test.each([
-  ["esm", "import { Do } from '@do-platform/sdk';"],
-  ["cjs", "const { Do } = require('@do-platform/sdk');"],
-])("a program (%s) with the client ends when its main does", async (_, line) => {
-  const program = `${line}
-    const client = new Do();
-    client.action("greet-user").invoke({ name: "Ada" }).then(({ text }) => console.log(text));`;
-  const kind = line.startsWith("import") ? "--input-type=module" : "--input-type=commonjs";
-  const env = { ...process.env, DOTDO_URL: url, DOTDO_API_KEY: apiKey };
+test.for(["greet.mjs", "greet.cjs"])("%s ends when its main does", async (file, context) => {
+  const greet = program(context, file, []);
+  await greet.line("Hello, Ada");
   const began = performance.now();
-  const { stdout } = await promisify(execFile)(process.execPath, [kind, "-e", program], { env });
-  expect(stdout).toBe("Hello, Ada\n");
-  expect(performance.now() - began).toBeLessThan(3_500); // idle connections last for 4 s
+  expect(await greet.ended).toBe(0);
+  expect(performance.now() - began).toBeLessThan(3_000); // idle connections last for 4 s
 });

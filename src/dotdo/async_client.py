@@ -148,7 +148,8 @@ class AsyncDo:
         or several, asked in order; by default the environment. engine: False for a process that only asks, and leaves
         it to others to run an engine. retention: which ended runs are deleted, looked at when the client opens and
         every hour, where its engine runs; by default none. tracer_provider: of OpenTelemetry, for spans of runs, steps
-        and attempts; by default the one that the program has set before the client opens, if any.
+        and attempts; by default the one that the program has set before the client opens, if any. workers: whether an
+        action that a service calls by name may be one that no worker has offered yet; then the call waits for it.
     """
 
     def __init__(
@@ -169,6 +170,7 @@ class AsyncDo:
         engine: bool = True,
         retention: Retention | Sequence[Retention] = (),
         tracer_provider: Any = None,
+        workers: bool = False,
     ) -> None:
         if url is not None and store is not None:
             raise DefinitionError("A client has a store of its own, or the URL of a server; not both.")
@@ -189,6 +191,7 @@ class AsyncDo:
                 grace=grace,
                 secret_sources=secrets,
                 tracer_provider=tracer_provider,
+                workers=workers,
             )
         )
         self._opening: asyncio.Future[Platform] | None = None

@@ -58,6 +58,10 @@ class Catalogue:
             raise UnknownName(self._unknown(kind, name, version))
         return found
 
+    def called(self, kind: str, name: str, version: int | None = None) -> Any:
+        """What a service means that calls by name. Raises UnknownName."""
+        return self.get(kind, name, version)
+
     def find(self, kind: str, name: str, version: int | None = None) -> Any | None:
         """Like `get`, but None when there is no such definition."""
         versions = self._found[kind].get(name)

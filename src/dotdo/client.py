@@ -38,6 +38,7 @@ class ClientOptions(TypedDict, total=False):
     secrets: Given | None
     engine: bool
     tracer_provider: Any
+    workers: bool
 
 
 class CallOptions(TypedDict, total=False):

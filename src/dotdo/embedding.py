@@ -55,6 +55,7 @@ class Opening(msgspec.Struct, frozen=True):
     grace: float
     secret_sources: Given | None = None
     tracer_provider: Any = None
+    workers: bool = False
 
 
 async def open_platform(
@@ -122,7 +123,7 @@ async def _lead_shared(url: str, opening: Opening) -> Engine:
 
 
 def _engine(store: SqlStore, opening: Opening, clock: Clock, key: bytes, databases: Any, vault: Vault) -> Engine:
-    return Engine(
+    made = Engine(
         store,
         catalogue=opening.catalogue,
         clock=clock,
@@ -134,6 +135,8 @@ def _engine(store: SqlStore, opening: Opening, clock: Clock, key: bytes, databas
         spin_limit=spin_limit(),
         vault=vault,
     )
+    made.workers.catalogue.expects = opening.workers
+    return made
 
 
 def vault_of(store: str | None) -> Vault:

@@ -11,7 +11,7 @@ import msgspec
 
 from dotdo import codec, policy
 from dotdo.action import DEFAULT_RETRY, NO_OVERRIDES, Action
-from dotdo.catalogue import Catalogue, described
+from dotdo.catalogue import Catalogue, check_name, described
 from dotdo.effect import DEFAULT_RETRY as EFFECT_RETRY
 from dotdo.effect import Effect, EffectCall
 from dotdo.errors import CalledOutside, DefinitionError, HandlerError, InvalidInput, Problem
@@ -53,14 +53,24 @@ class OfferedSchema(Schema):
         """The arguments of a call as normalised JSON input. Raises InvalidInput or InvalidValue."""
         if args:
             raise InvalidInput(self.subject, [Problem("$", "takes its parameters by name only")])
-        plain = codec.encode(kwargs, f"The input of {self.subject}")
-        renamed = _renamed(codec.decode(plain), self._given, self._given)
-        return codec.encode(renamed, f"The input of {self.subject}")
+        return codec.encode(kwargs, f"The input of {self.subject}")
+
+    def renamed(self, data: bytes) -> bytes:
+        """An input with the declared names: `userId` for `user_id`, and the reverse."""
+        if not self.names:
+            return data
+        return codec.encode(_renamed(codec.decode(data), self._given, self._given), f"The input of {self.subject}")
+
+    def accept(self, params: Mapping[str, Any] | bytes) -> bytes:
+        """Input from outside: normalised, validated, as JSON. Raises InvalidInput or InvalidValue."""
+        data = params if isinstance(params, bytes) else super().accept(params)
+        self.check(data)
+        return self.renamed(data)
 
     def check(self, data: bytes) -> None:
         """Raises InvalidInput, with every problem, unless the input fits."""
         if self._validates is not None:
-            problems = self._validates(codec.decode(data))
+            problems = self._validates(codec.decode(self.renamed(data)))
             if problems:
                 raise InvalidInput(self.subject, problems)
 
@@ -93,7 +103,7 @@ class OfferedAction(Action[..., Any]):
         self.offer, self.databases, self.catalogue = offer, databases, catalogue
         self.name, self.version, self.handler = offer.name, offer.version, self._nowhere
         self.subject = described("action", offer.name, offer.version)
-        self.schema = OfferedSchema(self.subject, offer.input_schema, offer.output_schema)
+        self.schema: OfferedSchema = OfferedSchema(self.subject, offer.input_schema, offer.output_schema)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.is_async = self.takes_context = True
         self.pool = "worker"
         self.retry = _retry_of(offer.retry, DEFAULT_RETRY)
@@ -159,6 +169,14 @@ class OfferedAction(Action[..., Any]):
         raise CalledOutside(f"The handler of {self.subject} is in a worker; it cannot be called here.")
 
 
+class ExpectedAction(OfferedAction):
+    """An action that no worker has offered yet: a service has called it by name. wanted: the version, if any."""
+
+    def __init__(self, name: str, wanted: int | None, catalogue: Catalogue) -> None:
+        super().__init__(ActionOffer(name, wanted or 1), catalogue)
+        self.wanted = wanted
+
+
 class Performs(Protocol):
     """Has something done by a worker."""
 
@@ -220,6 +238,7 @@ class OfferedCatalogue(Catalogue):
         self._both_of = -1
         self._offers = 0
         self._has_databases = False
+        self.expects = False  # what a service calls and nobody has offered yet may still be offered
         super().__init__()
 
     @property
@@ -265,6 +284,13 @@ class OfferedCatalogue(Catalogue):
     def versions(self, kind: str, name: str) -> list[Any]:
         """Every version of a name."""
         return list(self._found[kind].get(name, {}).values())
+
+    def called(self, kind: str, name: str, version: int | None = None) -> Any:
+        """What a service means that calls by name. Raises UnknownName for what no worker can be expected to offer."""
+        if self.expects and kind == "action" and self.find(kind, name, version) is None:
+            check_name(kind, name, version or 1)
+            return ExpectedAction(name, version, self)
+        return self.get(kind, name, version)
 
     def find(self, kind: str, name: str, version: int | None = None) -> Any | None:
         """The definition of that name and version (None: the newest), if there is one."""

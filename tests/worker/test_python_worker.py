@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -132,6 +133,20 @@ def test_offers_survive_a_restart_and_the_step_waits_for_a_worker(stage: Stage):
     stage.work("at last")
     assert stage.ended(waiting["id"])["result"]["note"] == "patient"
     assert stage.ended(again["id"])["status"] == "completed"
+
+
+def test_a_service_may_call_what_nobody_has_offered_yet(tmp_path: Path):
+    with on_stage(tmp_path) as fresh:
+        waiting = fresh.execute("of-the-server", wait=0.5, kind="services", note="early")
+        assert waiting["status"] in ("running", "waiting")
+        assert waiting["waiting_for"]["text"].startswith("a worker: none has ever offered the action write-note")
+        port = int(fresh.url.rpartition(":")[2])
+        assert fresh.server is not None
+        fresh.server.kill()
+        fresh.server.wait()
+        fresh.serve(port=port)
+        fresh.work("first")
+        assert fresh.ended(waiting["id"])["result"] == {"note": "early", "worker": "first"}
 
 
 def test_what_is_wrong_is_said_at_once(stage: Stage):

@@ -113,6 +113,7 @@ async def _serve(
         catalogue=application.catalogue,
         secrets=application.secrets,
         grace=GRACE,
+        workers=True,
     ) as client:
         await listen(
             client,

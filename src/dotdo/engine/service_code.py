@@ -242,7 +242,7 @@ class ServiceCode:
         """A service calls an action or service by name; the result comes as plain JSON values."""
         kind = self._catalogue.kind_of(name) or "action"
         pin = self._pins.get(name) if version is None else None
-        found = self._catalogue.get(kind, name, version) if pin is None else self._kept(kind, name, pin)
+        found = self._catalogue.called(kind, name, version) if pin is None else self._kept(kind, name, pin)
         return self._call(found, (), params, NO_OVERRIDES, typed=False)
 
     def now(self) -> datetime:

@@ -27,10 +27,10 @@ from dotdo.engine.settling import (
     settle_step,
     tell_of_difference,
 )
-from dotdo.engine.working import run_on_worker, tell
+from dotdo.engine.working import run_on_worker, tell, until_defined
 from dotdo.errors import AttemptOver, RetryLater, WorkerLost
 from dotdo.journal import AttemptFailed, Completion, Empty, StepFailed
-from dotdo.offer import OfferedAction
+from dotdo.offer import ExpectedAction, OfferedAction
 from dotdo.policy import Retry
 from dotdo.records import ErrorRecord
 
@@ -84,6 +84,8 @@ class StepRun(HandlerRun):
         try:
             if record.state == OPEN and is_unsettled(self.run, self.id):
                 await self._settle()
+            if isinstance(self.definition, ExpectedAction):
+                self.definition = await until_defined(self.run, self.id, self.definition)
             if record.state == OPEN and record.is_unheard_of:
                 # Most steps end with their first attempt, which so has one coroutine less behind it.
                 await self._attempt(self.definition, self._retry_of(self.definition))

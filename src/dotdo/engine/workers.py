@@ -289,6 +289,8 @@ class Workers:
         if given.databases:
             names = {name for kind, name, _ in offers if kind == "action"}
             offers = [*offers, *(("settle", name, 0) for name in sorted(names))]
+        actions = [(name, version) for kind, name, version in offers if kind == "action"]
+        offers = [*offers, *(("expected", name, which) for name, version in actions for which in (0, version))]
         session = Session(f"wrk_{secrets.token_hex(12)}", actor, given, offers, loop.time())
         self.sessions[session.id] = session
         self._renew(session)

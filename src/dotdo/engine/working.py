@@ -20,7 +20,7 @@ from dotdo.engine.telling import error_of, failure_of
 from dotdo.engine.workers import POLL_SECONDS
 from dotdo.errors import AttemptOver, DotdoError, InvalidValue, RunEvicted, UnknownName
 from dotdo.journal import Completion, StagedEffect
-from dotdo.offer import OfferedAction, OfferedEffect
+from dotdo.offer import ExpectedAction, OfferedAction, OfferedEffect
 from dotdo.records import WaitingFor
 from dotdo.worker_protocol import (
     ActionTask,
@@ -93,13 +93,29 @@ async def perform(run: "LiveRun", task: Handed, step: str, key: str, *, kind: st
         return outcome
 
 
+async def until_defined(run: "LiveRun", step: str, expected: ExpectedAction) -> Any:
+    """Returns when a worker has offered what a service has called by name: that."""
+    workers, waiting = run.engine.workers, run.waiting
+    name, version = expected.name, expected.wanted
+    while (found := run.engine.catalogue.find("action", name, version)) is None:
+        asked = name if version is None else f"{name}@{version}"
+        waiting.now[step] = WaitingFor(WORKER, f"a worker: none has ever offered the action {asked}", None, step)
+        run.leave()
+        try:
+            await workers.until_offered(("expected", name, version or 0))
+        finally:
+            waiting.now.pop(step, None)
+            run.enter()
+    return found
+
+
 # -- attempts ----------------------------------------------------------------------------------------------------------
 
 
 async def run_on_worker(step: "StepRun", action: OfferedAction, attempt: Attempt, started: int) -> Completion:
     """Runs an attempt of a handler that is in workers. Raises what it raised, WorkerLost."""
     run, record = step.run, step.record
-    timeout = step.overrides.timeout or action.timeout
+    timeout, input = step.overrides.timeout or action.timeout, action.schema.renamed(step.input)
     start = CompletionStart(
         action.name, action.version, started, action.undo_action is not None, step.is_fallback(action)
     )
@@ -119,7 +135,7 @@ async def run_on_worker(step: "StepRun", action: OfferedAction, attempt: Attempt
             actor=attempt.actor,
             trail=attempt.trail,
             timeout=timeout,
-            input=msgspec.Raw(step.input),
+            input=msgspec.Raw(input),
             completion=start,
             traceparent=attempt.traceparent,
         )

@@ -1,11 +1,13 @@
 """Every route, with every kind of key that must not do: nothing answers, and nothing happens."""
 
+import time
 from typing import Any
 
 import httpx2
 import pytest
 from starlette.routing import Route
 
+from dotdo.server import auth
 from dotdo.server.app import make_app
 from dotdo.server.routes import OPERATIONS, Operation
 from tests.server.running import Running, seen
@@ -130,6 +132,22 @@ def test_the_key_is_the_actor_in_the_journal(server: Running):
         assert entries[0]["data"]["options"]["actor"] == "key:a test"
 
 
+def test_last_use_of_a_key_is_written_down_although_nobody_asks_again(server: Running, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(auth, "TOUCH_SECONDS", 0.05)
+    engine = server.call(server.client.platform())
+    with server.http("runs:read") as http:
+        assert http.get("/v1/runs").status_code == 200
+
+    async def used_at() -> int | None:
+        (key,) = await engine.read(engine.store.list_api_keys)
+        return key.used_at
+
+    until = time.monotonic() + 20
+    while (used := server.call(used_at())) is None:
+        assert time.monotonic() < until
+    assert used <= time.time() * 1000
+
+
 def test_revoked_key_is_refused_within_seconds(server: Running):
     with server.http("runs:read") as http:
         assert http.get("/v1/runs").status_code == 200
@@ -140,8 +158,6 @@ def test_revoked_key_is_refused_within_seconds(server: Running):
             http.get("/healthz")
         else:
             # The answer is kept for a second: longer than that many requests may take.
-            import time
-
             until = time.monotonic() + 3
             while http.get("/v1/runs").status_code != 401:
                 assert time.monotonic() < until

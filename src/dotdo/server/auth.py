@@ -4,11 +4,14 @@ A key is told apart by its checksum first, so that noise costs no look-up; then 
 decide. What is known of a key is kept for a second, so a revoked one is refused within that.
 """
 
+import asyncio
+import logging
 import time
 from typing import Protocol
 
 from starlette.requests import Request
 
+from dotdo.errors import StoreError
 from dotdo.keys import ApiKey, Rate, allows, digest_of, is_well_formed, read_rate
 from dotdo.server.asked import asked_of
 from dotdo.server.problems import Refused
@@ -17,6 +20,7 @@ from dotdo.server.rates import Rates
 KEPT_SECONDS = 1.0
 MOST_KEPT = 10_000
 TOUCH_SECONDS = 30.0
+log = logging.getLogger("dotdo.server")
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="dotdo"'}
 
 
@@ -40,7 +44,8 @@ class Gate:
         self._rates = Rates(rate)
         self._known: dict[str, tuple[float, ApiKey]] = {}
         self._used: dict[str, int] = {}
-        self._touched = time.monotonic()
+        self._flushing: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def authorise(self, request: Request, resource: str, verb: str, name: str | None) -> str | None:
         """The actor of a request: `key:<name of the key>`. Raises Refused: 401 without a valid key, 403 beyond it."""
@@ -93,15 +98,27 @@ class Gate:
 
     async def _touch(self, id: str, now: int) -> None:
         self._used[id] = now
-        if time.monotonic() - self._touched >= TOUCH_SECONDS or len(self._used) >= MOST_KEPT:
+        if len(self._used) >= MOST_KEPT:
             await self.flush()
+        elif self._flushing is None:
+            self._flushing = asyncio.get_running_loop().call_later(TOUCH_SECONDS, self._flush_later)
+
+    def _flush_later(self) -> None:
+        task = asyncio.create_task(self.flush())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def flush(self) -> None:
         """Writes down when keys were used."""
-        self._touched = time.monotonic()
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
         used, self._used = list(self._used.items()), {}
         if used:
-            await self._keys.touch_api_keys(used)
+            try:
+                await self._keys.touch_api_keys(used)
+            except StoreError as error:  # no reason to refuse a request
+                log.warning("when API keys were last used could not be written: %s", error.message)
 
 
 def _unknown(code: str, detail: str) -> Refused:

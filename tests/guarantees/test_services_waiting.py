@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from dotdo import AsyncContext, EffectCall, Retry, action, effect, now, service, sleep, wait_for_event
 from dotdo.engine.running import LiveRun
 from dotdo.records import WaitingFor
-from tests.guarantees.lab import Lab, World, book, catalogue, flaky, hold, in_loop, laboratory, note
+from tests.guarantees.lab import PATIENCE, Lab, World, book, catalogue, flaky, hold, in_loop, laboratory, note
 
 pytestmark = pytest.mark.usefixtures("each_store")
 
@@ -118,6 +119,29 @@ async def test_parent_waits_for_its_child(tmp_path: Path, monkeypatch: pytest.Mo
         assert child.id in waiting.text
         lab.clock.advance("1 hour")
         assert await handle.result() == "child"
+
+
+@in_loop
+async def test_run_that_is_just_leaving_memory_says_for_what_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async with laboratory(tmp_path) as lab:
+        leaving, may_write, park = asyncio.Event(), threading.Event(), lab.engine.parked
+
+        def parked(run: LiveRun) -> None:
+            lab.engine.committer.call(lambda: may_write.wait(PATIENCE))  # its row is written after that
+            park(run)
+            leaving.set()
+
+        monkeypatch.setattr(lab.engine, "parked", parked)
+        handle = await lab.client.start(waits, how="event")
+        await leaving.wait()
+        asked = asyncio.ensure_future(handle.get())
+        for _ in range(3):  # the row has been read by then
+            await lab.engine.read(lambda: None)
+        assert not asked.done()
+        may_write.set()
+        waiting = (await asked).waiting_for
+        assert waiting is not None
+        assert waiting.kind == "event"
 
 
 @in_loop

@@ -96,20 +96,25 @@ class Serving:
         record = await self.read(lambda: self.store.get_run(id))
         if record is None:
             raise UnknownName(f"There is no run {id!r}.")
-        return self._as_it_stands(record)
+        return await self._as_it_stands(record)
 
-    def _as_it_stands(self, record: Run) -> Run:
+    async def _as_it_stands(self, record: Run) -> Run:
         """A run that is in memory knows better than its row what it waits for."""
-        run = self.live.get(record.id)
-        if run is None or run.over or record.ended:
+        if record.rests:  # also blocked: a person's answer may be being taken
             return record
-        if record.status == "blocked":
-            return record  # a person's answer is being taken
-        return msgspec.structs.replace(record, waiting_for=waiting_for(run))
+        run = self.live.get(record.id)
+        if run is not None and not run.over:
+            return msgspec.structs.replace(record, waiting_for=waiting_for(run))
+        if record.waiting_for is not None:
+            return record
+        # It has left memory since its row was read, or is leaving it: what it waits for is being written.
+        while run is not None and self.live.get(record.id) is run and not self.draining:
+            await self.write(lambda: None)
+        return await self.read(lambda: self.store.get_run(record.id)) or record
 
     async def list_runs(self, filter: RunFilter) -> list[Run]:
         """Runs, newest first."""
-        return [self._as_it_stands(record) for record in await self.read(lambda: self.store.list_runs(filter))]
+        return [await self._as_it_stands(record) for record in await self.read(lambda: self.store.list_runs(filter))]
 
     async def journal(self, id: str, after: int = 0) -> list[Entry]:
         """The entries of a run after a number."""

@@ -70,7 +70,8 @@ class Wire:
                 return
             if self.lose == "after" and b"COMMIT" in piece:
                 self.lose = "answer"
-            server.sendall(piece)
+            if not _send(server, piece):
+                return
         _end(server)
 
     def _return(self, client: socket.socket, server: socket.socket) -> None:
@@ -79,7 +80,8 @@ class Wire:
                 self.lose, self.down = None, self.down or self.down_with_loss
                 self._cut(client, server)
                 return
-            client.sendall(piece)
+            if not _send(client, piece):
+                return
         _end(client)
 
     def _cut(self, client: socket.socket, server: socket.socket) -> None:
@@ -93,6 +95,14 @@ def _receive(one: socket.socket) -> bytes:
         return one.recv(65536)
     except OSError:
         return b""  # cut
+
+
+def _send(one: socket.socket, piece: bytes) -> bool:
+    try:
+        one.sendall(piece)
+    except OSError:
+        return False  # cut meanwhile
+    return True
 
 
 def _end(one: socket.socket) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
 
 # When to look again for a definition that this process does not have, in ms.
-LOOK_AGAIN = 60_000
+LOOK_AGAIN, LOOK_AGAIN_SHARED = 60_000, 2_000  # the second where another node with it may come up at any time
 
 
 async def load_runs(engine: "Engine", claims: list[Claim]) -> None:
@@ -57,7 +57,7 @@ def _resume(engine: "Engine", claim: Claim, entries: list[Entry], history: Histo
     if definition is None:
         what = f"{accepted.kind} {accepted.name}@{accepted.version}"
         text = f"the process with the engine does not define the {what}; start it again with that, or another one"
-        due = engine.clock.now() + LOOK_AGAIN
+        due = engine.clock.now() + (LOOK_AGAIN if engine.lease is None else LOOK_AGAIN_SHARED)
         unsettled = claim.crashed or claim.unseen
         journal.update("waiting", waiting_for=WaitingFor("action", text, due), due_at=due, unsettled=unsettled)
         return

@@ -93,7 +93,11 @@ class SharedStore(SqlStore):
         """Takes up to `limit` runs that are due and have no owner, but for those that only other nodes can run. When
         the answer is lost, they are found by `own_runs`."""
         given = {"node": node, "now": now, "limit": limit, "elsewhere": self._elsewhere}
-        found = self._db.once(self._sql["claim_due"], given)
+        try:
+            found = self._db.once(self._sql["claim_due"], given)
+        except CommitUnknown as error:
+            log.info("%s What was claimed is looked for.", error)
+            return []
         return [Claim(run, claim, crashed == CRASHED, crashed == UNSETTLED) for run, claim, crashed in found]
 
     def rescue(self, now: int, limit: int) -> int:

@@ -1,0 +1,150 @@
+"""Says what is wrong in the end, from the store's rows, the application's database and the ledger; nobody else is asked.
+
+I4, I5, I10, I11 and I12 are those of tests/guarantees/invariants.py, I9 that of replays.py.
+"""
+
+from collections import Counter, defaultdict
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import apsw
+import msgspec
+
+from tests.guarantees.invariants import check_store
+from tests.guarantees.replays import check_replays
+from tests.simulation.world import World, catalogue
+
+ENDED = ("completed", "failed", "cancelled")
+
+
+def audit(store: Path, app: Path, world: World, answered: dict[str, str], *, over: bool) -> list[str]:
+    """What does not hold, in words. answered: ids that callers were given, by key. over: nothing moves any more."""
+    wrong = list(world.wrong)
+    for check in (lambda: check_store(store), (lambda: check_replays(store, catalogue)) if over else lambda: None):
+        try:
+            check()
+        except AssertionError as error:
+            wrong.append(f"{error}")
+    runs = {row["id"]: row for row in _rows(store, "select * from runs")}
+    entries = _rows(store, "select * from journal order by run, seq")
+    wrong += [f"I1: {key} was answered with {id}, which is gone" for key, id in answered.items() if id not in runs]
+    by_key = Counter((run["name"], run["key"]) for run in runs.values() if run["key"])
+    wrong += [f"I2: {count} runs for {key}" for key, count in by_key.items() if count > 1]
+    wrong += _entries(entries)
+    wrong += _effects(entries, world)
+    if over:
+        wrong += [
+            f"I4: {run['id']} ({run['name']}) is {run['status']} for good: {run['waiting_for']}"
+            for run in runs.values()
+            if run["status"] not in (*ENDED, "blocked")
+        ]
+        wrong += _sql(runs, entries, app)
+    return wrong
+
+
+def _entries(entries: list[dict[str, Any]]) -> list[str]:
+    """Times, attempts, events and answers, entry by entry."""
+    wrong: list[str] = []
+    events: Counter[tuple[str, str]] = Counter()
+    answers: dict[tuple[str, int, str], str] = {}
+    on_failure: Counter[tuple[str, int, str]] = Counter()
+    reopened: dict[str, int] = Counter()
+    for entry in entries:
+        data, where = msgspec.json.decode(entry["data"]), f"{entry['run']}: {entry['step']}"
+        match entry["kind"]:
+            case "fired" if entry["at"] < data["due"]:
+                wrong.append(f"a timer of {where} fired {data['due'] - entry['at']} ms early")
+            case "event":
+                if data.get("sender"):
+                    events[entry["run"], data["sender"]] += 1
+            case "attempt_failed" if entry["attempt"] > 4 + 4 * reopened[entry["run"]] + 8:
+                wrong.append(f"{where}: attempt {entry['attempt']}, though 4 are allowed")
+            case "reopened":
+                reopened[entry["run"]] += 1
+            case "committed" | "completed":
+                for effect in data.get("effects", ()):
+                    attempt = str(effect["input"]["what"]).rpartition(" at ")[2]
+                    if attempt.isdigit() and int(attempt) != entry["attempt"]:
+                        wrong.append(f"I6: {where} sends what attempt {attempt} had staged, which did not commit")
+                if entry["step"].startswith("on_failure:"):
+                    on_failure[entry["run"], entry["generation"], entry["step"]] += 1
+            case "answered":
+                answers.setdefault((entry["run"], entry["generation"], f"{entry['step']} {data['request']}"), "")
+            case _:
+                pass
+    wrong += [
+        f"event {sender} was taken {count} times by {run}" for (run, sender), count in events.items() if count > 1
+    ]
+    wrong += [f"{step} of {run} committed {count} times" for (run, _, step), count in on_failure.items() if count > 1]
+    return wrong
+
+
+def _effects(entries: list[dict[str, Any]], world: World) -> list[str]:
+    """I8, and that nothing happens twice that must not."""
+    wrong: list[str] = []
+    by_key: dict[str, list[Any]] = defaultdict(list)
+    for arrival in world.arrivals:
+        by_key[arrival.key].append(arrival)
+    for key, arrivals in by_key.items():
+        if len({(one.system, one.what) for one in arrivals}) > 1:
+            wrong.append(f"I8: one key for several effects: {arrivals}")
+        happened = sum(one.happened for one in arrivals)
+        if happened > 1 and arrivals[0].system in ("found", "asked"):
+            wrong.append(f"{arrivals[0].system}: {arrivals[0].what} ({key}) was guessed: it happened {happened} times")
+    requests: Counter[tuple[str, str, str, int]] = Counter()
+    for entry in entries:
+        if entry["kind"] == "requested":
+            data = msgspec.json.decode(entry["data"])
+            requests[entry["run"], entry["step"], data["request"], data["epoch"]] += 0
+            wrong += [] if data["key"].endswith(f".{data['epoch']}") else [f"I8: {data['key']} is not of its epoch"]
+    delivered = {
+        (entry["run"], entry["step"], msgspec.json.decode(entry["data"]).get("effect"))
+        for entry in entries
+        if entry["kind"] == "delivered"
+    }
+    for entry in entries:
+        if entry["kind"] != "committed":
+            continue
+        for index, effect in enumerate(msgspec.json.decode(entry["data"])["effects"]):
+            told = (entry["run"], entry["step"], index) in delivered
+            if told and not any(one.happened for one in by_key[effect["key"]]) and not by_key[effect["key"]]:
+                wrong.append(f"{effect['key']} is journaled as delivered, and never arrived")
+    return wrong
+
+
+def _sql(runs: dict[str, Any], entries: list[dict[str, Any]], app: Path) -> list[str]:
+    """I7, and that what is undone is gone."""
+    wrong: list[str] = []
+    committed: Counter[str] = Counter()
+    undone: set[str] = set()
+    for entry in entries:
+        if entry["kind"] in ("committed", "completed") and msgspec.json.decode(entry["data"]).get("sql"):
+            committed[f"{entry['run']} {entry['step']}"] += 1
+        if entry["kind"] == "undone":
+            undone.add(f"{entry['run']} {msgspec.json.decode(entry['data'])['step']}")
+    with closing(apsw.Connection(str(app), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
+        applied = Counter(str(what) for (what,) in connection.execute("select what from transactions"))
+        stock = Counter(str(what) for (what,) in connection.execute("select what from stock"))
+    for step in committed.keys() | applied.keys():
+        if committed[step] != applied[step]:
+            wrong.append(f"I7: {step}: committed {committed[step]} times, applied {applied[step]} times")
+    wrong += [f"I7: {what} is there {count} times" for what, count in stock.items() if count > 1]
+    left = {what.split(" ")[0] for what in stock}
+    wrong += [
+        f"I10: {run['id']} is undone ({run['undo']}), and its stock is still there"
+        for run in runs.values()
+        if run["undo"] == "all" and run["id"] in left and run["status"] in ENDED
+    ]
+    return wrong
+
+
+def _rows(path: Path, sql: str) -> list[dict[str, Any]]:
+    with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
+        cursor = connection.cursor()
+        found: list[dict[str, Any]] = []
+        names: list[str] = []
+        for row in cursor.execute(sql):
+            names = names or [column[0] for column in cursor.get_description()]
+            found.append(dict(zip(names, row, strict=True)))
+        return found

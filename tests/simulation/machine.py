@@ -1,0 +1,365 @@
+"""A machine for the real engine on which all is decided by a seed: time, order, faults, and when the process dies.
+
+One event loop whose time is simulated; what the engine gives to threads (its writer, its reader, handlers) is run in
+between, on that loop, after a time that the seed says. Nothing else of the engine is replaced.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Generator
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import Any
+
+import dotdo.engine.claiming as claiming_module
+import dotdo.engine.engine as engine_module
+import dotdo.engine.settling as settling_module
+from dotdo.engine.committing import GroupCommit
+from dotdo.engine.engine import Engine
+from dotdo.errors import StoreUnavailable
+from dotdo.records import Run
+from dotdo.store.protocol import Claim, Message, Store, Write
+from dotdo.store.sql import SqlStore
+from dotdo.store.sqlite import SQLiteDatabase
+from tests.simulation.durations import skewed
+
+START = 1_893_456_000_000
+STUCK_AFTER = 400.0 * 24 * 3600  # simulated seconds
+
+
+class Died(SystemExit):
+    """The process is dead: thrown out of the loop."""
+
+
+class Deadlock(AssertionError):
+    """Nothing is ready, and nothing will be."""
+
+
+@dataclass
+class Chance:
+    """What happens next, drawn from a seed. Each decision has a number; a shrunk case allows some numbers only.
+
+    fired: the numbers of the faults that were injected. seen: what occurred, counted. quiet: no more faults.
+    """
+
+    seed: int
+    allowed: frozenset[int] | None = None
+    fired: list[int] = field(default_factory=list)
+    seen: Counter[str] = field(default_factory=Counter)
+    quiet: bool = False
+    decided: int = 0
+
+    def __post_init__(self) -> None:
+        self._faults = random.Random(f"faults {self.seed}")
+        self._times = random.Random(f"times {self.seed}")
+
+    def fault(self, kinds: dict[str, float]) -> str | None:
+        """The fault that occurs here, if any. kinds: how likely each is."""
+        self.decided += 1
+        drawn = self._faults.random()
+        if self.quiet:
+            return None
+        for kind, likely in kinds.items():
+            if drawn < likely:
+                if self.allowed is not None and self.decided not in self.allowed:
+                    return None
+                self.fired.append(self.decided)
+                self.seen[kind] += 1
+                return kind
+            drawn -= likely
+        return None
+
+    def seconds(self, most: float) -> float:
+        """A length of time: mostly short, sometimes long."""
+        return skewed(self._times, most)
+
+
+class SimulatedLoop(asyncio.BaseEventLoop):
+    """An event loop that waits for nothing: its time moves on to what is next."""
+
+    def __init__(self, chance: Chance, now: float) -> None:
+        super().__init__()
+        self._selector = self  # the only thing that the base class asks of it is to wait
+        self._now, self.chance = now, chance
+        self.dead = False
+
+    def time(self) -> float:
+        """Simulated seconds."""
+        return self._now
+
+    def select(self, timeout: float | None) -> list[Any]:
+        """The base class would sleep here."""
+        if timeout is None:
+            raise Deadlock("Nothing is ready, and nothing will be.")
+        self._now += timeout
+        if self._now > STUCK_AFTER:
+            raise Deadlock("It goes on for ever.")
+        return []
+
+    def close(self) -> None:
+        """Closes the loop."""
+        super().close()
+
+    def die(self) -> None:
+        """Ends the process before anything else happens in it."""
+        self.dead = True
+        self._ready.appendleft(asyncio.Handle(_die, (), self, Context()))
+
+    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+        """There are no threads."""
+        return self.call_soon(callback, *args, context=context)
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+        """Runs the function some time later, and brings the result some time after that."""
+        future = self.create_future()
+        self.later(lambda: self._execute(func, args, future), 0.002)
+        return future
+
+    def later(self, function: Callable[[], Any], most: float) -> None:
+        """Calls back after a time of at most so many seconds."""
+        self.call_later(self.chance.seconds(most), function)
+
+    def _execute(self, function: Callable[..., Any], args: tuple[Any, ...], future: "asyncio.Future[Any]") -> None:
+        try:
+            result, error = function(*args), None
+        except Exception as failure:
+            result, error = None, failure
+        self.later(lambda: _resolve(future, result, error), 0.002)
+
+    def _process_events(self, event_list: Any) -> None: ...
+
+    def _write_to_self(self) -> None: ...
+
+
+def _die() -> None:
+    raise Died
+
+
+def _resolve(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
+    if not future.done():
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+
+class SimulatedClock:
+    """The loop's time as the store's clock. offset: how far the machine's clock is off, in seconds."""
+
+    def __init__(self, loop: SimulatedLoop, offset: float) -> None:
+        self._loop, self._offset, self._latest = loop, offset, 0
+
+    def now(self) -> int:
+        """Milliseconds; never back, as long as the process lives."""
+        self._latest = max(self._latest, START + int((self._loop.time() + self._offset) * 1000))
+        return self._latest
+
+    def until(self, due: int) -> float | None:
+        """Seconds."""
+        return max(0.0, (due - self.now()) / 1000)
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """It is not moved by hand."""
+
+
+class SimulatedCommit(GroupCommit):
+    """The engine's group commit; its writer works on the loop, a piece at a time."""
+
+    def __init__(self, store: Store, loop: SimulatedLoop) -> None:
+        self.store, self._loop = store, loop
+        self._dirty, self._guilty, self._bringing = [], set(), set()
+        self._closed, self._apart = False, None
+        self.commits = 0
+        self.watched = {}
+        self._queue: Any = WriterQueue(loop, self._turn)
+        self._thread: Any = NoThread()
+
+    def _turn(self) -> None:
+        """What the thread does between two looks at its queue."""
+        item = self._queue.items.popleft()
+        if isinstance(item, tuple):
+            self._call(*item)
+        elif isinstance(item, list):
+            writes = item
+            while self._queue.items and isinstance(self._queue.items[0], list):
+                writes = writes + self._queue.items.popleft()
+            self._commit(writes)
+
+
+class WriterQueue:
+    """The writer's queue: whatever is in it is taken up after a time, sometimes a long one."""
+
+    def __init__(self, loop: SimulatedLoop, turn: Callable[[], None]) -> None:
+        self.items: deque[Any] = deque()
+        self._loop, self._take = loop, turn
+        self._busy = False
+
+    def put(self, item: Any) -> None:
+        """Has something done."""
+        self.items.append(item)
+        self._next()
+
+    def empty(self) -> bool:
+        """Whether all was taken up."""
+        return not self.items
+
+    def _next(self) -> None:
+        if self.items and not self._busy:
+            self._busy = True
+            slow = self._loop.chance.fault({"store.slow": 0.01})
+            self._loop.later(self._turn, 60.0 if slow else 0.005)
+
+    def _turn(self) -> None:
+        self._busy = False
+        self._take()
+        self._next()
+
+
+class NoThread:
+    """Stands for a thread that there is not."""
+
+    def join(self) -> None:
+        """It has ended."""
+
+
+class NoWatchdog:
+    """Nobody watches a loop whose time is not real."""
+
+    def __init__(self, *args: Any, **options: Any) -> None: ...
+
+    def close(self) -> None:
+        """It has ended."""
+
+
+class NoExecutor:
+    """Stands for the reader's thread; see `SimulatedLoop.run_in_executor`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None: ...
+
+    def shutdown(self, wait: bool = True) -> None:
+        """It has ended."""
+
+
+class SimulatedThreads:
+    """`def` handlers, one after the other, each at a time of its own."""
+
+    def __init__(self, loop: SimulatedLoop, limit: int = 0) -> None:
+        self._loop = loop
+
+    def run(self, function: Callable[[], Any]) -> "asyncio.Future[Any]":
+        """Starts the function in an empty context."""
+        future = self._loop.create_future()
+        self._loop.later(lambda: self._execute(function, future), 0.05)
+        return future
+
+    def _execute(self, function: Callable[[], Any], future: "asyncio.Future[Any]") -> None:
+        if self._loop.dead:
+            return
+        try:
+            result, error = Context().run(function), None
+        except BaseException as failure:
+            result, error = None, failure
+        if not self._loop.dead:
+            self._loop.later(lambda: _resolve(future, result, error), 0.01)
+
+    def lend(self) -> None:
+        """There are as many as needed."""
+
+    def take_back(self) -> None:
+        """There are as many as needed."""
+
+
+@contextlib.contextmanager
+def no_threads() -> Generator[None]:
+    """Engines that are made meanwhile have none."""
+    replaced = {
+        "GroupCommit": SimulatedCommit,
+        "Threads": SimulatedThreads,
+        "Watchdog": NoWatchdog,
+        "ThreadPoolExecutor": NoExecutor,
+        "tune_interpreter": lambda: None,
+    }
+    before = {name: getattr(engine_module, name) for name in replaced}
+    settling, poll = settling_module.Threads, claiming_module.POLL_SECONDS
+    try:
+        claiming_module.POLL_SECONDS = 60.0  # hours pass in a case
+        for name, part in replaced.items():
+            setattr(engine_module, name, part)
+        settling_module.Threads = SimulatedThreads  # type: ignore[assignment,misc]
+        yield
+    finally:
+        for name, part in before.items():
+            setattr(engine_module, name, part)
+        settling_module.Threads = settling  # type: ignore[misc]
+        claiming_module.POLL_SECONDS = poll
+
+
+class FaultyStore(SqlStore):
+    """A store that fails before or after it has written, and at whose commits the process may die."""
+
+    def __init__(self, database: SQLiteDatabase, loop: SimulatedLoop) -> None:
+        super().__init__(database)
+        self._loop, self._chance = loop, loop.chance
+
+    def write(self, writes: list[Write]) -> None:
+        """Like any store's, or not."""
+        self._strike(lambda: super(FaultyStore, self).write(writes), FAULTS)
+
+    def post(self, message: Message) -> str | None:
+        """Like any store's, or not."""
+        return self._strike(lambda: super(FaultyStore, self).post(message), FAULTS)
+
+    def claim_due(self, node: str, now: int, limit: int) -> list[Claim]:
+        """Like any store's, or not."""
+        return self._strike(lambda: super(FaultyStore, self).claim_due(node, now, limit), SOME_FAULTS)
+
+    def claim_one(self, node: str, run: str) -> Claim | None:
+        """Like any store's, or not."""
+        return self._strike(lambda: super(FaultyStore, self).claim_one(node, run), SOME_FAULTS)
+
+    def get_run(self, run: str) -> Run | None:
+        """Like any store's, or not."""
+        return self._strike(lambda: super(FaultyStore, self).get_run(run), {"store.read": 0.01})
+
+    def _strike(self, operation: Callable[[], Any], kinds: dict[str, float]) -> Any:
+        if self._loop.dead:
+            raise StoreUnavailable("the process is dead")
+        fault = self._chance.fault(kinds)
+        if fault in ("store.before", "store.read"):
+            raise StoreUnavailable("simulated: it was not done")
+        if fault == "kill.before":
+            self._loop.die()
+            raise StoreUnavailable("the process is dead")
+        result = operation()
+        if fault == "store.after":
+            raise StoreUnavailable("simulated: it was done, and the answer lost")
+        if fault == "kill.after":
+            self._loop.die()
+            raise StoreUnavailable("the process is dead")
+        return result
+
+
+FAULTS = {"store.before": 0.03, "store.after": 0.03, "kill.before": 0.012, "kill.after": 0.02}
+SOME_FAULTS = {"store.before": 0.02, "store.after": 0.02, "kill.after": 0.005}
+
+
+def bury(engine: Engine | None, loop: SimulatedLoop) -> None:
+    """After a death: closes the files, and ends the coroutines that would have vanished."""
+    loop.dead = True
+    tasks = asyncio.all_tasks(loop)
+    for run in engine.live.values() if engine is not None else ():
+        run.over = True
+        if run.code is not None:
+            run.code.end()
+    for task in tasks:
+        asyncio.tasks._unregister_task(task)
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        with contextlib.suppress(BaseException):
+            task.get_coro().close()  # type: ignore[union-attr]
+    loop._ready.clear()
+    loop._scheduled.clear()
+    if engine is not None:
+        engine.store.close()
+    loop.close()

@@ -1,0 +1,316 @@
+"""Plays one case from its beginning to its end, through as many processes as die in it, and has it audited."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Coroutine
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from dotdo.engine.applying import Databases
+from dotdo.engine.engine import Engine
+from dotdo.engine.failing import Block
+from dotdo.errors import ClientClosed, InvalidOperation, KeyConflict, StoreError, UnknownName
+from dotdo.records import Options, Run, RunFilter, keyed_run_id
+from dotdo.store.sql import SqlStore
+from dotdo.store.sqlite import SQLiteDatabase
+from tests.simulation.auditor import ENDED, audit
+from tests.simulation.cases import Case, Deed, Order, smaller
+from tests.simulation.machine import (
+    Chance,
+    Deadlock,
+    Died,
+    FaultyStore,
+    SimulatedClock,
+    SimulatedLoop,
+    bury,
+    no_threads,
+)
+from tests.simulation.world import TABLES, World, catalogue
+
+MEMORY = "/dev/shm"
+FAULTS_END = 700.0  # simulated seconds from the beginning, after which nothing fails any more
+LIVES = 60
+PATIENCE = 24 * 3600.0  # simulated seconds that a case may take: its longest sleeps are of hours
+CLOCK_FAULTS = {"clock.forward": 0.15, "clock.back": 0.15}
+KEY = b"simulation" * 4
+
+
+class SeededDoubles:
+    """Gives runs seeds that do not depend on anything else; see `dotdo.engine.doubles`."""
+
+    def action(self, definition: Any) -> Any:
+        """Itself."""
+        return definition
+
+    def effect(self, effect: Any) -> Any:
+        """Itself."""
+        return effect
+
+    def companion(self, effect: Any, function: Any) -> Any:
+        """Itself."""
+        return function
+
+    def seed(self, run: str) -> str:
+        """From its id."""
+        return hashlib.sha256(run.encode()).hexdigest()[:16]
+
+
+@dataclass
+class Played:
+    """How a case went. wrong: what the auditor found; journal: what was done, to compare two replays of one seed."""
+
+    case: Case
+    wrong: list[str]
+    chance: Chance
+    journal: str = ""
+    lives: int = 0
+    ended: dict[str, str] = field(default_factory=dict)
+
+
+class Play:
+    """One case under way."""
+
+    def __init__(self, case: Case, folder: Path) -> None:
+        self.case, self.chance = case, Chance(case.seed, case.faults)
+        self.store, self.app = folder / "dotdo.db", folder / "app.db"
+        self.world = World(str(self.store))
+        self.answered: dict[str, str] = {}
+        self.results: dict[tuple[str, int], Any] = {}
+        self.wrong: list[str] = []
+        self.cancelled: set[str] = set()
+        self._left: list[Order | Deed] = sorted([*case.orders, *case.deeds], key=lambda one: one.at)
+        self._now, self._offset, self._lives, self._retried = 0.0, 0.0, 0, 0
+
+    def to_end(self) -> Played:
+        """Plays until nothing is left to do."""
+        over = False
+        while not over:
+            self._lives += 1
+            self.chance.quiet = self.chance.quiet or self._lives > LIVES
+            over = self._live()
+        self.world.close()
+        self.wrong += audit(self.store, self.app, self.world, self.answered, over=not self.wrong)
+        return Played(self.case, self.wrong, self.chance, self._journal(), self._lives)
+
+    def _live(self) -> bool:
+        """One process; returns whether it came to the end."""
+        loop = SimulatedLoop(self.chance, self._now)
+        self.world.loop, self._engine = loop, None
+        asyncio.set_event_loop(None)
+        try:
+            loop.run_until_complete(self._act(loop))
+        except Died:
+            self._now = loop.time() + self.chance.seconds(30)
+            fault = self.chance.fault(CLOCK_FAULTS)
+            self._offset += {"clock.forward": 3600.0, "clock.back": -3600.0}.get(fault or "", 0.0)
+            return False
+        except Deadlock as error:
+            self.wrong.append(f"I4: {error}")
+            return True
+        finally:
+            bury(self._engine, loop)
+            self._engine = None
+        return True
+
+    async def _act(self, loop: SimulatedLoop) -> None:
+        store = FaultyStore(SQLiteDatabase(str(self.store)), loop)
+        databases = Databases(f"sqlite:///{self.app}")
+        engine = Engine(
+            store,
+            catalogue=catalogue,
+            clock=SimulatedClock(loop, self._offset),
+            anchor_key=KEY,
+            databases=databases,
+            resources=[self.world],
+        )
+        engine.doubles = SeededDoubles()
+        await engine.start()
+        self._engine = engine
+        loop.call_at(FAULTS_END, lambda: setattr(self.chance, "quiet", True))
+        while self._left:
+            item = self._left[0]
+            if item.at > loop.time():
+                await asyncio.sleep(item.at - loop.time())
+            if isinstance(item, Order):
+                await self._insist(self._start(engine, item, item.plan))
+            else:
+                await self._do(engine, item)
+            self._left.remove(item)
+        await self._come_to_rest(engine, loop)
+        await engine.close()
+        self._engine = None
+
+    async def _insist(self, work: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            return await work
+        except StoreError:
+            return None  # refused, or not known: the caller comes again with the same key
+        except ClientClosed:
+            return None
+
+    # -- callers and operators ----------------------------------------------------------------------------------------
+
+    async def _start(self, engine: Engine, order: Order, plan: list[Any]) -> None:
+        options = Options(key=order.key, deadline=order.deadline, delay=order.delay)
+        for _ in range(20):
+            try:
+                id = await engine.accept("service", "sim", {"plan": plan}, options)
+            except StoreError:
+                await asyncio.sleep(1)
+                continue
+            if self.answered.setdefault(order.key, id) != id:
+                self.wrong.append(f"I2: {order.key} was answered with {id} and {self.answered[order.key]}")
+            return
+
+    async def _do(self, engine: Engine, deed: Deed) -> None:
+        order = next(one for one in self.case.orders if one.key == deed.key)
+        id = keyed_run_id("sim", deed.key)
+        self.chance.seen[f"deed.{deed.kind}"] += 1
+        try:
+            if deed.kind == "again":
+                await self._start(engine, order, order.plan)
+            elif deed.kind == "conflict":
+                await self._conflict(engine, order)
+            elif deed.kind == "event":
+                await engine.send_event(id, deed.name, b'"news"', deed.sender, None)
+            elif deed.kind == "cancel":
+                await engine.cancel(id, None)
+                self.cancelled.add(id)
+            elif deed.kind == "undo":
+                await engine.undo(id, None)
+            elif deed.kind == "retry":
+                # To retry what asks a person is to say "try again" to all of it, and then it may happen twice.
+                if not (await engine.get(id)).questions:
+                    await engine.retry(id, None)
+            else:
+                self._compare(await engine.get(id))
+        except (StoreError, InvalidOperation, UnknownName):
+            self.chance.seen[f"deed.{deed.kind}.refused"] += 1
+
+    async def _conflict(self, engine: Engine, order: Order) -> None:
+        """The same key with another input: refused, whatever happens."""
+        if order.key not in self.answered:
+            return
+        with contextlib.suppress(KeyConflict):
+            await engine.accept("service", "sim", {"plan": ["another"]}, Options(key=order.key))
+            self.wrong.append(f"I2: {order.key} was accepted with another input")
+
+    def _compare(self, run: Run) -> None:
+        """I12: an ended generation reads alike each time."""
+        if run.ended:
+            seen = (run.status, run.result, run.error and run.error.message)
+            if self.results.setdefault((run.id, run.generation), seen) != seen:
+                self.wrong.append(f"I12: {run.id} was {self.results[run.id, run.generation]}, and is {seen} now")
+
+    async def _come_to_rest(self, engine: Engine, loop: SimulatedLoop) -> None:
+        """Waits until no run moves, answering what is asked, and letting go of what waits for ever."""
+        while not self.chance.quiet:
+            await asyncio.sleep(20)
+        end = loop.time() + PATIENCE
+        while loop.time() < end:
+            runs = await engine.list_runs(RunFilter(limit=1000))
+            for run in runs:
+                self._compare(run)
+            moving = [run for run in runs if not run.ended]
+            if not moving:
+                return
+            for run in moving:
+                await self._help(engine, run)
+            await asyncio.sleep(61 if any(run.status == "blocked" for run in moving) else 3600)
+        self.wrong += [f"I4: {run.id} ({run.name}) does not end: {run.status}, {run.waiting_for}" for run in moving]
+
+    async def _help(self, engine: Engine, run: Run) -> None:
+        waits = run.waiting_for
+        with contextlib.suppress(InvalidOperation):
+            if run.status == "blocked":
+                self.chance.seen["blocked"] += 1
+                if (
+                    not run.questions
+                    and run.error is not None
+                    and run.error.type in ("internal error", "InternalError")
+                ):
+                    self.wrong.append(f"{run.id} is blocked: {run.error.message}")
+                for question in run.questions:
+                    await self._answer(engine, run, question)
+                if not run.questions:
+                    self.wrong.append(f"{run.id} is blocked, and asks nothing: {run.error}")
+            elif waits is not None and waits.kind == "event":
+                await engine.cancel(run.id, None)
+
+    async def _answer(self, engine: Engine, run: Run, question: Any) -> None:
+        """As it really was."""
+        self.chance.seen[f"asked.{question.about}"] += 1
+        if question.about in ("undo", "request_undo"):
+            outcome, answer = "try_again", None
+            self._retried += 1
+            if self._retried > 5:
+                outcome = "did_not_happen"
+        else:
+            known = self.world.look_anywhere(question.key)
+            outcome = "did_not_happen" if known is None else "happened"
+            answer = None if known is None else f'"{known}"'.encode()
+        await engine.resolve(run.id, question.key, outcome, answer, None)  # type: ignore[arg-type]
+
+    def _journal(self) -> str:
+        with closing(apsw.Connection(str(self.store), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
+            rows = connection.execute("select run, seq, kind, step, at, attempt from journal order by run, seq")
+            text = "\n".join(map(str, rows)) + "\n" + "\n".join(map(str, self.world.arrivals))
+            for kind, count in connection.execute("select kind, count(*) from journal group by kind"):
+                self.chance.seen[f"entry.{kind}"] += int(count)  # type: ignore[arg-type]
+            for status, undo, count in connection.execute("select status, undo, count(*) from runs group by 1, 2"):
+                self.chance.seen[f"run.{status}.{undo}"] += int(count)  # type: ignore[arg-type]
+        return text
+
+
+_template: Path | None = None
+
+
+def play(case: Case) -> Played:
+    """Plays a case in a folder of its own."""
+    global _template
+    logging.getLogger("dotdo").setLevel(logging.CRITICAL)
+    if _template is None or not _template.exists():
+        _template = Path(
+            tempfile.mkdtemp(prefix="dotdo-simulation-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None)
+        )
+        SqlStore(SQLiteDatabase(str(_template / "dotdo.db"))).close()
+        with closing(apsw.Connection(str(_template / "app.db"))) as connection:
+            connection.execute("pragma journal_mode = wal")
+            connection.execute(TABLES)
+    folder = Path(tempfile.mkdtemp(prefix="case-", dir=_template))
+    try:
+        for name in ("dotdo.db", "app.db"):
+            shutil.copyfile(_template / name, folder / name)
+        with no_threads():
+            return Play(case, folder).to_end()
+    finally:
+        shutil.rmtree(folder)
+
+
+def shrink(played: Played, patience: int = 300) -> Played:
+    """A smaller case in which something is wrong, too."""
+    left = patience
+    found = True
+    while found and left > 0:
+        found = False
+        for case in smaller(played.case, played.chance.fired):
+            left -= 1
+            again = play(case)
+            if again.wrong:
+                played, found = again, True
+                break
+            if left <= 0:
+                break
+    return played
+
+
+__all__ = ["ENDED", "Block", "Played", "play", "shrink"]

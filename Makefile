@@ -9,7 +9,7 @@ TYPESCRIPT_BUILT := $(TYPESCRIPT)/build/.built
 # pyright is a JavaScript program: without node it would try to download one of its own.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test nightly check bench lock clean
 
 demo: $(INSTALLED)
 	$(PYTHON) -m examples.onboarding.demo
@@ -18,6 +18,13 @@ demo: $(INSTALLED)
 test: $(INSTALLED) $(TYPESCRIPT_BUILT)
 	cd $(TYPESCRIPT) && PYTHON=$(CURDIR)/$(PYTHON) npm test
 	$(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+# The long proofs: 100,000 seeds, every planted bug from the first seed on, and 1,000 processes killed by SIGKILL.
+SEEDS := $(shell date +%s)00000
+nightly: $(INSTALLED)
+	$(PYTHON) -m tests.simulation planted
+	$(PYTHON) -m tests.simulation $(SEEDS) $$(($(SEEDS) + 100000))
+	$(PYTHON) -m tests.guarantees.kill_storm --kills 1000
 
 check: $(INSTALLED) $(TYPESCRIPT_BUILT)
 	ruff check .

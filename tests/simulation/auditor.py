@@ -1,4 +1,4 @@
-"""Says what is wrong in the end, from the store's rows, the application's database and the ledger; nobody else is asked.
+"""Says what is wrong in the end, from the store's rows, the application's database and the ledger alone.
 
 I4, I5, I10, I11 and I12 are those of tests/guarantees/invariants.py, I9 that of replays.py.
 """
@@ -92,24 +92,15 @@ def _effects(entries: list[dict[str, Any]], world: World) -> list[str]:
         happened = sum(one.happened for one in arrivals)
         if happened > 1 and arrivals[0].system in ("found", "asked"):
             wrong.append(f"{arrivals[0].system}: {arrivals[0].what} ({key}) was guessed: it happened {happened} times")
-    requests: Counter[tuple[str, str, str, int]] = Counter()
+    staged: dict[tuple[str, str, int], str] = {}  # the keys of a step, as its last commit says
     for entry in entries:
-        if entry["kind"] == "requested":
-            data = msgspec.json.decode(entry["data"])
-            requests[entry["run"], entry["step"], data["request"], data["epoch"]] += 0
-            wrong += [] if data["key"].endswith(f".{data['epoch']}") else [f"I8: {data['key']} is not of its epoch"]
-    delivered = {
-        (entry["run"], entry["step"], msgspec.json.decode(entry["data"]).get("effect"))
-        for entry in entries
-        if entry["kind"] == "delivered"
-    }
-    for entry in entries:
-        if entry["kind"] != "committed":
-            continue
-        for index, effect in enumerate(msgspec.json.decode(entry["data"])["effects"]):
-            told = (entry["run"], entry["step"], index) in delivered
-            if told and not any(one.happened for one in by_key[effect["key"]]) and not by_key[effect["key"]]:
-                wrong.append(f"{effect['key']} is journaled as delivered, and never arrived")
+        if entry["kind"] == "committed":
+            for index, effect in enumerate(msgspec.json.decode(entry["data"])["effects"]):
+                staged[entry["run"], entry["step"], index] = effect["key"]
+        elif entry["kind"] == "delivered":
+            key = staged[entry["run"], entry["step"], msgspec.json.decode(entry["data"])["effect"]]
+            if key not in by_key:
+                wrong.append(f"{key} is journaled as delivered, and never arrived")
     return wrong
 
 

@@ -105,7 +105,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def die(self) -> None:
         """Ends the process before anything else happens in it."""
         self.dead = True
-        self._ready.appendleft(asyncio.Handle(_die, (), self, Context()))
+        self._ready.appendleft(asyncio.Handle(_die, (), self, Context()))  # type: ignore[attr-defined]
 
     def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
         """There are no threads."""
@@ -358,8 +358,8 @@ def bury(engine: Engine | None, loop: SimulatedLoop) -> None:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         with contextlib.suppress(BaseException):
             task.get_coro().close()  # type: ignore[union-attr]
-    loop._ready.clear()
-    loop._scheduled.clear()
+    loop._ready.clear()  # type: ignore[attr-defined]
+    loop._scheduled.clear()  # type: ignore[attr-defined]
     if engine is not None:
         engine.store.close()
     loop.close()

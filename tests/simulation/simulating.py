@@ -18,7 +18,7 @@ import apsw
 from dotdo.engine.applying import Databases
 from dotdo.engine.engine import Engine
 from dotdo.engine.failing import Block
-from dotdo.errors import ClientClosed, InvalidOperation, KeyConflict, StoreError, UnknownName
+from dotdo.errors import InvalidOperation, KeyConflict, StoreError, UnknownName
 from dotdo.records import Options, Run, RunFilter, keyed_run_id
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase
@@ -154,8 +154,6 @@ class Play:
             return await work
         except StoreError:
             return None  # refused, or not known: the caller comes again with the same key
-        except ClientClosed:
-            return None
 
     # -- callers and operators ----------------------------------------------------------------------------------------
 
@@ -213,8 +211,7 @@ class Play:
 
     async def _come_to_rest(self, engine: Engine, loop: SimulatedLoop) -> None:
         """Waits until no run moves, answering what is asked, and letting go of what waits for ever."""
-        while not self.chance.quiet:
-            await asyncio.sleep(20)
+        await asyncio.sleep(max(0.0, FAULTS_END - loop.time()))
         end = loop.time() + PATIENCE
         while loop.time() < end:
             runs = await engine.list_runs(RunFilter(limit=1000))
@@ -233,15 +230,11 @@ class Play:
         with contextlib.suppress(InvalidOperation):
             if run.status == "blocked":
                 self.chance.seen["blocked"] += 1
-                if (
-                    not run.questions
-                    and run.error is not None
-                    and run.error.type in ("internal error", "InternalError")
-                ):
-                    self.wrong.append(f"{run.id} is blocked: {run.error.message}")
                 for question in run.questions:
                     await self._answer(engine, run, question)
-                if not run.questions:
+                if run.error is not None and "when its process died" in run.error.message:
+                    await engine.retry(run.id, None)
+                elif not run.questions:
                     self.wrong.append(f"{run.id} is blocked, and asks nothing: {run.error}")
             elif waits is not None and waits.kind == "event":
                 await engine.cancel(run.id, None)

@@ -68,7 +68,7 @@ class World:
                 "effect.refused": 0.04,
                 "effect.silent": 0.01,
                 "effect.kill_after": 0.02,
-            }  # fmt: skip
+            }
         )
         await asyncio.sleep(chance.seconds(0.2))
         if fault == "effect.kill":

@@ -7,6 +7,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dotdo.engine.reloading import take_up
 from dotdo.engine.waking import Wake
 from dotdo.errors import ClientClosed, StoreError
 
@@ -27,6 +28,7 @@ class Claimer:
         self._wake: Wake | None = None
         self._next_rescue = 0.0
         self._sleeps = False
+        self._unsure = False  # a sweep failed: runs may have been claimed that nobody has begun
         self._task = engine.loop.create_task(self._work())
 
     def hint(self) -> None:
@@ -56,6 +58,7 @@ class Claimer:
                 return
             except StoreError as error:
                 # The store may come back; nothing is lost meanwhile.
+                self._unsure = True
                 self._engine.log.error("claiming failed, trying again in %s s: %s", RETRY_SECONDS, error)
                 await asyncio.sleep(RETRY_SECONDS)
 
@@ -65,6 +68,11 @@ class Claimer:
             if not engine.lease.lasts:
                 return
             await engine.lease.take_up_strays()
+        if self._unsure:
+            for run in await engine.read(lambda: engine.store.own_runs(engine.node)):
+                if run not in engine.live:
+                    await take_up(engine, run)
+            self._unsure = False
         if engine.lease is None or engine.loop.time() >= self._next_rescue:
             # Where nodes come and go, the look at all of them costs more than one for due runs.
             self._next_rescue = engine.loop.time() + POLL_SECONDS

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
+from dotdo.engine import reloading
 from dotdo.engine.failing import MAX_FRAMES, Block, error_record, together
 from dotdo.engine.finishing import block_of, mark_blocked
 from dotdo.errors import InvalidInput, InvalidValue, ReplayError, RunEvicted, StoreError
@@ -36,8 +37,11 @@ def guarded(
 
 def broke(run: "LiveRun", error: BaseException, where: str = "") -> None:
     """Something of a run raised what nobody expects. where: the step, if it was in one."""
-    if run.over or isinstance(error, StoreError | RunEvicted):
-        return  # the run has left, or is about to be read again
+    if run.over or isinstance(error, RunEvicted):
+        return  # the run has left
+    if isinstance(error, StoreError):
+        _read_again(run, error)
+        return
     if isinstance(error, Block):
         block = error
     elif isinstance(error, ReplayError | InvalidInput | InvalidValue):
@@ -58,3 +62,16 @@ def broke(run: "LiveRun", error: BaseException, where: str = "") -> None:
     except BaseException as again:
         run.engine.log.critical("%s cannot even be blocked, and leaves this process: %s", run.id, error_record(again))
         run.release()
+
+
+def _read_again(run: "LiveRun", error: StoreError) -> None:
+    """The store failed at something that the run needs, be it a message to a child: nothing else would bring it on."""
+
+    def written(lost: BaseException | None) -> None:
+        if lost is None and not run.over:  # else a write of its own had failed, and it is being read again
+            reloading.lost(run.engine, run.id, run.journal.claim, error)
+
+    if run.journal.is_durable:
+        written(None)
+    else:
+        run.journal.when_durable(written)

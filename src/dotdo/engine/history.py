@@ -365,7 +365,7 @@ class History:
 
     def _reopened(self, entry: Entry, data: Reopened) -> None:
         """A new generation forgets the steps that are to be done again, and how the last one ended."""
-        asked = self.blocked is not None
+        asked = {question.key for question in self.blocked.questions} if self.blocked is not None else set[str]()
         self.generation, self.operation, self.blocked, self.plan = entry.generation, data.operation, None, None
         gone = set(data.dropped)
         if any(self.steps[id].undone for id in gone & self.steps.keys()):
@@ -384,7 +384,7 @@ class History:
             for record in self.steps.values():
                 record.undo_error = None
                 if asked:
-                    _try_again(record)  # a person said to go on, whatever was asked
+                    _try_again(record, asked)  # a person said to go on, whatever was asked
 
     def do_again(self, id: str) -> None:
         """Forgets a step. The epoch goes on, so that what is done again is done under new keys; but not what nobody
@@ -463,12 +463,14 @@ def _forget_request(record: StepRecord, id: str) -> None:
     record.epoch += 1
 
 
-def _try_again(record: StepRecord) -> None:
-    for delivery in record.deliveries:
-        if delivery.in_doubt:
+def _try_again(record: StepRecord, asked: set[str]) -> None:
+    """What the person was asked about, and nothing else that nobody knows."""
+    staged = record.completion.effects if record.completion is not None else []
+    for effect, delivery in zip(staged, record.deliveries, strict=False):
+        if delivery.in_doubt and effect.key in asked:
             delivery.again, delivery.given_up = True, False
     for known in record.requests.values():
-        known.again = known.in_doubt
+        known.again = known.in_doubt and known.intent.key in asked
 
 
 # By an entry's kind: the method of the same name behind an underscore.

@@ -45,8 +45,8 @@ def apply_message(run: "LiveRun", message: Message) -> None:
 
 
 def _cancel(run: "LiveRun", message: Message) -> None:
-    if run.is_stopping or run.history.stopping is not None:
-        return  # it is on its way out already; the first commit won
+    if run.is_stopping or run.history.stopping is not None or run.history.ended is not None:
+        return  # it is on its way out already, the first commit won; or it had ended, and an operator undoes it
     run.append("cancel_requested", CancelRequested(message.actor))
     by = f" by {message.actor}" if message.actor else ""
     run.stop(Stopping("cancelled", ErrorRecord("Cancelled", f"The run was cancelled{by}.")))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dotdo.engine.running import LiveRun
 
 NOT_THERE = ErrorRecord("LookedUp", "It was looked up by its key, and is not there.")
+NOT_SENT = ErrorRecord("Interrupted", "It was not sent: the attempt was over before its intent was durable.")
 CUT_SHORT = ErrorRecord("Interrupted", "The attempt was over before the answer came.")
 
 
@@ -49,7 +50,7 @@ async def request(
             was_unknown = known is not None and known.in_doubt
             intent = Requested(id, effect.name, effect.version, key, record.epoch, msgspec.Raw(input))
             run.append("requested", intent, attempt.step, attempt.number)
-            await run.journal.durable()
+            await _durable(run, record, id, attempt.number, was_unknown=was_unknown)
         else:
             was_unknown = True
         call = _begin(run, record, effect, id, attempt.number, was_unknown=was_unknown)
@@ -58,6 +59,16 @@ async def request(
     except asyncio.CancelledError:
         if not attempt.spares_calls:
             call.cancel()
+        raise
+
+
+async def _durable(run: "LiveRun", record: StepRecord, id: str, attempt: int, *, was_unknown: bool) -> None:
+    """Waits until the intent is durable; who is cancelled meanwhile has not sent anything, and says so."""
+    try:
+        await run.journal.durable()
+    except asyncio.CancelledError:
+        if not run.over:
+            run.append("request_failed", RequestFailed(id, NOT_SENT, was_unknown), record.id, attempt)
         raise
 
 

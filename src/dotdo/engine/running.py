@@ -388,8 +388,8 @@ class LiveRun(SecretKeeping):
 
     def stop(self, stopping: Stopping) -> None:
         """Stops the run: no code of the service runs any more, and what it did is undone."""
-        if self.over or self.is_stopping:
-            return
+        if self.over or self.is_stopping or self.history.ended is not None:
+            return  # of one that has ended, and is undone by an operator, all is being undone already
         self.is_stopping = True
         in_flight = {id: self.history.step(id).attempt + 1 for id in steps_in_flight(self)}
         stopping = self.cleaned(msgspec.structs.replace(stopping, in_flight=in_flight))

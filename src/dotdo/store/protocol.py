@@ -298,6 +298,10 @@ class Store(Protocol):
         """Unfinished runs of a node that are children of a run, or go on for it."""
         ...
 
+    def own_runs(self, node: str) -> list[str]:
+        """Unfinished runs that a node has."""
+        ...
+
     def open_runs(self, after: str, limit: int) -> list[str]:
         """Ids of runs that have not ended, blocked ones too, in order, after an id."""
         ...
@@ -407,10 +411,6 @@ class SharedStore(Store, Protocol):
 
     def offer(self, definitions: list[str], elsewhere: list[str]) -> None:
         """What this node can run, told with the next heartbeat; and what it leaves to others."""
-        ...
-
-    def own_runs(self, node: str) -> list[str]:
-        """Unfinished runs that a node has."""
         ...
 
     def list_nodes(self) -> list[Node]:

@@ -167,10 +167,6 @@ class SharedStore(SqlStore):
         """How often the writer's connection was lost: claims may have been made whose answer was lost with it."""
         return self._db.losses
 
-    def own_runs(self, node: str) -> list[str]:
-        """What the store thinks a node has in memory."""
-        return [row[0] for row in self._db.read(self._sql["own_runs"], {"node": node})]
-
     def list_nodes(self) -> list[Node]:
         """The nodes that are there."""
         return [

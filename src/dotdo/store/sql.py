@@ -282,6 +282,10 @@ class SqlStore(Retaining, Erasing, ApiKeys, Offering):
         """Unfinished runs of a node that are children of a run, or go on for it."""
         return [row[0] for row in self._db.read(self._sql["stray_runs"], {"node": node, "run": run})]
 
+    def own_runs(self, node: str) -> list[str]:
+        """What the store thinks a node has in memory."""
+        return [row[0] for row in self._db.read(self._sql["own_runs"], {"node": node})]
+
     def open_runs(self, after: str, limit: int) -> list[str]:
         """Ids of runs that have not ended, in order, after an id."""
         return [row[0] for row in self._db.read(self._sql["open_runs"], {"after": after, "limit": limit})]

@@ -69,6 +69,10 @@ select id from runs
 where owner = :node and ended_at is null
     and (parent = :run or id in (select run from links where links.previous = :run));
 
+-- name: own_runs
+-- What the store thinks a node has in memory.
+select id from runs where owner = :node and ended_at is null;
+
 -- name: open_runs
 -- Runs that have not ended, blocked ones too; in pages.
 select id from runs where ended_at is null and id > :after order by id limit :limit;

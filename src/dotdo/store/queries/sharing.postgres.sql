@@ -74,10 +74,6 @@ select id, host, pid, started_at, lease_until - dotdo.now(), offers, (
     select count(*) from runs where owner = nodes.id and ended_at is null
 ) from nodes where expelled_at is null order by started_at, id;
 
--- name: own_runs
--- What the store thinks a node has in memory.
-select id from runs where owner = :node and ended_at is null;
-
 -- name: entry_digest
 -- What a batch whose outcome is not known would have written.
 select digest from journal where run = :run and seq = :seq;

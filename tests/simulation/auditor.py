@@ -24,8 +24,8 @@ def audit(store: Path, app: Path, world: World, answered: dict[str, str], *, ove
     for check in (lambda: check_store(store), (lambda: check_replays(store, catalogue)) if over else lambda: None):
         try:
             check()
-        except AssertionError as error:
-            wrong.append(f"{error}")
+        except (AssertionError, LookupError) as error:  # LookupError: rows that refer to what is not there
+            wrong.append(f"{type(error).__name__}: {error}")
     runs = {row["id"]: row for row in _rows(store, "select * from runs")}
     entries = _rows(store, "select * from journal order by run, seq")
     wrong += [f"I1: {key} was answered with {id}, which is gone" for key, id in answered.items() if id not in runs]

@@ -279,7 +279,7 @@ def careless_write_alone(self: Any, write: Any) -> Any:
 @planted
 def goes_on_after_a_write_that_failed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(GroupCommit, "_write_alone", careless_write_alone)
-    patch.setattr(reloading, "lost", lambda *args: None)
+    patch.setattr(engine, "lost", lambda *args: None)
 
 
 @planted

@@ -69,7 +69,7 @@ def _read_again(run: "LiveRun", error: StoreError) -> None:
 
     def written(lost: BaseException | None) -> None:
         if lost is None and not run.over:  # else a write of its own had failed, and it is being read again
-            reloading.lost(run.engine, run.id, run.journal.claim, error)
+            reloading.read_again(run.engine, run.journal, error)
 
     if run.journal.is_durable:
         written(None)

@@ -19,13 +19,18 @@ def lost(engine: "Engine", journal: "RunJournal", error: BaseException) -> None:
     if engine.lease is not None and isinstance(error, NodeExpelled | StoreUnavailable):
         engine.lease.lost(error)  # so did everybody's
         return
+    read_again(engine, journal, error)
+
+
+def read_again(engine: "Engine", journal: "RunJournal", error: BaseException) -> None:
+    """Drops a run from memory and reads it from the store."""
     id = journal.run
     run = engine.live.pop(id, None)
     if run is not None:
         run.release()
     # That another node was first with a key, or has the run by now, is nothing to worry about.
     level = logging.INFO if engine.lease is not None and isinstance(error, FenceLost) else logging.ERROR
-    engine.log.log(level, "a write of %s failed, reading it again: %s", id, error)
+    engine.log.log(level, "the store failed %s, reading it again: %s", id, error)
     engine.spawn(_reload(engine, id, journal.claim, error))
 
 

@@ -18,8 +18,7 @@ async def booked_trip() -> str:
 @in_loop
 async def test_undo_is_made_once(tmp_path: Path, meanwhile: str):
     async with laboratory(tmp_path) as lab:
-        options = {"deadline": 100.0} if meanwhile == "deadline" else {}
-        handle = await lab.client.start(booked_trip.with_(**options))
+        handle = await lab.client.start(booked_trip.with_(deadline=100.0 if meanwhile == "deadline" else None))
         assert await handle.result(timeout=20) == "ticket for seat"
         lab.world.fail("unbook seat", 0)  # it stops at its gate
         await lab.client.runs.undo(handle.id)

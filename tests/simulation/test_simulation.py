@@ -66,7 +66,7 @@ SOMETIMES = [
     *("effect.lost", "effect.not_done", "effect.refused", "effect.kill", "effect.kill_after"),
     *("deed.again", "deed.conflict", "deed.cancel", "deed.undo", "deed.event", "deed.retry"),
     *("entry.lost", "entry.blocked", "entry.resolved", "entry.reopened", "entry.undone", "entry.effects_dropped"),
-    *("entry.child_started", "entry.fired", "entry.event", "entry.request_undone", "entry.step_cancelled"),
+    *("entry.child_started", "entry.fired", "entry.event", "entry.step_cancelled"),
     *("run.completed.none", "run.failed.all", "run.cancelled.all", "run.completed.all"),
 ]
 

@@ -323,7 +323,7 @@ def store_path(store: str | None) -> str | None:
         kind = "not a file" if postgres_url(store) else "not of a kind that this version opens"
         raise DefinitionError(
             f"The store {_without_password(store)!r} is {kind}: use sqlite:///path/to/dotdo.db, a path, or sqlite:// "
-            "for a temporary one."
+            "for a temporary one, or postgresql://host/database."
         )
     return rest[1:]
 

@@ -83,6 +83,6 @@ def test_sql_is_one_database_or_several_by_name(shop: Shell):
 
 def test_store_of_another_kind_is_refused(shop: Shell):
     for command in (["run", "greet@1", "name=Ada"], ["runs", "ls"]):
-        done = shop.run(*command, "--store", "postgresql://localhost/dotdo")
+        done = shop.run(*command, "--store", "mysql://localhost/dotdo")
         assert done.returncode == 2
         assert "use sqlite:///path/to/dotdo.db, a path" in done.stderr

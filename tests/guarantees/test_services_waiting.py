@@ -237,7 +237,7 @@ async def runs_in_memory(lab: Lab) -> int:
     await lab.sweep()
     await lab.client.runs.list()
     gc.collect()
-    return sum(isinstance(thing, LiveRun) and thing.engine is lab.engine for thing in gc.get_objects())
+    return sum(type(thing) is LiveRun and thing.engine is lab.engine for thing in gc.get_objects())
 
 
 @in_loop

@@ -105,6 +105,8 @@ class HandlerRun:
                 commit = attempt.work.commit_async(self._applied(attempt), completion)
                 await whatever_happens(asyncio.ensure_future(commit))
             return completion
+        except GeneratorExit:
+            raise  # its loop is gone, as at the end of a process: nothing can be awaited any more
         except BaseException:
             if attempt.work is not None:
                 await whatever_happens(asyncio.ensure_future(attempt.work.rollback_async()), is_commit=False)

@@ -259,7 +259,7 @@ def test_a_recorded_result_that_fits_the_new_code_no_longer_blocks_and_names_the
 
 def runs_in_memory() -> int:
     gc.collect()
-    return sum(isinstance(thing, LiveRun) for thing in gc.get_objects())
+    return sum(type(thing) is LiveRun for thing in gc.get_objects())
 
 
 @pytest.mark.parametrize("handler", ["sync", "async", "service"])

@@ -233,7 +233,9 @@ async def first(ctx: AsyncContext) -> str | None:
 
 @action("second", catalogue=dying)
 async def second(ctx: AsyncContext) -> str | None:
-    if os.environ.get("DIES"):
+    if told := os.environ.get("DIES"):
+        while "signup" not in Path(told).read_text():  # noqa: ASYNC110, ASYNC240 - ended on another thread
+            await asyncio.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return ctx.traceparent
 
@@ -268,7 +270,7 @@ handle.result()
 
 def test_run_that_is_resumed_after_a_sigkill_goes_on_in_its_trace(tmp_path: Path, spans: Spans):
     store, file = tmp_path / "dotdo.db", tmp_path / "spans.jsonl"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "DIES": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "DIES": str(file)}
     command = [sys.executable, "-c", PROGRAM, str(store), str(file)]
     died = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert died.returncode == -signal.SIGKILL, died.stderr

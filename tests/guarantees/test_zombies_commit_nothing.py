@@ -92,7 +92,7 @@ def test_thread_of_an_earlier_claim_of_the_same_node(workshop: Workshop, tmp_pat
     """A write of the run fails, so the node reads it again and claims it anew, while handlers of the old claim hang."""
     database = SQLiteFile(tmp_path / "app.db")
     zombies = {"ctx": Zombie(), "own": Zombie()}
-    workshop.expected += ["a write of"]
+    workshop.expected += ["the store failed"]
 
     def hang(zombie: Zombie, attempt: int) -> None:
         if attempt == 1:

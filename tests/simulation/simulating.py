@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -270,7 +270,6 @@ _template: Path | None = None
 def play(case: Case) -> Played:
     """Plays a case in a folder of its own."""
     global _template
-    logging.getLogger("dotdo").setLevel(logging.CRITICAL)
     if _template is None or not _template.exists():
         _template = Path(
             tempfile.mkdtemp(prefix="dotdo-simulation-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None)
@@ -283,10 +282,22 @@ def play(case: Case) -> Played:
     try:
         for name in ("dotdo.db", "app.db"):
             shutil.copyfile(_template / name, folder / name)
-        with no_threads():
+        with no_threads(), _silent():
             return Play(case, folder).to_end()
     finally:
         shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _silent() -> Generator[None]:
+    """What fails here is meant to."""
+    log = logging.getLogger("dotdo")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def shrink(played: Played, patience: int = 300) -> Played:

@@ -28,6 +28,8 @@ from dotdo.tracing import Tracing
 
 T = TypeVar("T")
 
+LEAVING = 3  # batches of the writer, in one of which is the row of a run that leaves memory
+
 
 class Serving:
     """The part of the engine that answers clients; `Engine` is the whole."""
@@ -108,7 +110,9 @@ class Serving:
         if record.waiting_for is not None:
             return record
         # It has left memory since its row was read, or is leaving it: what it waits for is being written.
-        while run is not None and self.live.get(record.id) is run and not self.draining:
+        for _ in range(LEAVING):
+            if run is None or self.live.get(record.id) is not run:
+                break
             await self.write(lambda: None)
         return await self.read(lambda: self.store.get_run(record.id)) or record
 

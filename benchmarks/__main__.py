@@ -28,6 +28,7 @@ BENCHMARKS = (
     "http",
     "workers",
     "postgres",
+    "growth",
 )
 PEERS = ("dbos", "restate")
 

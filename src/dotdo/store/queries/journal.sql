@@ -22,7 +22,11 @@ select data from journal where run = :run and kind = 'event' order by seq;
 
 -- name: read_published
 -- What a run has published after an entry.
-select seq, data from journal where run = :run and kind = 'published' and seq > :after order by seq;
+select seq, data from journal
+-- sqlite: its planner would go through the run's whole journal
+indexed by journal_published
+-- both
+where run = :run and kind = 'published' and seq > :after order by seq;
 
 -- name: read_chains
 -- What the digests of a range of runs cover, for the audit; put together here, because that is faster than in Python.

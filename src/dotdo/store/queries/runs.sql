@@ -112,7 +112,11 @@ select min(due_at) from runs where ended_at is null and owner is null and due_at
 -- name: get_run
 -- One run with the entry at its head, which holds the result or error of an ended one, and its latest progress.
 select runs.*, journal.kind, journal.data, (
-    select data from journal as told where told.run = runs.id and told.kind = 'published' order by told.seq desc limit 1
+    select data from journal as told
+-- sqlite: its planner would go through the run's whole journal
+    indexed by journal_published
+-- both
+    where told.run = runs.id and told.kind = 'published' order by told.seq desc limit 1
 ), (select previous from links where links.run = runs.id)
 from runs left join journal on journal.run = runs.id and journal.seq = runs.seq
 where runs.id = :run;
@@ -125,7 +129,11 @@ where runs.id is null or runs.ended_at is not null or runs.status = 'blocked';
 -- name: list_runs
 -- Runs, newest first, by whatever is asked for; `before` continues after a page.
 select runs.*, journal.kind, journal.data, (
-    select data from journal as told where told.run = runs.id and told.kind = 'published' order by told.seq desc limit 1
+    select data from journal as told
+-- sqlite: its planner would go through the run's whole journal
+    indexed by journal_published
+-- both
+    where told.run = runs.id and told.kind = 'published' order by told.seq desc limit 1
 ), (select previous from links where links.run = runs.id)
 from runs left join journal on journal.run = runs.id and journal.seq = runs.seq
 where (cast(:status as text) is null or runs.status = :status)
@@ -148,7 +156,11 @@ on conflict do nothing;
 -- name: list_labelled_runs
 -- Like list_runs, of runs that have all of some labels; begins with these, because a label's runs are few.
 select runs.*, journal.kind, journal.data, (
-    select data from journal as told where told.run = runs.id and told.kind = 'published' order by told.seq desc limit 1
+    select data from journal as told
+-- sqlite: its planner would go through the run's whole journal
+    indexed by journal_published
+-- both
+    where told.run = runs.id and told.kind = 'published' order by told.seq desc limit 1
 ), (select previous from links where links.run = runs.id)
 from (
     select labels.run from labels join each(:labels) as wanted

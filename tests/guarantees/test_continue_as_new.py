@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from dotdo import ActionFailed, AsyncDo, Catalogue, RunBlocked, RunCancelled, Se
 from dotdo.embedding import open_reader
 from dotdo.errors import CalledOutside, InvalidOperation, StoreUnavailable
 from dotdo.records import Run, RunFilter
+from tests.guarantees.commits import PATIENCE
 from tests.guarantees.crashing import Crashers, Scene, crashers
 from tests.guarantees.lab import Lab, World, book, hold, in_loop, laboratory, note, refuse, unbook
 from tests.guarantees.test_killed_anywhere_resumes import end_alike
@@ -302,6 +305,54 @@ async def test_lost_answer_to_the_commit_leaves_one_successor_that_goes_on(tmp_p
         assert await handle.result() == "ticket for round 1"
         assert lost
         assert len(await chain_of(lab, handle.id)) == 2
+        assert len(await lab.client.runs.list()) == 2
+
+
+@in_loop
+async def test_nothing_of_the_successor_happens_before_it_is_durable(tmp_path: Path):
+    """What came before its run's end is still being written when the end is appended; the commit of the end is lost."""
+
+    @service("two-rounds", catalogue=(own := Catalogue()))
+    async def two_rounds(number: int) -> None:
+        await book(f"round {number}")
+        if number == 0:
+            dotdo.continue_as_new(number=1)
+
+    for each in (book, unbook):
+        own.add("action", each.name, 1, each, each.handler)
+    async with laboratory(tmp_path, catalogue=own) as lab:
+        engine, loop = lab.engine, asyncio.get_running_loop()
+        write, tell_ended, newest = engine.store.write, engine.ended, engine.newest_versions
+        writing, ended, seen = asyncio.Event(), threading.Event(), list[list[str]]()
+
+        async def newest_later() -> str:
+            await writing.wait()
+            return await newest()
+
+        def tell(run: Any, data: Any) -> None:
+            tell_ended(run, data)
+            ended.set()
+
+        async def turns() -> list[str]:
+            for _ in range(100):
+                await asyncio.sleep(0)
+            return list(lab.world.said)
+
+        def slowly(writes: list[Any]) -> None:
+            if any(each.succession for each in writes) and not seen:
+                seen.append(asyncio.run_coroutine_threadsafe(turns(), loop).result(PATIENCE))
+                raise StoreUnavailable("nothing was written")
+            if any(entry.kind == "completed" for each in writes for entry in each.entries):
+                loop.call_soon_threadsafe(writing.set)
+                assert ended.wait(PATIENCE)
+            write(writes)
+
+        engine.newest_versions = newest_later  # type: ignore[method-assign]  # between the last step and the end
+        engine.ended = tell  # type: ignore[method-assign]
+        engine.store.write = slowly  # type: ignore[method-assign]
+        await lab.client.run(two_rounds, 0)
+        assert seen == [["book round 0"]]
+        assert lab.world.said == ["book round 0", "book round 1"]
         assert len(await lab.client.runs.list()) == 2
 
 

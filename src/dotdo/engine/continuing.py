@@ -84,8 +84,9 @@ def _succeed(run: "LiveRun", again: ContinueAsNew, pins: str) -> None:
     for event in left:
         journal.send(Message(id, "event", event.name, bytes(event.value).decode(), event.sender, event.actor, now))
     journal.succeed(Succession(id, chain.first, run.id, chain.number))
-    journal.when_durable(lambda error: None if error else run.engine.start_successor(successor))
     run.end(Ended("completed", continued_as=id))
+    # Only now: before the end was appended, "durable" meant what came before, which says nothing of the successor.
+    journal.when_durable(lambda error: None if error else run.engine.start_successor(successor))
 
 
 def _successor_id(run: "LiveRun") -> str:

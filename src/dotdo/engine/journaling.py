@@ -109,8 +109,8 @@ class RunJournal:
         return entry
 
     def accept(self, accepted: "AcceptedRun") -> None:
-        """Has a run (this one, or a child) accepted in the same transaction as the entry that names it, appended together
-        with this call; it is durable when that entry is."""
+        """Has a run (this one, or a child) accepted in one transaction with the entry that names it, which is appended
+        together with this call; it is durable when that entry is."""
         is_own = accepted.id == self.run
         if is_own:
             self.durable_seq = 0

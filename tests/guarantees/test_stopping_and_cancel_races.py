@@ -248,6 +248,61 @@ async def test_retry_of_a_run_that_was_stopped_asks_what_did_not_matter_before(t
         assert await handle.result() == "form a"
 
 
+async def send_parcel(call: EffectCall, name: str) -> None:
+    world = call.resource(World)
+    world.say(f"{name} under {call.key}")
+    await world.pass_gate(f"counter {name}")
+    if world.failures.get(f"counter {name}"):
+        raise ConnectionError("the counter has closed")
+
+
+known = effect("race.known", dedup="key", retry=3, catalogue=catalogue)(send_parcel)
+unmarked = effect("race.unmarked", retry=3, catalogue=catalogue)(send_parcel)
+
+
+@action("send-parcels", catalogue=catalogue)
+async def send_parcels(ctx: AsyncContext) -> None:
+    for name in ("first", "second"):
+        ctx.stage(known, name=name)
+    ctx.stage(unmarked, name="third")
+
+
+@in_loop
+async def test_what_was_perhaps_sent_keeps_its_key_when_its_step_is_done_again(tmp_path: Path):
+    """A receiver that knows our keys takes it once; of the one that does not, a person says whether it has it."""
+    async with laboratory(tmp_path) as lab:
+        handle = await lab.client.start(send_parcels)
+        for name in ("first", "second", "third"):
+            await lab.world.reached(f"counter {name}")
+        await handle.cancel()
+        await lab.until_status(handle.id, "stopping")
+        lab.world.open("counter first")
+        for name in ("second", "third"):
+            lose(lab, name)
+        run = await lab.until_status(handle.id, "cancelled")
+        assert run.not_undone == [
+            "send-parcels: race.known",
+            "send-parcels: race.known (perhaps)",
+            "send-parcels: race.unmarked (perhaps)",
+        ]
+        before, lab.world.failures = dict(sorted(said.split(" under ") for said in lab.world.said)), {}
+        lab.world.said.clear()
+        await lab.client.runs.retry(handle.id)
+        with pytest.raises(RunBlocked, match=r"Nobody knows whether race.unmarked was delivered") as blocked:
+            await handle.result()
+        assert "counter has closed" in str(blocked.value)
+        again = dict(sorted(said.split(" under ") for said in lab.world.said))
+        assert again["second"] == before["second"], "it may be there"
+        assert again["first"] != before["first"], "it is there, and now a second one is meant"
+        assert "third" not in again
+        (question,) = (await handle.get()).questions
+        assert question.key == before["third"]
+        lab.world.said.clear()
+        await lab.client.runs.resolve(handle.id, "try_again")
+        assert await handle.result() is None
+        assert lab.world.said == [f"third under {before['third']}"]
+
+
 @action("elsewhere", catalogue=catalogue)
 async def elsewhere(ctx: AsyncContext, name: str) -> str:
     ctx.resource(World).say("elsewhere")

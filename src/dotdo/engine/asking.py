@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from dotdo import codec
 from dotdo.effect import Effect
+from dotdo.engine.doubts import first_used
 from dotdo.engine.failing import Block, error_record, message_of
 from dotdo.records import ErrorRecord, Outcome, Question
 from dotdo.sealing import masked
@@ -46,7 +47,7 @@ def about_delivery(
     run: "LiveRun", record: "StepRecord", effect: Effect[..., Any], staged: "StagedEffect", delivery: "Delivery"
 ) -> Block:
     """Was this staged effect delivered?"""
-    first_at = delivery.first_at or record.at
+    first_at = first_used(record, delivery)
     then = "the step fails and is undone" if delivery.given_up else "it is sent"
     text = (
         f"Nobody knows whether {effect.name} was delivered, which the step {record.id} had staged "

@@ -13,6 +13,7 @@ from dotdo.effect import Effect
 from dotdo.engine import asking
 from dotdo.engine.calling import answer_of, make_call, run_effect, run_function
 from dotdo.engine.deciding import leaves_unknown, next_move
+from dotdo.engine.doubts import first_used
 from dotdo.engine.failing import Block, error_record, together
 from dotdo.engine.history import Delivery, StepRecord
 from dotdo.engine.service_code import OWN_STEPS
@@ -111,7 +112,7 @@ def _may_have_begun(record: StepRecord, effect: Effect[..., Any], delivery: Deli
     """Tries inside the window of a key are not journaled before they are made, because they can be repeated; so after
     it nobody knows whether there was one, unless that was found out since."""
     assert effect.key_window is not None, "the caller looked"
-    return delivery.known_at < (delivery.first_at or record.at) + effect.key_window * 1000
+    return delivery.known_at < first_used(record, delivery) + effect.key_window * 1000
 
 
 def _effect_of(run: "LiveRun", record: StepRecord, staged: StagedEffect) -> Effect[..., Any]:
@@ -136,7 +137,7 @@ async def _try(
     *,
     in_doubt: bool,
 ) -> None:
-    move = next_move(effect, delivery.first_at or record.at, run.engine.clock.now())
+    move = next_move(effect, first_used(record, delivery), run.engine.clock.now())
     if in_doubt and move == "ask" and not delivery.again:
         raise asking.about_delivery(run, record, effect, staged, delivery)
     looks_up = in_doubt and move == "look up" and not delivery.again
@@ -223,6 +224,11 @@ async def _look_up(
     return True
 
 
+def _is_not_announced(effect: Effect[..., Any]) -> bool:
+    """Whether a try may not be journaled before it is made, so that after a crash one may have been under way."""
+    return effect.dedup == "key" or (effect.lookup is None and effect.on_unknown == "resend")
+
+
 async def drop(run: "LiveRun", record: StepRecord) -> None:
     """The run stops: what was not begun is not sent; what may have been sent is looked up, or listed as such."""
     assert record.completion is not None
@@ -232,8 +238,7 @@ async def drop(run: "LiveRun", record: StepRecord) -> None:
         if delivery.delivered or delivery.given_up:
             continue
         effect: Effect[..., Any] | None = run.engine.catalogue.find("effect", staged.effect, staged.version)
-        # After a crash a try may have been under way that was not journaled before it was made.
-        if delivery.in_doubt or run.crashed:
+        if delivery.in_doubt or (run.crashed and (effect is None or _is_not_announced(effect))):
             if effect is not None and await _look_up(run, record, index, effect, staged, delivery):
                 continue
             unknown.append(index)

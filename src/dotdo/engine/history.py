@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import msgspec
 
+from dotdo.engine.doubts import NO_DOUBTS, Doubt, carry_over, doubts_of
 from dotdo.journal import (
     KINDS,
     Accepted,
@@ -82,6 +83,7 @@ class Delivery(msgspec.Struct, gc=False):
 
     begun: a try is under way, or was when its process died. unknown: a try that failed may have happened all the same.
     again: a person said to send it once more. known_at: ms, when it was last known that it had not happened.
+    used_at: ms, when its key was first used, if that was before its step was done again.
     """
 
     tries: int = 0
@@ -93,6 +95,7 @@ class Delivery(msgspec.Struct, gc=False):
     next_at: int | None = None
     first_at: int | None = None
     known_at: int = 0
+    used_at: int = 0
     error: ErrorRecord | None = None
 
     @property
@@ -110,6 +113,7 @@ _NONE = cast("list[str]", ())
 class StepRecord(msgspec.Struct, gc=False):
     """What the journal says of one step.
 
+    doubts: deliveries that may have happened before the step was to be done again.
     loaded: the output of an attempt that has just ended here, decoded from the bytes that are being journaled; for the
         service, which takes it once.
     """
@@ -129,6 +133,7 @@ class StepRecord(msgspec.Struct, gc=False):
     not_undone: list[str] = msgspec.field(default_factory=lambda: _NONE)
     requests: dict[str, Request] = msgspec.field(default_factory=lambda: _NO_REQUESTS)
     deliveries: list[Delivery] = msgspec.field(default_factory=lambda: _NO_DELIVERIES)
+    doubts: dict[str, Doubt] = msgspec.field(default_factory=lambda: NO_DOUBTS)
     epoch: int = 0
     generation: int = 0
     child: ChildStarted | None = None
@@ -246,6 +251,8 @@ class History:
         record.state, record.completion, record.seq, record.at = COMMITTED, data, entry.seq, entry.at
         record.attempt = max(record.attempt, entry.attempt)
         record.deliveries = [Delivery() for _ in data.effects] if data.effects else _NO_DELIVERIES
+        if record.doubts:
+            carry_over(record, data)
         return record
 
     def _effects_completed(self, entry: Entry, data: Any) -> None:
@@ -390,10 +397,12 @@ class History:
         """Forgets a step. The epoch goes on, so that what is done again is done under new keys; but not what nobody
         knows of: that keeps its key until it is known."""
         old = self.steps[id]
-        doubts = {name: known for name, known in old.requests.items() if known.in_doubt}
-        for known in doubts.values():
+        requests = {name: known for name, known in old.requests.items() if known.in_doubt}
+        for known in requests.values():
             known.carried = True
-        self.steps[id] = StepRecord(id, epoch=old.epoch + 1, generation=self.generation, requests=doubts)
+        self.steps[id] = StepRecord(
+            id, epoch=old.epoch + 1, generation=self.generation, requests=requests, doubts=doubts_of(old)
+        )
 
 
 def _count_try(known: Request, entry: Entry) -> None:

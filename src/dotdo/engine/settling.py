@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dotdo.engine.attempting import Attempt
+from dotdo.engine.doubts import keep_keys
 from dotdo.engine.failing import message_of
 from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
 from dotdo.engine.replaying import replay_history
@@ -238,6 +239,8 @@ def _show(run: "LiveRun", waiting_for: WaitingFor | None) -> None:
 
 def journal_commit(run: "LiveRun", record: StepRecord, completion: Completion, number: int) -> None:
     """Journals the commit of an attempt."""
+    if record.doubts:
+        completion = keep_keys(record, completion)
     kind = "committed" if completion.effects else "completed"
     run.append(kind, completion, record.id, number)
     if completion.sql and not _is_elsewhere(run, completion):

@@ -201,6 +201,81 @@ def test_after():
     found.assert_outcomes(passed=2)
 
 
+LETTERS = """
+@service("letters", catalogue=catalogue)
+async def letters(count: int) -> int:
+    for number in range(count):
+        await write(text=str(number))
+    return count
+"""
+
+
+@pytest.mark.parametrize(
+    "marker, options, kills",
+    [("sample=5", (), "5"), ("sample=5", ("--crash-sample=all",), r"\d\d")],
+)
+def test_sample_of_the_points(pytester: pytest.Pytester, marker: str, options: tuple[str, ...], kills: str):
+    body = f"""{LETTERS}
+@write.undo
+async def unwrite(ctx: AsyncContext, count: int) -> None: ...
+
+@pytest.mark.crash_everywhere({marker})
+def test_letters(do):
+    do.fake(write, result=1)
+    assert do.run(letters, count=4) == 4
+"""
+    found = outcome(pytester, body, "-rP", *options)
+    found.assert_outcomes(passed=1)
+    assert re.search(rf"It ended alike after each of {kills} kills", found.stdout.str()), found.stdout.str()
+
+
+def test_sample_that_is_none_fails(pytester: pytest.Pytester):
+    found = outcome(pytester, "\n@pytest.mark.crash_everywhere(sample=0)\ndef test_it(do): do.run(both)\n")
+    found.assert_outcomes(failed=1)
+    assert "say a number from 1 on or all" in found.stdout.str()
+
+
+def test_what_the_module_shares_is_made_once(pytester: pytest.Pytester):
+    """Also for the last test of a module, after which it goes; what goes wrong then is told."""
+    found = outcome(
+        pytester,
+        """
+made = []
+
+@pytest.fixture(scope="module")
+def shared():
+    made.append("made")
+    yield made
+    assert made == ["made"]
+    raise OSError("cannot be given back")
+
+@pytest.mark.crash_everywhere(sample=3)
+def test_both(do, shared):
+    do.fake(write, result=1)
+    do.run(both)
+    assert shared == ["made"]
+""",
+    )
+    found.assert_outcomes(passed=1, errors=1)
+    assert "cannot be given back" in found.stdout.str()
+
+
+def test_only_the_trial_that_failed_is_shown(pytester: pytest.Pytester):
+    found = outcome(
+        pytester,
+        """
+@pytest.mark.crash_everywhere
+def test_both(do):
+    print("a trial", "begins")
+    seen.clear()
+    do.run(both)
+    assert seen == ["wrote a", "a", "wrote b", "b"]
+""",
+    )
+    found.assert_outcomes(failed=1)
+    assert found.stdout.str().count("a trial begins") == 1
+
+
 def test_in_processes_of_xdist(pytester: pytest.Pytester):
     found = outcome(
         pytester,

@@ -8,9 +8,9 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
@@ -35,6 +35,9 @@ from dotdo.testing.faking import Company, Definition, Fake, Raises, Sent
 from dotdo.testing.killing import ANSWERER, KillableDatabase, KillableStore, Points, killable_databases
 from dotdo.testing.portal import TestPortal, call_number
 from dotdo.timeline import StepItem, timeline
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 POLL = 0.0005  # seconds of real time between two looks at whether anything moves
 PATIENCE = 30.0
@@ -105,6 +108,20 @@ class TestDo(Do):
     def settle(self) -> None:
         """Waits until nothing moves any more without time passing, or the test doing something."""
         self._portal.call(self._tested.come_to_rest)
+
+    def call(
+        self,
+        function: "Callable[Concatenate[AsyncDo, P], Coroutine[Any, Any, T]]",
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Awaits your own `async def` that takes an AsyncDo first, such as a web handler: `do.call(sign_up, body)`.
+
+        Returns what it returns. If the engine is killed meanwhile it is called again, with the same arguments, like a
+        request that its sender repeats: give what it invokes a key, or it is invoked again.
+        """
+        return self._portal.call(lambda: function(self._tested, *args, **kwargs))
 
     # -- fakes --------------------------------------------------------------------------------------------------------
 
@@ -351,13 +368,14 @@ class _TestedDo(AsyncDo):
             steps = timeline(await engine.journal(run.id)).steps
             error = run.error
             self.asked |= {question.key for question in run.questions}
+            # Steps come first: what came of the run follows from them.
             found[f"{run.name} {run.id}"] = {
+                **{f"step {step.id}": _of_step(step) for step in steps if step.purpose != "on_failure"},
                 "status": run.status,
                 "undo": run.undo,
                 "result": run.result,
                 "error": None if error is None else f"{error.type}: {error.message}",
                 "not undone": sorted(run.not_undone),
-                **{f"step {step.id}": _of_step(step) for step in steps if step.purpose != "on_failure"},
             }
         return found
 

@@ -4,6 +4,9 @@ Each time its fixtures are made anew. What is compared is what callers and the o
 result, each step with its outcome, and the set of effects that happened. Counts of attempts may differ, and do.
 """
 
+import itertools
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -32,7 +35,7 @@ class Trial:
         self.state: dict[str, dict[str, Any]] | None = None
         self.effects: Effects = {}
         self.asked: set[str] = set()
-        self.passed: list[str] = []
+        self.points: list[Point] = []
 
     def begin(self, client: TestDo) -> None:
         """The test has its client."""
@@ -44,7 +47,7 @@ class Trial:
     def end(self, client: TestDo) -> None:
         """The test is over."""
         self.state = client.state()
-        self.killed, self.died_at, self.passed = client.was_killed, client.points.died_at, client.points.passed
+        self.killed, self.died_at, self.points = client.was_killed, client.points.died_at, client.points.passed
         self.asked = client.asked
         for one in client.sent():
             if not (self.killed and one.step.startswith("on_failure:")):
@@ -77,41 +80,50 @@ def trial_of(item: Any) -> Trial | None:
     return item.stash.get(TRIAL, None)
 
 
-def run_everywhere(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Runs a marked test everywhere and reports it once: as it went undisturbed, or the first time that went wrong."""
+def run_everywhere(item: pytest.Item, nextitem: pytest.Item | None, sample: Any) -> None:
+    """Runs a marked test everywhere and reports it once: as it went undisturbed, or the first time that went wrong.
+
+    sample: at most how often it is killed, at points spread evenly over all there are; "all" for each of them.
+    """
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     undisturbed = Trial(None)
-    reports = _run(item, nextitem, undisturbed)
+    reports = _run(item, undisturbed)
     if all(report.passed for report in reports):
-        reports = _run_killed(item, nextitem, undisturbed, reports)
+        reports = _run_killed(item, undisturbed, reports, sample)
+    # What the trials shared, such as fixtures of the module, goes when no trial needs it any more.
+    last = _end_shared(item, nextitem)
+    if last.failed:
+        reports = [*(report for report in reports if report.when != "teardown"), last]
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
 
 
 def _run_killed(
-    item: pytest.Item, nextitem: pytest.Item | None, undisturbed: Trial, reports: list[pytest.TestReport]
+    item: pytest.Item, undisturbed: Trial, reports: list[pytest.TestReport], sample: Any
 ) -> list[pytest.TestReport]:
-    kills, seconds = 0, 0.0
     if not undisturbed.began:
         return _failed(reports, "The test is marked with crash_everywhere, but does not ask for the fixture `do`.")
-    for kind in KINDS:
-        number, fired = 0, True
-        while fired:  # how many commits there are depends on which writes happen to share one
-            number, fired = number + 1, False
-            for side in SIDES:
-                trial = Trial(Point(kind, number, side), undisturbed)
-                again = _run(item, nextitem, trial)
-                seconds += sum(report.duration for report in again)
-                fired, kills = fired or trial.killed, kills + trial.killed
-                where = f"killed {side} {kind} {number} ({trial.died_at})" if trial.killed else "killed nowhere"
-                if not all(report.passed for report in again):
-                    for report in again:
-                        report.sections.append(("dotdo", f"It passed undisturbed. It failed when it was {where}."))
-                    return again
-                differences = trial.differences(undisturbed)
-                if differences:
-                    return _failed(reports, _told(where, differences))
+    if sample != "all" and not (str(sample).isdecimal() and int(sample)):
+        return _failed(
+            reports, f"crash_everywhere: {sample!r} is not how often to kill; say a number from 1 on or all."
+        )
+    kills, seconds = 0, 0.0
+    seed = zlib.crc32(item.nodeid.encode())
+    points = Walk() if sample == "all" else Sample(undisturbed.points, int(sample), seed)
+    for point in points:
+        trial = Trial(point, undisturbed)
+        again = _run(item, trial)
+        seconds += sum(report.duration for report in again)
+        points.fired, kills = trial.killed, kills + trial.killed
+        where = f"killed {point} ({trial.died_at})" if trial.killed else "killed nowhere"
+        if not all(report.passed for report in again):
+            for report in again:
+                report.sections.append(("dotdo", f"It passed undisturbed. It failed when it was {where}."))
+            return again
+        differences = trial.differences(undisturbed)
+        if differences:
+            return _failed(reports, _told(where, differences))
     if not kills:
         return _failed(reports, "The test is marked with crash_everywhere, but starts no run that could be killed.")
     for report in reports:
@@ -122,10 +134,57 @@ def _run_killed(
     return reports
 
 
-def _run(item: Any, nextitem: pytest.Item | None, trial: Trial) -> list[pytest.TestReport]:
+class Walk:
+    """Every point, until there are no more. How many there are depends on which writes happen to share a commit.
+
+    fired: said after each point, whether the engine was killed there.
+    """
+
+    def __init__(self) -> None:
+        self.fired = False
+
+    def __iter__(self) -> Iterator[Point]:
+        for kind in KINDS:
+            for number in itertools.count(1):
+                any_fired = False
+                for side in SIDES:
+                    yield Point(kind, number, side)
+                    any_fired |= self.fired
+                if not any_fired:
+                    break
+
+
+class Sample:
+    """So many of the points that the undisturbed trial passed, evenly spread; others for other seeds. fired: as there.
+
+    When the last of them has fired nowhere, because writes came to share commits, there is one more.
+    """
+
+    def __init__(self, points: Sequence[Point], size: int, seed: int) -> None:
+        self._points, self._size, self._seed = points, size, seed
+        self.fired = False
+
+    def __iter__(self) -> Iterator[Point]:
+        count = min(self._size, len(self._points))
+        chosen = [(self._seed + number * len(self._points) // count) % len(self._points) for number in range(count)]
+        any_fired = False
+        for number in chosen:
+            yield self._points[number]
+            any_fired |= self.fired
+        if not any_fired:
+            yield Point("commit", 1, "before")
+
+
+def _end_shared(item: Any, nextitem: pytest.Item | None) -> pytest.TestReport:
+    call = pytest.CallInfo.from_call(lambda: item.session._setupstate.teardown_exact(nextitem), when="teardown")
+    return item.ihook.pytest_runtest_makereport(item=item, call=call)
+
+
+def _run(item: Any, trial: Trial) -> list[pytest.TestReport]:
     item.stash[TRIAL] = trial
+    item._report_sections = []  # what is logged and printed in one trial is not shown for another
     item._initrequest()  # its fixtures are made anew; pytest has no public word for that
-    return runtestprotocol(item, log=False, nextitem=nextitem)
+    return runtestprotocol(item, log=False, nextitem=item.parent)  # what belongs to its module, or to more, stays
 
 
 def _failed(reports: list[pytest.TestReport], text: str) -> list[pytest.TestReport]:

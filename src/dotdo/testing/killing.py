@@ -52,7 +52,7 @@ class Points:
         self.armed = False  # kills begin with the first run: not while the store is being made
         self.dead = False
         self.died_at = ""  # what was being committed or called there
-        self.passed: list[str] = []
+        self.passed: list[Point] = []
         self.killed: Callable[[], None] = lambda: None  # called once, on whatever thread
         self._counts: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -84,8 +84,8 @@ class Points:
                 return False
             if side == "before":
                 self._counts[kind] = self._counts.get(kind, 0) + 1
-                self.passed.append(f"{kind} {self._counts[kind]}: {what}")
             here = Point(kind, self._counts.get(kind, 0), side)
+            self.passed.append(here)
             if here != self.deadly:
                 return False
             self.dead, self.died_at = True, what
@@ -211,6 +211,7 @@ def bury(engine: "Engine", loop: asyncio.AbstractEventLoop) -> Remains:
         if work.opened is not None:
             loop.run_until_complete(work.rollback_async())
     loop.run_until_complete(engine.processes.close())
+    loop.run_until_complete(_leave_resources(engine))
     if engine.databases is not None:
         loop.run_until_complete(engine.databases.close())
     _forget_callbacks(loop)
@@ -218,6 +219,18 @@ def bury(engine: "Engine", loop: asyncio.AbstractEventLoop) -> Remains:
         asyncio.tasks._unregister_task(task)  # or whoever ends the loop would wake it
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio does for what it ends itself
     return Remains(engine, tasks)
+
+
+async def _leave_resources(engine: "Engine") -> None:
+    """The next engine opens them again; the connections of a dead process are closed, too."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await engine._stack.aclose()  # pyright: ignore[reportPrivateUsage]
+    except Exception as error:
+        raise RuntimeError(
+            f"After a kill, a resource could not be closed ({error!r}). A resource must be able to be closed while its "
+            "users stand still, and to be opened again; give the client a function that makes it, if it cannot."
+        ) from error
 
 
 def _end_threads(engine: "Engine") -> None:

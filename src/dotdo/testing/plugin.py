@@ -14,12 +14,22 @@ if TYPE_CHECKING:
 MARKER = "crash_everywhere"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Makes the option known."""
+    parser.addoption(
+        "--crash-sample",
+        metavar="N",
+        help=f"kill each test that is marked with {MARKER} at most so often, or 'all': everywhere, whatever it says",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Makes the marker known."""
     config.addinivalue_line(
         "markers",
-        f"{MARKER}: dotdo runs the test once undisturbed, then once for each commit and effect, with the engine of its "
-        "`do` killed before and after it; it must end in the same state, with the same effects.",
+        f"{MARKER}(sample='all'): dotdo runs the test once undisturbed, then once for each commit and effect, with the "
+        "engine of its `do` killed before and after it; it must end in the same state, with the same effects. "
+        "sample: at so many points, spread evenly, instead of all.",
     )
 
 
@@ -48,9 +58,11 @@ def do(request: pytest.FixtureRequest, do_options: dict[str, Any]) -> "Generator
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Runs a marked test as often as it has points."""
-    if item.get_closest_marker(MARKER) is None:
+    marker = item.get_closest_marker(MARKER)
+    if marker is None:
         return None
     from dotdo.testing.everywhere import run_everywhere
 
-    run_everywhere(item, nextitem)
+    asked = item.config.getoption("--crash-sample")
+    run_everywhere(item, nextitem, marker.kwargs.get("sample", "all") if asked is None else asked)
     return True

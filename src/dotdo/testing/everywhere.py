@@ -176,7 +176,10 @@ class Sample:
 
 
 def _end_shared(item: Any, nextitem: pytest.Item | None) -> pytest.TestReport:
-    call = pytest.CallInfo.from_call(lambda: item.session._setupstate.teardown_exact(nextitem), when="teardown")
+    def teardown() -> None:
+        item.session._setupstate.teardown_exact(nextitem)
+
+    call = pytest.CallInfo[None].from_call(teardown, when="teardown")
     return item.ihook.pytest_runtest_makereport(item=item, call=call)
 
 

@@ -156,7 +156,7 @@ async def _follow(path: str, opening: Opening, *, engine: bool, moved: Callable[
     opened = SqlStore(SQLiteDatabase(path, beside=True))
     try:
         key = audit_key(path, make=False)
-        _check_audit_key(opened, key)
+        check_audit_key(opened, key)
     except BaseException:
         opened.close()
         raise
@@ -217,7 +217,7 @@ def _databases(path: str | None, opening: Opening) -> Any:
     return databases
 
 
-def _check_audit_key(store: SqlStore, key: bytes) -> None:
+def check_audit_key(store: SqlStore, key: bytes) -> None:
     """Processes that share a store share its key, or their journals would look forged to each other."""
     for run in store.find_runs("run_", 1):
         with store.read_chains(run, run) as (heads, _):
@@ -317,6 +317,8 @@ def store_path(store: str | None) -> str | None:
     if store in ("sqlite://", ":memory:", "sqlite:///:memory:"):
         return None
     scheme, separator, rest = store.partition("://")
+    if not separator and store.startswith("sqlite:") and len(store) > len("sqlite:"):
+        return store.removeprefix("sqlite:")
     if not separator and not re.match(r"[a-z][a-z0-9+.-]+:", store):
         return store
     if scheme != "sqlite" or not rest.startswith("/"):

@@ -23,7 +23,7 @@ COMMANDS = {
     "actions": ("definitions", "The actions of the application."),
     "services": ("definitions", "The services of the application."),
     "check": ("check", "Which runs in flight would block with this code."),
-    "db": ("db", "Look after the store: check, migrate, back up, restore."),
+    "db": ("db", "Look after the store: check, migrate, back up, restore, promote."),
     "nodes": ("nodes", "The processes that run engines on the store."),
     "keys": ("keys", "API keys: make one, list them, revoke one."),
     "audit": ("audit", "Check that no journal was tampered with."),

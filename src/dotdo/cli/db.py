@@ -1,10 +1,14 @@
 """`dotdo db`: look after the store as a whole. None of it needs the application."""
 
 import re
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 import click
 
-from dotdo import maintaining
+from dotdo import maintaining, promoting
+from dotdo.audit import Audit
 from dotdo.cli import Group
 from dotdo.cli.attending import user
 from dotdo.cli.audit import counted
@@ -17,7 +21,7 @@ file_argument = click.argument("file", type=click.Path(dir_okay=False))
 
 @click.group(cls=Group)
 def db() -> None:
-    """Look after the store: check, migrate, prune, back up, restore."""
+    """Look after the store: check, migrate, prune, back up, restore, promote."""
 
 
 @db.command("check")
@@ -127,6 +131,58 @@ def restore(file: str, store: str, go_on: bool, as_json: bool) -> int:
             "dotdo runs ls --status blocked"
         )
     return 0
+
+
+@db.command("promote")
+@click.argument("source")
+@click.argument("target")
+@json_option
+def promote(source: str, target: str, as_json: bool) -> int:
+    """Move the store of the file SOURCE to TARGET on PostgreSQL, with everything in it, also runs in flight.
+
+    \b
+        dotdo db promote sqlite:dotdo.db postgresql://app@db.example.com/shop
+
+    No engine may hold the file, and nothing may be in the target's store yet. If it is cut short, nothing is done: ask
+    again. Once it is done, whoever opens the file is told where the store is.
+    """
+    with _progress(quiet=as_json) as (copying, verifying):
+        done = promoting.promote(source, target, copying, verifying)
+    if as_json:
+        print_json(done)
+        return 0
+    if done.before:
+        say(f"{mark('✓', '+')} It had moved to {done.target} already; {done.source} says so now.")
+        return 0
+    entries = counted(done.rows["journal"], "entry", "entries")
+    say(f"{mark('✓', '+')} The store is {done.target} now: {counted(done.runs, 'run', 'runs')} with {entries}.")
+    if done.findings:
+        wrong = counted(done.findings, "thing that was", "things that were")
+        say(f"{mark('✗', 'x')} All of it was compared, with {wrong} wrong before: dotdo audit verify --store TARGET")
+    else:
+        say("  Counted, and every journal verified there.")
+    if done.unfinished:
+        say(f"  {counted(done.unfinished, 'unfinished run goes', 'unfinished runs go')} on when a node opens it.")
+    say(f"  {done.source} is as it was, and tells whoever opens it to use the other.")
+    for key in done.keys:
+        variable = "DOTDO_AUDIT_KEY" if key.endswith(".audit-key") else "DOTDO_SECRET_KEYS"
+        say(f"  Processes in other folders and on other machines need what is in {key}, as {variable}.")
+    say(f"  Next: have every process open it (DOTDO_STORE={done.target}).")
+    return 0
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Generator[tuple[Callable[[str, int, int], None], Callable[[Audit], None]]]:
+    if quiet or not sys.stderr.isatty():
+        yield lambda table, done, count: None, lambda audit: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True, highlight=False).status("copying") as status:
+        yield (
+            lambda table, done, count: status.update(f"copying {table}: {done:,} of {count:,}"),
+            lambda audit: status.update(f"verifying: {audit.entries:,} entries of {audit.runs:,} runs"),
+        )
 
 
 def size(count: int) -> str:

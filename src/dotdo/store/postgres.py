@@ -6,7 +6,7 @@ sent leaves no transaction open. Two connections: one writer, used on one thread
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,6 +86,13 @@ class PostgresDatabase:
         cursor = self._writer.get().execute(statement(sql), parameters)
         self._changes = cursor.rowcount
         return cursor.fetchall() if cursor.description else []
+
+    def fill(self, table: str, columns: list[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Puts many rows into a table, within a transaction."""
+        copying = statement(f"copy {SCHEMA}.{table} ({', '.join(columns)}) from stdin")
+        with self._writer.get().cursor() as cursor, cursor.copy(copying) as copy:
+            for row in rows:
+                copy.write_row(row)
 
     def changes(self) -> int:
         """How many rows the last statement changed."""

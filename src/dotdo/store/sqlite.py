@@ -23,6 +23,7 @@ import apsw
 from dotdo.errors import FenceLost, StoreError, StoreUnavailable, StoreUnusable
 from dotdo.store.engine_lock import EngineElsewhere, EngineLock, lock_holder
 from dotdo.store.forked import keep_out_of_children, may_be_closed, refuse_inherited
+from dotdo.store.moved import READ_MARK, Mark
 from dotdo.store.turns import Turns
 
 # 3.51.3 mends the WAL-reset corruption (sqlite.org/wal.html, "WAL-reset bug").
@@ -45,18 +46,19 @@ class SQLiteDatabase:
     dialect = "sqlite"
     shared = False
 
-    def __init__(self, path: str | None, *, readonly: bool = False, beside: bool = False) -> None:
+    def __init__(self, path: str | None, *, readonly: bool = False, beside: bool = False, moves: bool = False) -> None:
         """Opens or makes a store file.
 
         readonly: beside a live engine, without its lock. Nothing is changed; SQLite may leave its two files beside it.
         beside: the same, but requests may be written; nothing is made, migrated or checkpointed. Without either it is
-        the engine's: raises EngineElsewhere when another one has it.
+        the engine's: raises EngineElsewhere when another one has it. moves: also when the store has moved elsewhere.
         """
         _check_library(apsw.sqlite_lib_version())
         self._temporary = tempfile.mkdtemp(prefix="dotdo-") if path is None else None
         self.path = Path(self._temporary, "dotdo.db") if self._temporary else Path(path or "").absolute()
         self.where, self.readonly = str(self.path), readonly
         self.migrates = not (readonly or beside)
+        self._moves = moves
         self._lock: EngineLock | None = None
         self._turns: Turns | None = None
         self._checkpointer: threading.Thread | None = None
@@ -93,6 +95,10 @@ class SQLiteDatabase:
     def write(self, sql: str, parameters: dict[str, Any] | None = None) -> list[Row]:
         """Executes a statement on the writer connection and returns its rows."""
         return self.writer.execute(sql, parameters).fetchall()
+
+    def stream(self, sql: str) -> Iterator[Row]:
+        """The rows of a query one by one, within a transaction on the writer connection."""
+        return self.writer.execute(sql)
 
     def changes(self) -> int:
         """How many rows the last statement changed."""
@@ -258,13 +264,19 @@ class SQLiteDatabase:
         # First of all: a file of something else must stay as it is.
         connection.execute("begin")  # one snapshot: another connection of this process may just be making the tables
         application = connection.execute("pragma application_id").fetchall()[0][0]
-        tables = connection.execute("select count(*) from sqlite_schema").fetchall()[0][0]
+        counting = "select count(*), total(name = 'moved') from sqlite_schema"
+        tables, has_moved = connection.execute(counting).fetchall()[0]
+        found: list[Any] = []
+        if application == APPLICATION_ID and has_moved:
+            found = connection.execute(READ_MARK).fetchall()
         connection.execute("rollback")
         if application != APPLICATION_ID and tables:
             raise StoreUnusable(
                 f"{self.where} is a SQLite database of something else, not a dotdo store. An application's own "
                 "database must be another file: give it as sql=, and the store a file of its own. Nothing was changed."
             )
+        if found and not self._moves:
+            raise StoreUnusable(Mark(*found[0]).told(self.where))
         if self.readonly:
             return
         if not self.migrates:

@@ -317,8 +317,6 @@ def store_path(store: str | None) -> str | None:
     if store in ("sqlite://", ":memory:", "sqlite:///:memory:"):
         return None
     scheme, separator, rest = store.partition("://")
-    if not separator and store.startswith("sqlite:") and len(store) > len("sqlite:"):
-        return store.removeprefix("sqlite:")
     if not separator and not re.match(r"[a-z][a-z0-9+.-]+:", store):
         return store
     if scheme != "sqlite" or not rest.startswith("/"):

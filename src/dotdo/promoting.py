@@ -66,9 +66,9 @@ def promote(
         with closing(SqlStore(file := SQLiteDatabase(path, moves=True))) as opened:
             if _has_arrived(file, there):
                 return _told(file, there, {}, [], before=True)
-            key = audit_key(key_path(source), make=not opened.find_runs("run_", 1))
+            key = audit_key(path, make=not opened.find_runs("run_", 1))
             check_audit_key(opened, key)
-            done = _Moving(source, target, file, there, key).move(progress, verifying)
+            done = _Moving(path, target, file, there, key).move(progress, verifying)
         there.write("analyze")  # without what is in the tables known, the first claims would be slow
     return done
 
@@ -152,12 +152,11 @@ def _told(
 def _carry_keys(source: str, target: str) -> list[str]:
     """Puts the keys that are in files where processes with the target look for them; returns which were made. Raises
     StoreUnusable when other keys are there."""
-    here, there = key_path(source), key_path(target)
-    assert here is not None, "a file has a path"
+    there = key_path(target)
     assert there is not None, "a server has a name"
     made: list[str] = []
     for variable, suffix in KEYS:
-        old, new = Path(here + suffix), Path(there + suffix)
+        old, new = Path(source + suffix), Path(there + suffix)
         if os.environ.get(variable) or not old.exists() or (new.exists() and old.samefile(new)):
             continue
         text = old.read_text(encoding="ascii")
@@ -186,7 +185,8 @@ def _write_key(file: Path, text: str) -> None:
 def _file(source: str) -> str:
     if postgres_url(source) is not None:
         raise DefinitionError("The source is on PostgreSQL already; name a SQLite store, such as sqlite:dotdo.db.")
-    path = store_path(source)
+    short = source.startswith("sqlite:") and not source.startswith("sqlite://")
+    path = store_path(source.removeprefix("sqlite:") if short else source)
     if path is None:
         raise DefinitionError("A temporary store (sqlite://) is gone when its client closes; name a file.")
     return os.path.abspath(path)

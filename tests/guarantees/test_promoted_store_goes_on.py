@@ -57,7 +57,7 @@ def dotdo(*arguments: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.parametrize(
     "service, input, every",
-    [("onboard", {"name": "ada"}, 17), ("onboard-refused", {"name": "ada"}, 23), ("family", {"refused": False}, 41)],
+    [("onboard-refused", {"name": "ada"}, 23), ("family", {"refused": False}, 41)],
 )
 def test_killed_on_the_file_it_ends_on_the_server_as_if_nothing_had_happened(
     request: pytest.FixtureRequest,

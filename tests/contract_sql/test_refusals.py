@@ -1,11 +1,13 @@
 """What `ctx.sql` refuses: everything that would end its transaction, or spread one attempt over two databases."""
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from dotdo import Action, ActionFailed, AsyncContext, Context, DefinitionError, Do, StoreError, action
@@ -150,6 +152,41 @@ def test_refusal_that_the_handler_swallows_has_done_no_harm(workshop: Workshop, 
 def second(tmp_path: Path) -> SQLiteFile:
     """Another database of the application."""
     return SQLiteFile(tmp_path / "second.db")
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("shape", ["sync", "async"])
+@pytest.mark.parametrize("goes_on", [True, False], ids=["with a statement", "to its end"])
+def test_transaction_that_the_database_has_rolled_back_cannot_be_gone_on_with(
+    workshop: Workshop, database: Database, shape: str, goes_on: bool
+):
+    """After some errors SQLite rolls everything back, and commits each statement that follows by itself."""
+    same = "insert or rollback into notes (id, text) values (1, 'twice')"
+    more = "insert into notes (text) values ('after')"
+
+    @action("go-on-sync", retry=1, catalogue=workshop.catalogue)
+    def go_on_sync(ctx: Context) -> str:
+        ctx.sql.exec_driver_sql("insert into notes (id, text) values (1, 'once')")
+        with contextlib.suppress(IntegrityError):
+            ctx.sql.exec_driver_sql(same)
+        if goes_on:
+            ctx.sql.exec_driver_sql(more)
+        return "never"
+
+    @action("go-on-async", retry=1, catalogue=workshop.catalogue)
+    async def go_on_async(ctx: AsyncContext) -> str:
+        await ctx.sql.exec_driver_sql("insert into notes (id, text) values (1, 'once')")
+        with contextlib.suppress(IntegrityError):
+            await ctx.sql.exec_driver_sql(same)
+        if goes_on:
+            await ctx.sql.exec_driver_sql(more)
+        return "never"
+
+    client = workshop.open()
+    with pytest.raises(ActionFailed, match="SQLite has rolled back this attempt's whole transaction"):
+        client.run({"sync": go_on_sync, "async": go_on_async}[shape])
+    assert database.notes() == []
+    assert database.applied() == []
 
 
 def test_one_attempt_uses_one_database(workshop: Workshop, database: Database, second: SQLiteFile):

@@ -186,6 +186,8 @@ class GroupCommit:
                 self.store.write([write for write, _ in part])
             except (StoreUnavailable, NodeExpelled) as error:
                 if self.store.shared:  # it is nobody's fault, and would be the same with each
+                    # The next batch may find the store well again: it must not write on behind a gap.
+                    self._guilty.update((write.run, write.claim) for write, _ in part)
                     return [error] * len(part)
                 return [self._write_alone(write) for write, _ in part]
             except Exception:  # found out run by run
@@ -214,6 +216,10 @@ class GroupCommit:
                 for event in self.watched.get(write.run, ()):
                     event.set()
         part.clear()
+
+    def forgive_all(self) -> None:
+        """The node is a new one: nothing is left of what the old one had to write."""
+        self.call(self._guilty.clear)
 
     def forgive(self, run: str, claim: int) -> None:
         """The run was claimed anew: the old claim can write nothing any more by itself."""

@@ -97,6 +97,7 @@ class Engine(Serving):
         self.log = logging.getLogger("dotdo.engine")
         self.node = new_node()
         self.live: dict[str, LiveRun] = {}
+        self.dropped: set[str] = set()  # left memory with attempts that may have ended unseen, and not claimed anew yet
         self.resources: dict[type, Any] = {}
         self.draining = False
         self.host: Host | Peers | None = None  # for other processes on the store; set before the start
@@ -180,6 +181,7 @@ class Engine(Serving):
             await asyncio.wait(self.background, timeout=grace)
         self.answers.fail_all(ClientClosed("The engine was stopped before the run ended; the run goes on later."))
         try:
+            unseen += self.dropped
             await self.committer.call(lambda: self.store.leave(self.node, self.clock.now(), unseen))
         except StoreError as error:
             self.log.error("the store could not be left in order: %s", error)

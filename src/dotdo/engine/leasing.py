@@ -76,6 +76,7 @@ class Lease:
             if run.journal.is_late:
                 engine.committer.condemn(run.journal)
             run.release()
+        engine.dropped.update(engine.live)
         engine.live.clear()
         self._store.give_up()
         engine.committer.flush()  # what is in the queue is written before the node is a new one, or never
@@ -100,6 +101,8 @@ class Lease:
                 wait = min(2 * wait, 1.0)
         engine.node, self._until, self._returning = node, asked + self._lasts, None
         self._losses = self._store.losses
+        engine.dropped.clear()  # their rows say now that they are unsettled
+        engine.committer.forgive_all()
         engine.log.warning("%s is back as %s", before, node)
         engine.claimer.hint()
 

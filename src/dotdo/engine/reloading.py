@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def lost(engine: "Engine", journal: "RunJournal", error: BaseException) -> None:
     """A write of a run failed."""
+    engine.dropped.add(journal.run)
     if engine.lease is not None and isinstance(error, NodeExpelled | StoreUnavailable):
         engine.lease.lost(error)  # so did everybody's
         return
@@ -26,6 +27,7 @@ def read_again(engine: "Engine", journal: "RunJournal", error: BaseException) ->
     """Drops a run from memory and reads it from the store."""
     id = journal.run
     run = engine.live.pop(id, None)
+    engine.dropped.add(id)
     if run is not None:
         run.release()
     # That another node was first with a key, or has the run by now, is nothing to worry about.
@@ -48,6 +50,7 @@ async def _reload(engine: "Engine", id: str, lost: int, error: BaseException) ->
                 engine.claimer.hint()  # it is nobody's until its time has come
             else:
                 await take_up(engine, id)
+            engine.dropped.discard(id)
             await _take_up_strays(engine, id)
             engine.committer.forgive(id, lost)
             return
@@ -65,9 +68,8 @@ async def take_up(engine: "Engine", id: str) -> None:
 
 
 async def _take_up_strays(engine: "Engine", id: str) -> None:
-    """Runs that were accepted with a write of this one, and whose start was lost with the answer to that write."""
+    """Runs that were accepted with a write of this one, and whose start was lost with the answer to that write. One
+    that had begun may be among them: it is not in memory because a write of its own has failed, too."""
     for stray in await engine.read(lambda: engine.store.stray_runs(engine.node, id)):
         if stray not in engine.live:
-            claim = await engine.committer.call(partial(engine.store.claim_one, engine.node, stray))
-            if claim is not None:
-                await engine.resume([msgspec.structs.replace(claim, crashed=False)])
+            await take_up(engine, stray)

@@ -23,6 +23,7 @@ from sqlalchemy import (
     insert,
 )
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -263,7 +264,11 @@ class SqlWork:
             completion.sql.clear()  # a session or connection that was never used
             return
         try:
-            self.opened.execute(insert(applied), applied_row(key, encode_completion(completion).decode()))
+            try:
+                self.opened.execute(insert(applied), applied_row(key, encode_completion(completion).decode()))
+            except IntegrityError:
+                self.in_doubt = True  # its row is there: as void, or because this very attempt had committed before
+                raise
             self.in_doubt = True
             self._root.commit()
             self.in_doubt = False
@@ -331,11 +336,23 @@ def guard(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None
     if connection.check is not None:
         connection.check()  # a handler may have kept the connection, and go on after its timeout
     if statement != "BEGIN IMMEDIATE":
+        if connection.dialect.name == "sqlite":
+            _check_open(connection)
         for one in _statements(statement):
             if _ENDS_TRANSACTION.match(one):
                 _refuse(one.split(None, 1)[0].upper())
     if connection.dialect.name in _SELF_COMMITTING_DIALECTS and _COMMITS_BY_ITSELF.match(statement):
         _refuse(f"{statement.strip().split(None, 1)[0].upper()}, which commits by itself on this database")
+
+
+def _check_open(connection: Connection) -> None:
+    """After some errors (a full disk, `insert or rollback`, a trigger's `raise(rollback)`) SQLite has rolled back the
+    whole transaction, and would commit each statement that follows by itself."""
+    if not cast("Any", connection.connection.driver_connection).in_transaction:
+        raise DefinitionError(
+            "SQLite has rolled back this attempt's whole transaction after an error that the handler caught, so the "
+            "attempt can commit nothing more. Let that error pass: the attempt fails, and is retried as a whole."
+        )
 
 
 def _statements(text: str) -> list[str]:

@@ -197,7 +197,8 @@ class Store(Protocol):
         ...
 
     def claim_one(self, node: str, run: str) -> Claim | None:
-        """Takes one run that is free or already the node's own, with a new claim number."""
+        """Takes one run that is free or already the node's own, with a new claim number, as unsettled: from here on
+        its row says so."""
         ...
 
     def rescue(self, now: int, limit: int) -> int:

@@ -192,6 +192,36 @@ async def test_nothing_of_a_run_is_written_after_a_write_that_failed(store: Faul
 
 
 @in_loop
+async def test_where_nodes_share_a_store_nothing_is_written_after_a_failure_either(store: FaultyStore):
+    """A failure is everybody's there, and the next batch may be in the queue when the server is back."""
+    async with bench(store) as at:
+        first, second = at.journals(2)
+        store.shared = True
+        store.faults[first.run] = StoreUnavailable("the server is away")
+        async with at.busy():
+            first.append("completed", Empty())
+            second.append("completed", Empty())
+            await at_next_turns(4)
+        failed = await durable(first, second)
+        assert [type(error) for error in failed] == [StoreUnavailable] * 2
+        store.faults.clear()
+        first.append("fired", Empty())
+        second.append("fired", Empty())
+        await at.committer.call(lambda: None)
+        at.committer.flush()
+        await at.committer.call(lambda: None)
+        assert at.kinds(first) == at.kinds(second) == ["accepted"]
+
+        at.committer.forgive_all()
+        store.batches.clear()
+        journals = [at.journal(each.run, each.claim) for each in (first, second)]
+        for journal in journals:
+            journal.append("completed", Empty())
+        assert await durable(*journals) == [None] * 2
+        assert [len(batch) for batch in store.batches] == [2]
+
+
+@in_loop
 async def test_run_goes_on_under_a_new_claim_and_batches_are_shared_again(store: FaultyStore):
     async with bench(store) as at:
         journals = at.journals(10)

@@ -58,8 +58,9 @@ where id = any (array(
 returning id, claim, crashed;
 
 -- name: claim_one
--- Takes one run again, whoever had it: used by its own node after a failed write.
-update runs set owner = :node, claim = claim + 1
+-- Takes one run again, whoever had it: used by its own node after a failed write. Whatever becomes of this claim,
+-- attempts of the run may have ended unseen (2), so whoever goes on with it settles them first.
+update runs set owner = :node, claim = claim + 1, crashed = case when crashed = 1 then 1 else 2 end
 where id = :run and ended_at is null and (owner is null or owner = :node)
 returning id, claim, crashed;
 

@@ -19,11 +19,13 @@ test: $(INSTALLED) $(TYPESCRIPT_BUILT)
 	cd $(TYPESCRIPT) && PYTHON=$(CURDIR)/$(PYTHON) npm test
 	$(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-# The long proofs: 100,000 seeds, every planted bug from the first seed on, and 1,000 processes killed by SIGKILL.
+# The long proofs: 100,000 seeds, every planted bug from the first seed on, every operation of the store's disk failing in
+# every way, and 1,000 processes killed by SIGKILL.
 SEEDS := $(shell date +%s)00000
 nightly: $(INSTALLED)
 	$(PYTHON) -m tests.simulation planted
 	$(PYTHON) -m tests.simulation $(SEEDS) $$(($(SEEDS) + 100000))
+	$(PYTHON) -m tests.store_faults
 	$(PYTHON) -m tests.guarantees.kill_storm --kills 1000
 
 check: $(INSTALLED) $(TYPESCRIPT_BUILT)

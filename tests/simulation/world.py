@@ -106,7 +106,7 @@ class World:
     def _look_for_intent(self, call: EffectCall) -> None:
         """I6: what is sent stands in the journal, and is durable."""
         if self._reader is None:
-            self._reader = apsw.Connection(self._store, flags=apsw.SQLITE_OPEN_READONLY)
+            self._reader = apsw.Connection(self._store, flags=apsw.SQLITE_OPEN_READONLY, vfs="unix")
         key = call.key.removesuffix(".undo")
         query = "select 1 from journal where run = ? and kind in ('requested', 'committed') and instr(data, ?)"
         if not self._reader.execute(query, (call.run_id, key)).fetchall():

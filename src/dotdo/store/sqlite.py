@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class SQLiteDatabase:
         self._lock: EngineLock | None = None
         self._turns: Turns | None = None
         self._checkpointer: threading.Thread | None = None
+        self._opened: list[apsw.Connection] = []  # and to be closed
+        self._copier: apsw.Connection | None = None  # the checkpointer's
         self._stop = threading.Event()
         self._restart = self._copying = False
         self._restart_pages = RESTART_PAGES
@@ -71,12 +73,13 @@ class SQLiteDatabase:
             if self.migrates:
                 self._prepare_folder()
                 self._lock = self._take_lock()
-            self.writer = self._connect()
-            self.reader = self.writer if readonly else self._connect()
+            self.writer = self._connect(kept=True)
+            self.reader = self.writer if readonly else self._connect(kept=True)
             self._read_lock = threading.Lock()
             if beside:
                 self.take_turns(True)
         except BaseException:
+            self._close_connections()
             self._release()
             raise
         keep_out_of_children(self.where, self.writer, self.reader)
@@ -153,7 +156,8 @@ class SQLiteDatabase:
 
     def version(self) -> int:
         """The number of the last migration."""
-        return int(self.write("pragma user_version")[0][0])
+        with self._errors("read"):
+            return int(self.write("pragma user_version")[0][0])
 
     def apply(self, number: int, script: str) -> None:
         """Applies one migration in a transaction."""
@@ -179,7 +183,7 @@ class SQLiteDatabase:
             with self._turns.queue() if self._turns is not None else nullcontext():
                 self.writer.execute("vacuum")
             end = time.monotonic() + BUSY_TIMEOUT / 1000
-            while not self._checkpoint_with(self.writer, apsw.SQLITE_CHECKPOINT_TRUNCATE):
+            while not self._empty_log():
                 if time.monotonic() >= end:
                     raise StoreUnavailable(
                         f"The store {self.where} still has an old moment of itself, because somebody reads that (a "
@@ -188,6 +192,13 @@ class SQLiteDatabase:
                     )
                 time.sleep(BUSY_PAUSE * 20)
 
+    def _empty_log(self) -> bool:
+        try:
+            self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.BusyError:
+            return False
+        return True
+
     def close(self) -> None:
         """Checkpoints, closes and gives the lock back."""
         self._stop.set()
@@ -195,9 +206,16 @@ class SQLiteDatabase:
         if self._checkpointer is not None:
             self._checkpointer.join()
         may_be_closed(self.writer)
-        self.reader.close()
-        self.writer.close()
+        self._close_connections()
         self._release()
+
+    def _close_connections(self) -> None:
+        # A disk that fails here, too, must not keep the store locked. What is durable is so already.
+        while self._opened:
+            try:
+                self._opened.pop().close()
+            except apsw.Error as error:
+                log.warning("the store %s could not be closed in order: %s", self.where, error)
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
@@ -234,14 +252,18 @@ class SQLiteDatabase:
             )
         return lock
 
-    def _connect(self) -> apsw.Connection:
+    def _connect(self, *, kept: bool = False) -> apsw.Connection:
+        """A new connection. kept: it is closed when the store is."""
         try:
             connection = self._open()
             try:
                 self._set_up(connection)
             except BaseException:
-                connection.close()
+                with suppress(apsw.Error):
+                    connection.close()
                 raise
+            if kept:
+                self._opened.append(connection)
             return connection
         except apsw.Error as error:
             raise _unusable(self.where, error) from None
@@ -321,17 +343,22 @@ class SQLiteDatabase:
         self._restart_pages = RESTART_PAGES if done else self._restart_pages + RESTART_PAGES // 8
 
     def _checkpoint(self) -> None:
-        connection = self._connect()
+        while not self._stop.is_set():
+            self._wake_checkpointer.wait()
+            self._wake_checkpointer.clear()
+            if not self._stop.is_set() and not self._restart:
+                self._copy_log()
+
+    def _copy_log(self) -> None:
+        self._copying = True
         try:
-            while not self._stop.is_set():
-                self._wake_checkpointer.wait()
-                self._wake_checkpointer.clear()
-                if not self._stop.is_set() and not self._restart:
-                    self._copying = True
-                    self._checkpoint_with(connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
-                    self._copying = False
+            if self._copier is None:
+                self._copier = self._connect(kept=True)
+            self._checkpoint_with(self._copier, apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except StoreError as error:  # the thread must live: the next commits ask again
+            log.warning("the log of %s is copied into it later: %s", self.where, error)
         finally:
-            connection.close()
+            self._copying = False
 
     def _checkpoint_with(self, connection: apsw.Connection, mode: int) -> bool:
         # An exception here would end the thread that it is on. Nothing is lost by a failure: later commits ask again.

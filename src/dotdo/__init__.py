@@ -39,7 +39,7 @@ from dotdo.errors import (
     UnknownSecret,
 )
 from dotdo.fan_out import map
-from dotdo.policy import Retention, Retry
+from dotdo.policy import Concurrency, Retention, Retry
 from dotdo.preview import Preview
 from dotdo.records import Failure, Run
 from dotdo.secret import FromSecret, Secret
@@ -56,6 +56,7 @@ __all__ = [
     "AttemptOver",
     "Catalogue",
     "CompletionStatement",
+    "Concurrency",
     "Context",
     "DefinitionError",
     "Do",

@@ -29,7 +29,7 @@ from dotdo.catalogue import Catalogue, default_catalogue, described
 from dotdo.context import AsyncContext, Context, runner_for
 from dotdo.effect import takes_first
 from dotdo.errors import DefinitionError
-from dotdo.policy import Retry
+from dotdo.policy import Concurrency, Retry
 from dotdo.records import Definition, Options
 from dotdo.schema import Schema, hints_of, normalise, schema_of
 from dotdo.secret_input import check_same
@@ -64,6 +64,7 @@ class Policies(TypedDict, total=False):
     undo: "Action[..., Any] | Callable[..., Any] | None"
     fallback: "Action[..., Any] | None"
     on_failure: "Sequence[Action[..., Any]]"
+    concurrency: int | Concurrency | Sequence[Concurrency] | None
     pivot: bool
     wire: Wire
     pool: Pool
@@ -102,6 +103,7 @@ class Action(Generic[P, R]):
         undo: "Action[..., Any] | Callable[..., Any] | None" = None,
         fallback: "Action[..., Any] | None" = None,
         on_failure: "Sequence[Action[..., Any]]" = (),
+        concurrency: int | Concurrency | Sequence[Concurrency] | None = None,
         pivot: bool = False,
         wire: Wire = "snake",
         pool: Pool = "thread",
@@ -115,6 +117,7 @@ class Action(Generic[P, R]):
         self.pool: tuple[str, str | None, str] | Literal["worker"] | None = place_in_process(self, pool)
         self.retry = policy.retry_of(retry, DEFAULT_RETRY)
         self.timeout = policy.seconds(timeout, "timeout")
+        self.limits = policy.limits_of(self.subject, self.schema.names, concurrency)
         self.pivot = pivot
         self.catalogue = catalogue or default_catalogue
         if fallback is not None and fallback.fallback is not None:
@@ -211,6 +214,7 @@ class Action(Generic[P, R]):
                     "max_delay": self.retry.max_delay,
                 },
                 "timeout": self.timeout,
+                **({} if self.limits is None else self.limits.described()),
                 "undo": self.undo_action.name if self.undo_action else None,
                 "fallback": self.fallback.name if self.fallback else None,
                 "pivot": self.pivot,
@@ -260,6 +264,7 @@ def action(
     undo: Action[..., Any] | Callable[..., Any] | None = None,
     fallback: Action[..., Any] | None = None,
     on_failure: Sequence[Action[..., Any]] = (),
+    concurrency: int | Concurrency | Sequence[Concurrency] | None = None,
     pivot: bool = False,
     wire: Wire = "snake",
     pool: Pool = "thread",
@@ -270,8 +275,10 @@ def action(
     name, version: how it is called by name; versions live side by side. retry: a Retry, or a number of attempts.
     timeout: seconds per attempt. undo: the action that takes a completed one back. fallback: an action with the same
     input, tried when the retries are used up. on_failure: actions given a Failure when a run of this action fails for
-    good. pivot: undoing a service stops at this step. wire: `camel` writes outputs in camelCase. pool: `process` runs
-    a `def` handler in a process of its own, for what computes for long or may crash; it may stage effects there.
+    good. concurrency: how many attempts may run at a time on all nodes together, or a Concurrency (or several) that
+    says so for each value of a parameter; the others wait. pivot: undoing a service stops at this step. wire: `camel`
+    writes outputs in camelCase. pool: `process` runs a `def` handler in a process of its own, for what computes for
+    long or may crash; it may stage effects there.
 
     The handler takes `Context` (`def`) or `AsyncContext` (`async def`) first, or leaves it out, then its inputs with
     type hints. Raises DefinitionError for a handler that cannot work.
@@ -287,6 +294,7 @@ def action(
             undo=undo,
             fallback=fallback,
             on_failure=on_failure,
+            concurrency=concurrency,
             pivot=pivot,
             wire=wire,
             pool=pool,

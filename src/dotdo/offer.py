@@ -108,6 +108,7 @@ class OfferedAction(Action[..., Any]):
         self.pool = "worker"
         self.retry = _retry_of(offer.retry, DEFAULT_RETRY)
         self.timeout, self.pivot = policy.seconds(offer.timeout, "timeout"), offer.pivot
+        self.limits = None
         self.options, self.overrides = Options(version=offer.version), NO_OVERRIDES
         self.__doc__ = offer.doc
         self.__name__ = self.__qualname__ = offer.name

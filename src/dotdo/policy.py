@@ -1,13 +1,17 @@
-"""Policies as pure data: how often and when an attempt or a delivery is tried again.
+"""Policies as pure data: when an attempt or a delivery is tried again, and how many attempts may run or start.
 
 Nothing here waits or knows a clock: `Retry.delay_before` gives milliseconds, and the engine makes the wait durable.
 """
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from dotdo.errors import MAX_SECONDS, DefinitionError, Fail, InputError, RetryLater
+
+MOST_AT_A_TIME = 10_000
 
 ExceptionTypes = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -79,6 +83,64 @@ def retry_of(value: "Retry | int | None", default: Retry) -> Retry:
     if not isinstance(value, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
         raise DefinitionError(f"retry={value!r}: a Retry or a number of attempts is needed.")
     return value
+
+
+class Concurrency(msgspec.Struct, frozen=True):
+    """How many attempts of an action may run at the same time, on all nodes together.
+
+    limit: 1 or more. key: a parameter (or a path into one, such as `order.customer_id`): then so many for each of its
+    values, and all others go on meanwhile. Raises DefinitionError.
+    """
+
+    limit: int
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_count(self.limit, "Concurrency(limit)")
+        _check_key(self.key, "Concurrency")
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """The limits of one action."""
+
+    concurrency: tuple[Concurrency, ...] = ()
+
+    def described(self) -> dict[str, Any]:
+        """What listings show of them."""
+        return {"concurrency": [msgspec.to_builtins(each) for each in self.concurrency]}
+
+
+def limits_of(
+    subject: str, names: frozenset[str], concurrency: "int | Concurrency | Sequence[Concurrency] | None"
+) -> Limits | None:
+    """The limits that the arguments of a definition mean; None when there are none. names: of its parameters."""
+    given = [concurrency] if isinstance(concurrency, int | Concurrency) else list(concurrency or ())
+    limits = Limits(tuple(Concurrency(each) if isinstance(each, int) else each for each in given))
+    for each in limits.concurrency:
+        if not isinstance(each, Concurrency):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
+            raise DefinitionError(f"{subject}: concurrency={each!r}: a number or a Concurrency is needed.")
+        if each.key is not None and each.key.partition(".")[0] not in names:
+            raise DefinitionError(
+                f"{subject}: {each!r}: its key is no parameter; there are {', '.join(sorted(names)) or 'none'}."
+            )
+    keys = [each.key for each in limits.concurrency]
+    if len(set(keys)) < len(keys):
+        raise DefinitionError(f"{subject}: two limits in concurrency= are for the same key; the lower one is enough.")
+    return limits if limits.concurrency else None
+
+
+def _check_count(value: int, name: str) -> None:
+    is_count = isinstance(value, int) and not isinstance(value, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not (is_count and 1 <= value <= MOST_AT_A_TIME):
+        raise DefinitionError(f"{name}={value!r}: a number from 1 to {MOST_AT_A_TIME:,} is needed.")
+
+
+def _check_key(key: str | None, what: str) -> None:
+    is_path = key is None or (isinstance(key, str) and all(part.isidentifier() for part in key.split(".")))  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_path:
+        raise DefinitionError(
+            f"{what}(key={key!r}): the name of a parameter is needed, or a path into one, such as order.customer_id."
+        )
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True):

@@ -82,8 +82,8 @@ class Question(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class WaitingFor(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why an unfinished run does not move, in words and data.
 
-    kind: timer, event, retry, delivery, answer, child, start, person, action, engine, turn, restart. until: ms of the
-    store's clock, if known. questions: what a person is asked.
+    kind: timer, event, retry, delivery, answer, child, start, person, action, engine, turn, restart, limit. until: ms
+    of the store's clock, if known. questions: what a person is asked.
     """
 
     kind: str

@@ -18,6 +18,7 @@ def check_store(path: Path) -> None:
     """Raises AssertionError that names the run and the invariant which does not hold."""
     runs = rows_of(path, "select * from runs")
     inbox = {row["run"] for row in rows_of(path, "select run from inbox")}
+    asking = {row["run"] for row in rows_of(path, "select run from tickets where scope is not null")}
     journals: dict[str, Rows] = {run["id"]: [] for run in runs}
     for entry in rows_of(path, "select * from journal order by run, seq"):
         if entry["data"] == f"@{entry['data_digest']}":  # large: it stands in parts of its own
@@ -26,12 +27,12 @@ def check_store(path: Path) -> None:
             entry["data"] = b"".join(bytes(part["data"]) for part in found).decode()
         journals.setdefault(entry["run"], []).append(entry)
     for run in runs:
-        check_run(run, journals[run["id"]], has_message=run["id"] in inbox)
+        check_run(run, journals[run["id"]], has_message=run["id"] in inbox, asks=run["id"] in asking)
 
 
-def check_run(run: dict[str, Any], entries: Rows, *, has_message: bool) -> None:
-    """All invariants of one run."""
-    _check_moves(run, entries, has_message)
+def check_run(run: dict[str, Any], entries: Rows, *, has_message: bool, asks: bool = False) -> None:
+    """All invariants of one run. asks: whether it has asked for a slot of a limit."""
+    _check_moves(run, entries, has_message, asks)
     _check_chain(run, entries)
     children = {entry["step"] for entry in entries if entry["kind"] == "child_started"}
     for generation in range(entries[-1]["generation"] + 1):
@@ -43,7 +44,7 @@ def check_run(run: dict[str, Any], entries: Rows, *, has_message: bool) -> None:
         assert "ended" not in kinds[:-1], f"I12: {run['id']}: generation {generation} goes on after its end: {kinds}"
 
 
-def _check_moves(run: dict[str, Any], entries: Rows, has_message: bool) -> None:
+def _check_moves(run: dict[str, Any], entries: Rows, has_message: bool, asks: bool) -> None:
     if run["ended_at"] is not None:
         assert run["status"] in ENDED, run
         assert entries[-1]["kind"] == "ended", f"I4: {run['id']} is {run['status']}, its journal goes on"
@@ -54,7 +55,8 @@ def _check_moves(run: dict[str, Any], entries: Rows, has_message: bool) -> None:
     elif not waits:
         awaited = msgspec.json.decode(run["waiting_for"] or "null")
         assert awaited, f"I4: nothing can move {run['id']}: {run}"
-        assert awaited["kind"] in ("event", "child"), f"I4: nothing can move {run['id']}: {run}"
+        kinds = ("event", "child", "limit") if asks else ("event", "child")
+        assert awaited["kind"] in kinds, f"I4: nothing can move {run['id']}: {run}"
 
 
 def _check_chain(run: dict[str, Any], entries: Rows) -> None:

@@ -78,6 +78,7 @@ class Claimer:
             self._next_rescue = engine.loop.time() + POLL_SECONDS
             while await engine.committer.call(lambda: engine.store.rescue(engine.clock.now(), BATCH)) == BATCH:
                 pass
+        await engine.limiter.sweep()
         while True:
             room = min(BATCH, engine.capacity - len(engine.live))
             if room <= 0:

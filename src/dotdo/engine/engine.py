@@ -29,6 +29,7 @@ from dotdo.engine.history import History
 from dotdo.engine.hosting import Host
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.leasing import Lease
+from dotdo.engine.limiting import Limiter
 from dotdo.engine.outliving import Outliving
 from dotdo.engine.peering import Peers
 from dotdo.engine.pinning import Pins
@@ -152,6 +153,7 @@ class Engine(Serving):
             watch=self.watch,
             sources=self.vault.sources,
         )
+        self.limiter = Limiter(self)
         self.claimer = Claimer(self)
         self.sweeper = Sweeper(self)
         self.spawn(take_up(Place(self.store, self.clock.now(), self.anchor_key, self.read, self.write)))

@@ -42,6 +42,8 @@ def apply_message(run: "LiveRun", message: Message) -> None:
         _reopen(run, message)
     elif message.kind == "resolve":
         _resolve(run, message)
+    elif message.kind == "slot":
+        run.waiting.grant(int(message.name))
 
 
 def _cancel(run: "LiveRun", message: Message) -> None:

@@ -19,6 +19,7 @@ from dotdo.engine.delivering import deliver
 from dotdo.engine.failing import Block, error_record
 from dotdo.engine.handling import HandlerRun
 from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
+from dotdo.engine.limiting import give_back, take_slots
 from dotdo.engine.settling import (
     is_unsettled,
     journal_commit,
@@ -162,6 +163,7 @@ class StepRun(HandlerRun):
         if run.engine.draining or not self._launched:
             await run.may_attempt()
         self._launched = False
+        slots = None if action.limits is None else await take_slots(self, action, action.limits)
         number = record.attempt + 1
         started = self._started = run.engine.clock.now()
         attempt = self.attempt = self._new_attempt(action, number)
@@ -183,6 +185,8 @@ class StepRun(HandlerRun):
             attempt.close()
             run.attempts.pop(attempt, None)
             self.attempt = None
+            if slots is not None:
+                give_back(run, slots)
 
     async def _without_commit(
         self,

@@ -1,4 +1,4 @@
-"""The durable waits of a run's steps: for a time, or for a child. Known from the journal, so the run may leave memory.
+"""The durable waits of a run's steps: for a time, a child, a slot. The store knows of them: the run may leave memory.
 
 While a step waits it does not count as busy; when nothing of a run is busy, the run is parked.
 """
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Waiting:
     """What the steps of one run wait for.
 
-    now: in words and data, by step. early: messages of children that ended before anybody waited for them.
+    now: in words and data, by step. early: messages of children that ended before anybody waited for them. slots: by
+    ticket; granted: tickets of which that was told before, or after, anybody waited.
     """
 
     def __init__(self, run: "LiveRun") -> None:
@@ -26,6 +27,8 @@ class Waiting:
         self.now: dict[str, WaitingFor] = {}
         self.children: dict[str, asyncio.Future[Message]] = {}
         self.early: dict[str, Message] = {}
+        self.slots: dict[int, asyncio.Future[None]] = {}
+        self.granted: set[int] = set()
 
     async def until(self, key: str, due: int, kind: str, text: str) -> None:
         """Waits until the store's clock shows `due`."""
@@ -56,6 +59,28 @@ class Waiting:
             self.children.pop(child, None)
             self.now.pop(step, None)
             run.enter()
+
+    async def for_slot(self, step: str, ticket: int, text: str) -> None:
+        """Waits for the message that a ticket has all its slots."""
+        if ticket in self.granted:
+            return
+        run = self._run
+        future = self.slots[ticket] = run.engine.loop.create_future()
+        self.now[step] = WaitingFor("limit", text, None, step)
+        run.leave()
+        try:
+            await future
+        finally:
+            self.slots.pop(ticket, None)
+            self.now.pop(step, None)
+            run.enter()
+
+    def grant(self, ticket: int) -> None:
+        """A ticket has all its slots."""
+        self.granted.add(ticket)
+        future = self.slots.get(ticket)
+        if future is not None:
+            _wake(future)
 
     def stop_deliveries(self) -> None:
         """Deliveries that wait for their next try look up at once, and see that the run stops."""

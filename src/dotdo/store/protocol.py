@@ -64,7 +64,7 @@ class RunUpdate(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A message for a run from outside. kind: event, cancel, retry, undo, child, deadline."""
+    """A message for a run from outside. kind: event, cancel, retry, undo, resolve, child, deadline, slot."""
 
     run: str
     kind: str
@@ -104,6 +104,40 @@ class Write(msgspec.Struct, gc=False):
     taken: list[int] = []
     messages: list[Message] = []
     succession: Succession | None = None
+
+
+class Limit(msgspec.Struct, frozen=True, array_like=True):
+    """How many may be in `scope` at a time; or, of a rate, may start within `lasts` ms."""
+
+    scope: str
+    most: int
+    lasts: int = 0
+
+
+class SlotAsk(msgspec.Struct, frozen=True):
+    """A step that asks for the slots of an action (its pool). limits: in the order in which they are taken, by all who
+    ask for several of them the same."""
+
+    pool: str
+    run: str
+    step: str
+    claim: int
+    priority: int
+    limits: tuple[Limit, ...]
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a step stands that has asked: its ticket, and for which limit it waits; None: it may start."""
+
+    ticket: int
+    scope: str | None
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """What came of asks, in their order; and runs that have been left a message, because a step of theirs may start."""
+
+    places: list[Place]
+    woken: list[str]
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -254,6 +288,16 @@ class Store(Protocol):
         """Notes when keys (by id) were last used (ms)."""
         ...
 
+    def settle_slots(self, asks: Sequence[SlotAsk], gone: Sequence[tuple[str, str, str]], now: int) -> Settled:
+        """Gives back what steps (run, step, pool) had, and hands out all slots that are free: by priority, then in
+        order of asking. Who asks again keeps its place, and what it has."""
+        ...
+
+    def sweep_slots(self, now: int, before: int) -> list[str]:
+        """Hands out what time has freed, what runs had that have come to rest, and what was handed out before `before`
+        to a claim that is over and was not asked for again. Returns the runs that were left a message."""
+        ...
+
     def settle(self) -> None:
         """Housekeeping between writes."""
         ...
@@ -285,6 +329,10 @@ class Store(Protocol):
 
     def next_due(self) -> int | None:
         """When the earliest free run is due."""
+        ...
+
+    def next_slot(self) -> int | None:
+        """When the earliest slot that somebody waits for becomes free by itself."""
         ...
 
     def get_run(self, run: str) -> Run | None:

@@ -18,7 +18,8 @@ _HEADER = re.compile(r"^-- name: (\w+)\n((?:--.*\n)*)", re.MULTILINE)
 _PART = re.compile(r"^-- (sqlite|postgres|both)\b.*$")
 _TABLE = re.compile(
     r"\b(from|join|into|update|table)\s+"
-    r"(runs|journal|inbox|nodes|definitions|links|labels|blobs|registry|leftovers|api_keys|erasing|facts|offers)\b"
+    r"(runs|journal|inbox|nodes|definitions|links|labels|blobs|registry|leftovers|api_keys|erasing|facts|offers|"
+    r"tickets|slots|rates)\b"
 )
 
 

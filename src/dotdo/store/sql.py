@@ -16,6 +16,7 @@ from dotdo.records import ENDED, Run, RunFilter
 from dotdo.store.api_keys import ApiKeys
 from dotdo.store.blobs import Blobs
 from dotdo.store.erasing import Erasing
+from dotdo.store.limiting import Limiting
 from dotdo.store.migrate import Migratable, migrate
 from dotdo.store.offering import Offering
 from dotdo.store.protocol import ALL, CRASHED, UNSETTLED, Claim, Filed, Head, Link, Message, Write
@@ -59,7 +60,7 @@ def rows(items: list[Any]) -> str:
     return _encode(items).decode()
 
 
-class SqlStore(Retaining, Erasing, ApiKeys, Offering):
+class SqlStore(Retaining, Erasing, ApiKeys, Offering, Limiting):
     """A store on a SQL database."""
 
     def __init__(self, database: Database) -> None:

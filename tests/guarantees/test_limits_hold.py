@@ -62,10 +62,13 @@ async def serve(ctx: AsyncContext, customer: dict[str, str], gate: str) -> str:
 
 async def waits(lab: Lab, id: str) -> Run:
     """Returns the run once it waits for a limit, out of memory."""
-    run = await lab.until_asleep(id)
-    assert run.waiting_for is not None
-    assert run.waiting_for.kind == "limit"
-    return run
+
+    async def does() -> bool:
+        waiting_for = (await lab.client.runs.get(id)).waiting_for
+        return waiting_for is not None and waiting_for.kind == "limit" and id not in lab.engine.live
+
+    await lab.until(does)
+    return await lab.client.runs.get(id)
 
 
 @in_loop

@@ -24,7 +24,7 @@ from dotdo.embedding import open_reader
 from dotdo.errors import StoreError, StoreUnusable
 from dotdo.keys import new_key
 from dotdo.promoting import promote
-from dotdo.store.protocol import Message
+from dotdo.store.protocol import Limit, Message, SlotAsk
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase
 from tests.guarantees.crashing import Crashers, Scene, crashers
@@ -38,6 +38,7 @@ KEY = "00112233445566778899aabbccddeeff"
 # Nodes of a file are gone when it is moved; those of the server are its own.
 TABLES = (
     "runs", "journal", "inbox", "links", "labels", "blobs", "registry", "leftovers", "erasing", "api_keys", "offers",
+    "tickets", "slots",
 )  # fmt: skip
 
 
@@ -131,6 +132,8 @@ def file(tmp_path: Path) -> Path:
         gone.result(timeout=60)
         client.runs.erase(gone.id)
     with closing(SqlStore(SQLiteDatabase(str(path)))) as opened:
+        asks = [SlotAsk("call", approval.id, f"{n}", 1, 0, (Limit("concurrency call", 1),)) for n in range(2)]
+        opened.settle_slots(asks, [], 1)
         opened.post(Message(approval.id, "event", "approved", '"yes"', "sender", "me", 1))
         opened.save_api_key(new_key("deploy", ["runs:read"], now=1, rate="5/s")[1])
     maintaining.prune(str(path), Retention(older_than=0.001, name="mutter"), "me")
@@ -160,7 +163,9 @@ def test_everything_arrives_and_the_file_tells_where_it_is(file: Path, postgres_
     assert "every journal verified there" in told
     assert "3 unfinished runs go on when a node opens it." in told
     after = everything(postgres_store)
-    assert all(before[table] for table in ("runs", "journal", "inbox", "labels", "blobs", "registry", "api_keys"))
+    assert all(
+        before[table] for table in ("runs", "journal", "inbox", "labels", "blobs", "registry", "api_keys", "slots")
+    )
     assert after == before == everything(str(file))
     assert json.loads(dotdo("audit", "verify", "--json", "--store", postgres_store).stdout)["sound"]
     for arguments in (["runs", "ls"], ["db", "check"], ["db", "migrate"]):

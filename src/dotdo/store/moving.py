@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 # In an order in which what refers to something comes after it. `nodes` stay: those of the file are gone.
 TABLES = (
     "definitions", "runs", "journal", "links", "labels", "blobs", "inbox", "registry", "leftovers", "erasing",
-    "api_keys", "offers",
+    "api_keys", "offers", "tickets", "slots", "rates",
 )  # fmt: skip
 # What a store has before anything was asked of it.
 _NOTHING_YET = ("definitions",)
-_WRITTEN = ("runs", "journal", "inbox", "nodes", "api_keys")
+_WRITTEN = ("runs", "journal", "inbox", "nodes", "api_keys", "tickets", "slots")
 _MOVE_LOCK = 1_685_021_805
 _PROMOTION = "promotion"
 _REPORT = 10_000  # rows between two reports of how far it is
@@ -117,8 +117,8 @@ def move(source: SQLiteDatabase, target: "PostgresDatabase", key: str, now: int,
                 f"Of {count:,} rows in {table} {there:,} have arrived in {target.where}. Nothing was changed."
             )
         moved[table] = count
-    for (last,) in source.write("select seq from sqlite_sequence where name = 'inbox'"):
-        target.write(f"select setval(pg_get_serial_sequence('{SCHEMA}.inbox', 'id'), {last + 1}, false)")
+    for table, last in source.write("select name, seq from sqlite_sequence where name in ('inbox', 'tickets')"):
+        target.write(f"select setval(pg_get_serial_sequence('{SCHEMA}.{table}', 'id'), {last + 1}, false)")
     target.write(f"insert into {SCHEMA}.facts values ('audit key', '{key}') on conflict do nothing")  # noqa: S608
     return moved
 

@@ -21,12 +21,9 @@ from dotdo.action import Action
 from dotdo.async_runs import AsyncHandle, AsyncRuns, Load, checked, nothing, within
 from dotdo.catalogue import Catalogue, default_catalogue, split_version
 from dotdo.clock import Clock
-from dotdo.errors import (
-    ClientClosed,
-    DefinitionError,
-    InvalidOperation,
-    StoreError,
-)
+from dotdo.enlisting import Work, execute_async, is_within, work_within
+from dotdo.errors import ClientClosed, DefinitionError, InvalidOperation, StoreError
+from dotdo.opening import connect, embed
 from dotdo.platform import Platform
 from dotdo.policy import Retention
 from dotdo.preview import Preview
@@ -55,23 +52,41 @@ FORKED = (
 class AsyncByName:
     """An action or service by name, with options: `client.action("x", key="...")`."""
 
-    def __init__(self, client: "AsyncDo", kind: RunKind, name: str, options: Options, wait: float | None) -> None:
-        self._client, self._name, self._options, self._wait = client, name, options, wait
+    def __init__(
+        self, client: "AsyncDo", kind: RunKind, name: str, options: Options, wait: float | None, within: Any = None
+    ) -> None:
+        self._client, self._name, self._options, self._wait, self.within = client, name, options, wait, within
         self._kind: RunKind = kind
 
     async def invoke(self, /, **params: Any) -> Any:
         """Runs it and returns its output as plain JSON values. Raises ActionFailed when it failed for good."""
+        self._refuse_within("invoke")
         run = await self._client.execute(self._kind, self._name, params, self._options, self._wait)
         return _plain(run)
 
     async def start(self, /, **params: Any) -> AsyncHandle[Any]:
         """Starts it; the handle's id is durable when this returns."""
+        if self.within is not None:
+            return AsyncHandle(self._client, await execute_async(await self.enlisting(params), self.within), _plain)
         return await self._client.accept(self._kind, self._name, params, self._options, _plain)
+
+    async def enlisting(self, params: Mapping[str, Any]) -> Work[str]:
+        """What `start` executes within a transaction of the caller's."""
+        return await self._client.enlisting(self._kind, self._name, params, self._options)
+
+    def handle(self, id: str) -> AsyncHandle[Any]:
+        """The handle of a run that was started so."""
+        return AsyncHandle(self._client, id, _plain)
 
     async def preview(self, /, **params: Any) -> Preview[Any]:
         """What it would do: its result, effects and SQL. Nothing happens. Raises InputError, DefinitionError."""
+        self._refuse_within("preview")
         platform = await self._client.platform()
         return await platform.preview(self._kind, self._name, params, self._options, self._wait)
+
+    def _refuse_within(self, what: str) -> None:
+        if self.within is not None:
+            raise DefinitionError(f"within= is for start: {what} cannot wait for a transaction that you commit later.")
 
 
 class AsyncNames:
@@ -92,11 +107,12 @@ class AsyncNames:
         delay: float | None = None,
         wait: float | None = None,
         labels: dict[str, str] | None = None,
+        within: Any = None,
     ) -> AsyncByName:
         """An action or service by name (`"x"` or `"x@2"`).
 
         key: the same key and input again is the same run. deadline, delay, wait: seconds for the whole run, before its
-        start, and for this caller.
+        start, and for this caller. within: for `start`, as in `AsyncDo.start`.
         """
         bare, pinned = split_version(name)
         options = self._client.options(
@@ -104,7 +120,7 @@ class AsyncNames:
                 key=key, version=version or pinned, trail=trail, deadline=deadline, delay=delay, labels=labels or {}
             )
         )
-        return AsyncByName(self._client, self._kind, bare, options, wait)
+        return AsyncByName(self._client, self._kind, bare, options, wait, within)
 
     async def execute(
         self,
@@ -177,9 +193,9 @@ class AsyncDo:
         url = url or (os.environ.get("DOTDO_URL") if store is None else None)
         self._url, self.tracer_provider = url, tracer_provider
         self._open = lambda: (
-            _connect(url, api_key)
+            connect(url, api_key)
             if url is not None
-            else _embed(
+            else embed(
                 store,
                 self._move,
                 engine=engine,
@@ -223,8 +239,20 @@ class AsyncDo:
     async def start(self, definition: Action[P, R], /, *args: P.args, **kwargs: P.kwargs) -> AsyncHandle[R]: ...
     @overload
     async def start(self, definition: Service[P, R], /, *args: P.args, **kwargs: P.kwargs) -> AsyncHandle[R]: ...
+    @overload
+    async def start(self, definition: Action[..., R], /, *args: Any, within: Any, **kwargs: Any) -> AsyncHandle[R]: ...
+    @overload
+    async def start(self, definition: Service[..., R], /, *args: Any, within: Any, **kwargs: Any) -> AsyncHandle[R]: ...
     async def start(self, definition: Any, /, *args: Any, **kwargs: Any) -> AsyncHandle[Any]:
-        """Starts an action or service; the handle's id is durable when this returns."""
+        """Starts an action or service; the handle's id is durable when this returns.
+
+        within: a connection (psycopg, asyncpg, SQLAlchemy) in a transaction on the store's PostgreSQL database: the run
+        exists if and only if you commit that. By name, if the definition has a parameter `within`.
+        """
+        if is_within(definition, kwargs):
+            connection = kwargs.pop("within")
+            work, load = await self.enlisting_typed(definition, args, kwargs)
+            return AsyncHandle(self, await execute_async(work, connection), load)
         definition, kind, options, input = await self._packed(definition, args, kwargs)
         return await self.accept(kind, definition.name, input, options, _loader(definition))
 
@@ -318,6 +346,15 @@ class AsyncDo:
     ) -> AsyncHandle[Any]:
         """Accepts a run."""
         return AsyncHandle(self, await (await self.platform()).accept(kind, name, params, options), load)
+
+    async def enlisting_typed(self, definition: Any, args: Any, kwargs: Any) -> tuple[Work[str], Load]:
+        """What `start` executes within a transaction of the caller's, and what loads the output."""
+        definition, kind, options, input = await self._packed(definition, args, kwargs)
+        return await self.enlisting(kind, definition.name, input, options), _loader(definition)
+
+    async def enlisting(self, kind: RunKind, name: str, params: Any, options: Options) -> Work[str]:
+        """What is executed within a transaction of the caller's. Raises like `accept`."""
+        return await work_within(await self.platform(), self._url, kind, name, params, options)
 
     async def platform(self) -> Platform:
         """The platform, opened at first use. Raises StoreError; ClientClosed after `close`."""
@@ -431,20 +468,6 @@ def mountable(
     return application(
         platform, close, is_open, open_access=open_access, tracer_provider=client.tracer_provider, rate=rate
     )
-
-
-async def _embed(store: str | None, moved: Callable[[Platform], None], *, engine: bool, **options: Any) -> Platform:
-    # Imported here: whoever only defines actions, or talks to a server, need not load an engine and a database.
-    from dotdo.embedding import Opening, open_platform
-
-    return await open_platform(store, Opening(**options), engine=engine, moved=moved)
-
-
-async def _connect(url: str, api_key: str | None) -> Platform:
-    # Imported here: whoever is embedded needs no HTTP.
-    from dotdo.remote import RemotePlatform
-
-    return RemotePlatform(url, api_key or os.environ.get("DOTDO_API_KEY"))
 
 
 def _has_failed(opening: "asyncio.Future[Platform]") -> bool:

@@ -10,6 +10,7 @@ from dotdo.async_client import ASGIApplication, AsyncByName, AsyncDo, AsyncNames
 from dotdo.async_runs import AsyncHandle, AsyncRuns, Entries
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
+from dotdo.enlisting import execute, is_within
 from dotdo.policy import Retention
 from dotdo.portal import Portal
 from dotdo.preview import Preview
@@ -43,6 +44,19 @@ class ClientOptions(TypedDict, total=False):
 
 class CallOptions(TypedDict, total=False):
     """What `Names` hands on to `AsyncNames`, for type checkers."""
+
+    key: str | None
+    version: int | None
+    trail: str | None
+    deadline: float | None
+    delay: float | None
+    wait: float | None
+    labels: dict[str, str] | None
+    within: Any
+
+
+class ExecuteOptions(TypedDict, total=False):
+    """What `Names.execute` hands on, for type checkers."""
 
     key: str | None
     version: int | None
@@ -190,6 +204,9 @@ class ByName:
 
     def start(self, /, **params: Any) -> Handle[Any]:
         """Starts it; the handle's id is durable when this returns."""
+        if self._inner.within is not None:  # on this thread: the connection is the caller's
+            work = self._portal.call(lambda: self._inner.enlisting(params))
+            return Handle(self._portal, self._inner.handle(execute(work, self._inner.within)))
         return Handle(self._portal, self._portal.call(lambda: self._inner.start(**params)))
 
     def preview(self, /, **params: Any) -> Preview[Any]:
@@ -207,7 +224,7 @@ class Names:
         """An action or service by name, with options."""
         return ByName(self._portal, self._inner(name, **options))
 
-    def execute(self, *, name: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> Run:
+    def execute(self, *, name: str, params: Mapping[str, Any] | None = None, **options: Unpack[ExecuteOptions]) -> Run:
         """Runs it by name and returns the run: `.id`, `.status`, `.result`. Raises ActionFailed."""
         return self._portal.call(lambda: self._inner.execute(name=name, params=params, **options))
 
@@ -241,8 +258,16 @@ class Do:
     def start(self, definition: Action[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
     @overload
     def start(self, definition: Service[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    @overload
+    def start(self, definition: Action[..., R], /, *args: Any, within: Any, **kwargs: Any) -> Handle[R]: ...
+    @overload
+    def start(self, definition: Service[..., R], /, *args: Any, within: Any, **kwargs: Any) -> Handle[R]: ...
     def start(self, definition: Any, /, *args: Any, **kwargs: Any) -> Handle[Any]:
-        """Starts an action or service; the handle's id is durable when this returns."""
+        """Starts an action or service; the handle's id is durable when this returns. within: as in `AsyncDo.start`."""
+        if is_within(definition, kwargs):
+            connection = kwargs.pop("within")  # used on this thread: it is the caller's
+            work, load = self._portal.call(lambda: self._inner.enlisting_typed(definition, args, kwargs))
+            return Handle(self._portal, AsyncHandle(self._inner, execute(work, connection), load))
         return Handle(self._portal, self._portal.call(lambda: self._inner.start(definition, *args, **kwargs)))
 
     @overload

@@ -228,6 +228,8 @@ def with_do(client: Do) -> None:
     assert_type(client.start(async_without_context.with_(delay=5), "Ada").result(), list[User])
     assert_type(client.action("signup", key="k", version=2, wait=30).invoke(anything=1), Any)
     assert_type(client.service("signup", labels={"a": "b"}).start(name="Ada"), Handle[Any])
+    assert_type(client.start(sync_without_context, "Ada", within=object()), Handle[User])
+    assert_type(client.service("signup", within=object()).start(name="Ada"), Handle[Any])
     assert_type(client.action.execute(name="x", params={"a": 1}, trail="t").status == "failed", bool)
     assert_type(client.runs.list(status="failed", limit=5), list[Run])
     with client.trail("signup:42"):
@@ -244,6 +246,7 @@ async def with_async_do(client: AsyncDo) -> None:
     assert_type(await client.start(sync_without_context, "Ada"), AsyncHandle[User])
     assert_type(await client.action("signup", key="k").invoke(anything=1), Any)
     assert_type(await client.service("signup").start(name="Ada"), AsyncHandle[Any])
+    assert_type(await client.start(sync_without_context, "Ada", within=object()), AsyncHandle[User])
     async with client as opened:
         assert_type(opened, AsyncDo)
 

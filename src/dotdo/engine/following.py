@@ -338,7 +338,7 @@ class Follower(Serving):
             return await self._have_started(id, kind, name, params, options)
         at_rest = partial(self._at_rest, definition.schema, params, id, options)
         input, identity = await self._files.apart(at_rest) if is_heavy(params) else at_rest()
-        pins = await self._pinned()
+        pins = await self.newest_versions()
         accepted = new_run(self, id, definition, kind, input, options, pins=pins, identity=identity)
         if not accepted.entry.digest:
             late = Late()
@@ -374,8 +374,8 @@ class Follower(Serving):
             return await self.engine.accept(kind, name, params, options, id=id)
         return msgspec.json.decode(answer, type=str)
 
-    async def _pinned(self) -> str:
-        """The snapshot of versions that runs keep which are accepted now."""
+    async def newest_versions(self) -> str:
+        """The id of the snapshot of what is newest now."""
         if self.catalogue.changes != self._changes:
             changes, snapshot = self.catalogue.changes, self.catalogue.snapshot()
             await self._work(self._writing, partial(self._save, snapshot))

@@ -4,7 +4,7 @@ Writes happen on one thread (the engine's writer) and are durable when they retu
 same time. The store keeps names and bytes, and never imports a definition.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -189,6 +189,10 @@ class Erasable(msgspec.Struct, frozen=True):
     digest: str
     continued_as: str | None
 
+
+# A statement with its parameters by name, and the rows that it gives.
+Statement = tuple[str, dict[str, Any]]
+Rows = Sequence[Sequence[Any]]
 
 # Makes the last entry of a run, and its anchor.
 Sign = Callable[[Erasable], tuple[Entry, str]]
@@ -464,6 +468,18 @@ class SharedStore(Store, Protocol):
 
     def list_nodes(self) -> list[Node]:
         """The nodes that are there, oldest first."""
+        ...
+
+    def identity(self) -> str:
+        """Which database this is, as long as its server runs."""
+        ...
+
+    def enlist(
+        self, filed: Filed, parts: list[tuple[str, int, bytes]], identity: str
+    ) -> Generator[Statement, Rows, str | None]:
+        """Statements for somebody else's transaction, in which that run is then accepted, with the parts (digest,
+        number, data) of its large input. Sent each one's rows, it returns None, or the digest of the input of the run
+        that has the id already. Raises DefinitionError when the transaction is none, or elsewhere."""
         ...
 
     def give_up(self) -> None:

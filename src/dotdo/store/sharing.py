@@ -7,7 +7,7 @@ transaction of a node shares; so when a node is expelled, none of its writes is 
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,8 +15,9 @@ import msgspec
 from dotdo.errors import InputError, StoreUnavailable
 from dotdo.records import Node
 from dotdo.store.connecting import CommitUnknown
+from dotdo.store.enlisting import enlist
 from dotdo.store.listening import Listener
-from dotdo.store.protocol import CRASHED, UNSETTLED, Claim, Filed, Message
+from dotdo.store.protocol import CRASHED, UNSETTLED, Claim, Filed, Message, Rows, Statement
 from dotdo.store.sql import SOON, SqlStore, Step, rows
 
 if TYPE_CHECKING:
@@ -135,6 +136,16 @@ class SharedStore(SqlStore):
         except Exception as error:  # of the driver's; it is found without a hint
             log.debug("a hint could not be given: %s", error)
         return outcomes
+
+    def identity(self) -> str:
+        """Which database this is, as long as its server runs."""
+        return self._db.read(self._sql["identity"])[0][0]
+
+    def enlist(
+        self, filed: Filed, parts: list[tuple[str, int, bytes]], identity: str
+    ) -> Generator[Statement, Rows, str | None]:
+        """Statements for somebody else's transaction, in which that run is then accepted."""
+        return enlist(filed, parts, identity, self.where)
 
     def server_time(self) -> int:
         """What the server's clock shows, in ms."""

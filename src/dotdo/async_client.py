@@ -74,7 +74,7 @@ class AsyncByName:
         """What `start` executes within a transaction of the caller's."""
         return await self._client.enlisting(self._kind, self._name, params, self._options)
 
-    def handle(self, id: str) -> AsyncHandle[Any]:
+    def made(self, id: str) -> AsyncHandle[Any]:
         """The handle of a run that was started so."""
         return AsyncHandle(self._client, id, _plain)
 

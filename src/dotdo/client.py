@@ -206,7 +206,7 @@ class ByName:
         """Starts it; the handle's id is durable when this returns."""
         if self._inner.within is not None:  # on this thread: the connection is the caller's
             work = self._portal.call(lambda: self._inner.enlisting(params))
-            return Handle(self._portal, self._inner.handle(execute(work, self._inner.within)))
+            return Handle(self._portal, self._inner.made(execute(work, self._inner.within)))
         return Handle(self._portal, self._portal.call(lambda: self._inner.start(**params)))
 
     def preview(self, /, **params: Any) -> Preview[Any]:

@@ -198,8 +198,8 @@ def test_nodes_hear_of_the_commit_and_of_no_rollback(url: str, client: Do):
         connection.rollback()
         handle = client.service("order", within=connection).start(name="ada")
         connection.commit()
-        hints = (notice.payload for notice in listening.notifies(timeout=PATIENCE))
-        left = next(hint for hint in hints if '"left":["run_' in hint)
+        with closing(listening.notifies(timeout=PATIENCE)) as notices:
+            left = next(notice.payload for notice in notices if '"left":["run_' in notice.payload)
         assert handle.id in left
         assert gone.id not in left
     assert handle.result(timeout=PATIENCE) == "shipped ada"

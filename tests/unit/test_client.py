@@ -419,7 +419,15 @@ def test_on_its_own_loop_it_refuses_and_the_attempt_is_not_repeated():
 # -- the two clients --------------------------------------------------------------------------------------------------
 
 PAIRS = [(Do, AsyncDo), (Handle, AsyncHandle), (Names, AsyncNames), (ByName, AsyncByName), (Runs, AsyncRuns)]
-ONLY_ASYNC = {"accept", "execute", "options", "platform"}  # what the other async classes use, and no caller
+ONLY_ASYNC = {
+    "accept",
+    "enlisting",
+    "enlisting_typed",
+    "execute",
+    "made",
+    "options",
+    "platform",
+}  # what the other async classes use, and no caller
 
 
 def parameters(method: Any) -> dict[str, Any]:

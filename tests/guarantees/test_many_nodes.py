@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -20,8 +21,20 @@ from typing import Any
 import psycopg
 import pytest
 
-from dotdo import AsyncDo, Catalogue, KeyConflict, RunCancelled, service, wait_for_event
+from dotdo import (
+    AsyncContext,
+    AsyncDo,
+    Catalogue,
+    KeyConflict,
+    Retry,
+    RunCancelled,
+    action,
+    service,
+    wait_for_event,
+)
+from dotdo.engine import running
 from dotdo.engine.engine import Engine
+from dotdo.engine.running import LiveRun
 from tests.contract_sql.lossy import lossy_wire
 from tests.guarantees import node
 from tests.guarantees.invariants import check_store
@@ -280,7 +293,6 @@ def test_server_that_goes_and_comes_back_under_load_loses_nothing(
     async def go(server: Any) -> None:
         async with nodes(server.url, node.definitions(), node.definitions()) as clients:
             engines = [await engine_of(client) for client in clients]
-            before = [engine.node for engine in engines]
             done: list[int] = []
             over = asyncio.Event()
 
@@ -300,13 +312,81 @@ def test_server_that_goes_and_comes_back_under_load_loses_nothing(
             await until(lambda: len(done) > at_the_stop + 100)
             over.set()
             await asyncio.gather(*working)
-            assert all(engine.node not in before for engine in engines)  # longer than a lease: they are new nodes
+            # Both work again. One whose renewal was the first to reach the server goes on as the node that it was, if
+            # nobody had expelled that; the other is a new one. Of those that were given up nothing is left.
+            assert {number % 2 for number in done[at_the_stop + 20 :]} == {0, 1}  # after those that were on their way
+            assert all(engine.lease and engine.lease.lasts for engine in engines)
+            known = sql(server.url, "select id from dotdo.nodes where expelled_at is null")
+            assert sorted(known) == sorted((engine.node,) for engine in engines)
             runs = await clients[0].runs.list(limit=10_000)
             assert {run.status for run in runs} == {"completed"}
             assert len(runs) == len(done)
 
     with restartable_server() as server:
         asyncio.run(go(server))
+
+
+@in_loop
+async def test_lease_that_lapsed_and_was_renewed_after_all_leaves_nothing_standing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The node starts nothing meanwhile: no child, no second attempt. It goes on as the node that it was, and
+    so does each of its runs."""
+    again, tries = asyncio.Event(), list[int]()
+    monkeypatch.setenv("DOTDO_LEASE", "2")
+
+    @action("try-twice", retry=Retry(attempts=2, delay=0), catalogue=(own := Catalogue()))
+    async def try_twice(ctx: AsyncContext) -> int:
+        tries.append(ctx.attempt)
+        if ctx.attempt == 1:
+            await again.wait()
+            raise ConnectionError("once")
+        return ctx.attempt
+
+    @service("child", catalogue=own)
+    async def child() -> str:
+        return "child"
+
+    @action("wait-for-it", catalogue=own)
+    async def wait_for_it() -> None:
+        await again.wait()
+
+    @service("parent", catalogue=own)
+    async def parent() -> str:
+        await wait_for_it()
+        return await child()
+
+    async with nodes(url_of(path), own) as (client,):
+        engine = await engine_of(client)
+        assert engine.lease is not None
+        before, renew, renewing, renewed = engine.node, engine.store.renew, asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def renew_later(node: str) -> int | None:
+            loop.call_soon_threadsafe(renewing.set)
+            assert renewed.wait(PATIENCE)
+            return renew(node)
+
+        monkeypatch.setattr(engine.store, "renew", renew_later)
+        handles = [await client.start(each) for each in (try_twice, parent)]
+        await until(lambda: tries == [1] and len(engine.live) == 2)
+        await renewing.wait()
+        engine.lease._until = 0.0  # as if the server had been away for that long
+        paused: list[str] = []
+        pause = running.pause
+
+        async def noted(run: LiveRun) -> None:
+            if not run.engine.lease or not run.engine.lease.lasts:
+                paused.append(run.id)
+            await pause(run)
+
+        monkeypatch.setattr(running, "pause", noted)
+        again.set()
+        await until(lambda: {*paused} == {handle.id for handle in handles})
+        assert tries == [1]
+        renewed.set()
+        assert [await handle.result(timeout=PATIENCE) for handle in handles] == [2, "child"]
+        assert (engine.node, tries) == (before, [1, 2])
 
 
 @in_loop

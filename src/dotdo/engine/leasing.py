@@ -17,17 +17,37 @@ from dotdo.errors import ClientClosed, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
+    from dotdo.engine.running import LiveRun
     from dotdo.store.protocol import SharedStore
 
 # As parts of the lease: how often it is renewed, how soon that is tried again, and for how long the node trusts in it,
 # which ends well before others may take it for dead.
 RENEW, RETRY, LASTS = 0.2, 0.04, 0.66
 PATIENCE = 10.0  # seconds; of callers, while the node comes back
+LOOK = 0.05  # seconds between looks at whether it is back
 
 
 def monotonic() -> float:
     """Seconds, also while the machine sleeps."""
     return time.clock_gettime(_CLOCK)
+
+
+async def pause(run: "LiveRun") -> None:
+    """Returns when the engine may start something for a run; for one that drains, never: the run is released.
+
+    A lease that has lapsed may be renewed after all, if no other node has noticed. The run counts as busy meanwhile:
+    it must not be parked without what it is about to do.
+    """
+    engine = run.engine
+    while not engine.draining:
+        if engine.lease is None or engine.lease.lasts:
+            return
+        await asyncio.sleep(LOOK)
+    run.leave()
+    try:
+        await engine.loop.create_future()
+    finally:
+        run.busy += 1
 
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -43,6 +63,10 @@ class Lease:
         self._every, self._again, self._lasts = RENEW * lease, RETRY * lease, LASTS * lease
         self._until = monotonic() + self._lasts
         self._returning: asyncio.Task[None] | None = None
+        self._is_lost, self._trusting = (
+            False,
+            threading.Lock(),
+        )  # a renewal that is just being answered must not undo a loss
         self._losses = self._store.losses
         self._closing = False
         self._stop = threading.Event()
@@ -60,14 +84,15 @@ class Lease:
         while not self.lasts:
             if monotonic() > end or self._closing:
                 raise StoreUnavailable(f"The store {self._store.where} cannot be reached. Nothing was accepted.")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(LOOK)
 
     def lost(self, error: BaseException) -> None:
         """The lease is over, or it cannot be known whether it is."""
         if self._returning is not None or self._closing:
             return
         engine = self._engine
-        self._until = 0.0
+        with self._trusting:
+            self._until, self._is_lost = 0.0, True
         engine.log.warning(
             "%s gives up its %s runs, which go on wherever they are claimed, and comes back as a new node: %s",
             engine.node, len(engine.live), error,
@@ -100,6 +125,7 @@ class Lease:
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, 1.0)
         engine.node, self._until, self._returning = node, asked + self._lasts, None
+        self._is_lost = False
         self._losses = self._store.losses
         engine.dropped.clear()  # their rows say now that they are unsettled
         engine.committer.forgive_all()
@@ -144,8 +170,9 @@ class Lease:
             answered = monotonic()
             if now is not None:
                 wait = self._every
-                if node == engine.node and self._returning is None:
-                    self._until = asked + self._lasts
+                with self._trusting:
+                    if node == engine.node and not self._is_lost:
+                        self._until = asked + self._lasts
                 if isinstance(engine.clock, StoreClock):
                     engine.clock.correct(now, answered - asked)
             elif error is None or answered >= self._until:

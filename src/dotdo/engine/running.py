@@ -21,6 +21,7 @@ from dotdo.engine.giving_up import give_up, take_up_left
 from dotdo.engine.guarding import broke, guarded
 from dotdo.engine.history import OPEN, History, StepRecord
 from dotdo.engine.journaling import RunJournal
+from dotdo.engine.leasing import pause
 from dotdo.engine.messages import apply_message
 from dotdo.engine.publishing import tell_progress
 from dotdo.engine.secrets import SecretKeeping
@@ -343,15 +344,10 @@ class LiveRun(SecretKeeping):
 
     async def may_attempt(self) -> None:
         """Returns when an attempt may start: every earlier entry is durable, and the engine is not draining."""
-        if not self.journal.is_durable:
-            await self.journal.durable()
         lease = self.engine.lease
-        if self.engine.draining or (lease is not None and not lease.lasts):
-            self.leave()
-            try:
-                await self.engine.loop.create_future()  # until the run is released
-            finally:
-                self.busy += 1
+        while not self.journal.is_durable or self.engine.draining or not (lease is None or lease.lasts):
+            await self.journal.durable()
+            await pause(self)
 
     def _idle(self) -> None:
         self.engine.quiet.set()

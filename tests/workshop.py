@@ -21,9 +21,9 @@ from dotdo.records import WaitingFor
 from dotdo.testing import ManualClock
 from tests import doors
 from tests.guarantees.invariants import check_store
+from tests.patience import PATIENCE
 from tests.stores import url_of
 
-PATIENCE = 20.0
 SEED = 4  # jitter is drawn: with this seed none of the first draws is next to nothing, which would be no wait at all
 PLAIN = Retry(attempts=3, delay=10, jitter=False)
 

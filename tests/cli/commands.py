@@ -16,7 +16,8 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 30.0
+from tests.patience import PATIENCE
+
 APPLICATION = '''
 """An application with something of everything."""
 import asyncio

@@ -8,9 +8,9 @@ import httpx2
 import pytest
 
 from tests.cli.commands import Shell
+from tests.patience import PATIENCE
 from tests.server.process import serving
 
-PATIENCE = 20.0
 APPLICATION = """
 from dotdo import action
 

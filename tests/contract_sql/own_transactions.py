@@ -23,8 +23,8 @@ from django.db import connections, models, transaction
 
 from dotdo import AsyncContext, Catalogue, Context, Do, Retry, action
 from dotdo.testing import ManualClock
+from tests.patience import PATIENCE
 
-PATIENCE = 20.0
 RETRY = Retry(attempts=2, delay=0, jitter=False)
 KEY = "the one"
 catalogue = Catalogue()

@@ -6,8 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from dotdo.engine.engine import Engine
-
-PATIENCE = 20.0
+from tests.patience import PATIENCE
 
 
 class Commits:

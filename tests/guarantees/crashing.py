@@ -34,6 +34,7 @@ from tests.guarantees.crash_services import TABLES, World
 from tests.guarantees.invariants import check_store
 from tests.guarantees.ledger import ROOT, Arrival, Ledger, look
 from tests.guarantees.replays import check_replays
+from tests.patience import PATIENCE
 from tests.stores import hurry, rows_of, settings, url_of
 
 T = TypeVar("T")
@@ -338,7 +339,7 @@ LIVES = {
 
 async def _end_of(handle: AsyncHandle[Any]) -> Run:
     try:
-        await handle.result(timeout=20)
+        await handle.result(timeout=PATIENCE)
     except OutcomeError as outcome:
         if outcome.code == "still_running":
             raise

@@ -98,7 +98,7 @@ async def main(folder: Path) -> dict[str, Any]:
         seen["status while full"] = (await in_flight.get()).status
 
         filler.free()
-        seen["in flight"] = await in_flight.result(timeout=20)
+        seen["in flight"] = await in_flight.result(timeout=60)
         seen["after"] = await client.run(note, text="after")
         seen["before"] = before
         seen["results"] = sorted(str(run.result) for run in await client.runs.list())

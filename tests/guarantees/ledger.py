@@ -61,7 +61,7 @@ def look(address: tuple[str, int], world: str, system: str, key: str) -> str | N
 
 def ask(address: tuple[str, int], order: dict[str, Any]) -> Any:
     """One request and its answer."""
-    with socket.create_connection(address, timeout=30) as connection, connection.makefile("rwb") as stream:
+    with socket.create_connection(address, timeout=60) as connection, connection.makefile("rwb") as stream:
         stream.write(json.dumps(order).encode() + b"\n")
         stream.flush()
         return json.loads(stream.readline())

@@ -19,9 +19,9 @@ from typing import Any
 from dotdo import Catalogue, Context, Do, Fail, Handle, Secret, action, publish, service, wait_for_event
 from dotdo.errors import DotdoError
 from tests.guarantees.ledger import ROOT
+from tests.patience import PATIENCE
 
 catalogue, narrow = Catalogue(), Catalogue()
-PATIENCE = 20.0
 GLANCE = 0.002
 
 

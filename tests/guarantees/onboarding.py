@@ -23,9 +23,9 @@ from examples.onboarding.providers import resources
 from examples.onboarding.standins import Arrival, StandIns
 from examples.onboarding.users import create_tables
 from tests.guarantees.invariants import check_store
+from tests.patience import PATIENCE
 from tests.stores import url_of
 
-PATIENCE = 30.0
 SEED = 4  # jitter is drawn: with this seed none of the first draws is next to nothing, which would be no wait at all
 
 

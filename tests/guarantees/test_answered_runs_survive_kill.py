@@ -56,5 +56,5 @@ def test_run_whose_id_was_answered_is_there_after_sigkill_and_goes_on(tmp_path: 
 
     with Do(str(store), catalogue=catalogue) as client:
         assert [run.id for run in client.runs.list()] == [died.stdout]
-        assert client.handle(died.stdout).result(timeout=20) == "Hello, Ada"
+        assert client.handle(died.stdout).result(timeout=60) == "Hello, Ada"
     check_store(store)

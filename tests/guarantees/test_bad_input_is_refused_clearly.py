@@ -209,7 +209,7 @@ def test_unknown_run_is_refused_whatever_is_asked_of_it(client: Do):
 
 def test_operation_that_the_state_does_not_allow_is_refused(client: Do):
     handle = client.action("greet@1").start(name="Ada")
-    handle.result(timeout=10)
+    handle.result(timeout=60)
     heard.clear()
     with refused(client, InvalidOperation, "has ended (completed)"):
         handle.cancel()
@@ -232,7 +232,7 @@ def test_key_with_another_input_is_refused(client: Do):
 def test_closed_client_refuses_every_call(tmp_path: Path):
     client = Do(str(tmp_path / "dotdo.db"), catalogue=catalogue)
     handle = client.action("greet@1").start(name="Ada")
-    handle.result(timeout=10)
+    handle.result(timeout=60)
     client.close()
     client.close()  # twice is once
     for call in (lambda: client.run(greet, name="Ben"), handle.result, handle.get, client.runs.list):

@@ -33,7 +33,7 @@ class Server:
         """What a worker answers; a worker that is killed answers nothing, and then another one is asked."""
         while True:
             try:
-                with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=20) as answer:
+                with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
                     return json.load(answer)
             except ConnectionError:
                 continue

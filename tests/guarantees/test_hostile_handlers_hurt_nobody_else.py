@@ -34,7 +34,7 @@ async def beside_others(folder: Path, **options: Any) -> AsyncIterator[Lab]:
         await lab.world.reached("beside")
         yield lab
         lab.world.open("beside")
-        assert await beside.result(timeout=20) == "beside"
+        assert await beside.result(timeout=60) == "beside"
         assert await lab.client.run(note, text="after") == "after"
 
 
@@ -92,7 +92,7 @@ async def test_service_that_spins_is_interrupted_and_blocked(tmp_path: Path, how
     async with beside_others(tmp_path) as lab:
         handle = await lab.client.start(spins_in_python, how=how)
         with pytest.raises(RunBlocked, match=r"was interrupted at .*, line \d+, in ") as outcome:
-            await handle.result(timeout=20)
+            await handle.result(timeout=60)
         assert "never" not in lab.world.said
         assert outcome.value.run_id == handle.id
         run = await lab.client.runs.get(handle.id)
@@ -282,7 +282,7 @@ async def test_handlers_that_raise_the_worst_fail_by_themselves(tmp_path: Path):
             handles = {what: await lab.client.start(definition, what=what) for what in WORST}
             for what, handle in handles.items():
                 with pytest.raises(ActionFailed):
-                    await handle.result(timeout=20)
+                    await handle.result(timeout=60)
                 kind, message = WORST[what]
                 if what == "generator exit" and definition is worst_sync:
                     kind, message = "RuntimeError", "the handler raised GeneratorExit"
@@ -326,7 +326,7 @@ def test_task_of_a_handler_that_exits_ends_neither_the_client_nor_others(tmp_pat
             client.run(exits_in_a_task)
         assert failure.value.error_type == error.__name__
         beside.set()
-        assert handle.result(timeout=20) == "waited"
+        assert handle.result(timeout=60) == "waited"
 
 
 @dataclass
@@ -360,10 +360,10 @@ async def test_value_that_breaks_in_the_engines_hands_blocks_its_run(tmp_path: P
     async with beside_others(tmp_path) as lab:
         handle = await lab.client.start(takes_fragile)
         with pytest.raises(RunBlocked, match=r"SystemExit: (no|it is broken)|return hint Fragile: it is broken"):
-            await handle.result(timeout=20)
+            await handle.result(timeout=60)
         assert Fragile.reads == 3
         await lab.client.runs.retry(handle.id)
-        assert await handle.result(timeout=20) == "glass"
+        assert await handle.result(timeout=60) == "glass"
 
 
 @in_loop
@@ -384,10 +384,10 @@ async def test_trouble_inside_the_engine_blocks_the_run_and_is_logged(
             patch.setattr(ServiceCode, "hand_over", breaks)
             handle = await lab.client.start(takes_fragile)
             with pytest.raises(RunBlocked, match="ZeroDivisionError: a bug of the engine"):
-                await handle.result(timeout=20)
+                await handle.result(timeout=60)
         assert any("internal error" in record.getMessage() for record in caplog.records)
         await lab.client.runs.retry(handle.id)
-        assert await handle.result(timeout=20) == "glass"
+        assert await handle.result(timeout=60) == "glass"
 
 
 # -- threads that cannot be killed -------------------------------------------------------------------------------------

@@ -26,10 +26,10 @@ from tests.guarantees import killed_server_app
 from tests.guarantees.invariants import check_store
 from tests.guarantees.ledger import ROOT, Arrival, Ledger
 from tests.guarantees.replays import check_replays
+from tests.patience import PATIENCE
 from tests.server.process import Serving
 from tests.stores import rows_of
 
-PATIENCE = 60.0
 KILLS = 4
 EACH = 12  # of each kind of caller
 LIVE = ("pending", "running", "waiting", "stopping", "undoing")

@@ -40,10 +40,9 @@ from tests.guarantees import node
 from tests.guarantees.invariants import check_store
 from tests.guarantees.lab import in_loop
 from tests.guarantees.ledger import ROOT
+from tests.patience import PATIENCE
 from tests.postgres import restartable_server
 from tests.stores import url_of
-
-PATIENCE = 30.0
 
 
 @pytest.fixture

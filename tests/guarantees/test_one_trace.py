@@ -143,7 +143,7 @@ def test_run_steps_attempts_and_effects_are_spans_of_the_callers_trace(tmp_path:
     with Do(str(tmp_path / "dotdo.db"), catalogue=catalogue, tracer_provider=spans.provider) as client:
         with spans.provider.get_tracer("shop").start_as_current_span("signup"):
             handle = client.start(notes, "hi")
-        assert handle.result(timeout=20) == "hi"
+        assert handle.result(timeout=60) == "hi"
     caller = spans.one("signup")
     assert {span.context.trace_id for span in spans.exporter.get_finished_spans() if span.context} == {
         caller.context.trace_id if caller.context else 0
@@ -194,7 +194,7 @@ def test_run_without_a_caller_is_a_trace_of_its_own_and_its_failure_is_told(tmp_
     with Do(str(tmp_path / "dotdo.db"), catalogue=catalogue, tracer_provider=spans.provider) as client:
         handle = client.start(betray, Secret("hunter2-and-more"))
         with pytest.raises(ActionFailed):
-            handle.result(timeout=20)
+            handle.result(timeout=60)
     start, run, attempt = spans.one("start betray"), spans.one("run betray"), spans.one("attempt betray")
     assert start.parent is None
     assert run.context is not None
@@ -279,7 +279,7 @@ def test_run_that_is_resumed_after_a_sigkill_goes_on_in_its_trace(tmp_path: Path
     assert "run both" not in told, "it died with the process"
 
     with Do(str(store), catalogue=dying, tracer_provider=spans.provider) as client:
-        was, now = client.handle(died.stdout).result(timeout=20)
+        was, now = client.handle(died.stdout).result(timeout=60)
     run, step, attempt = spans.one("run both"), spans.one("step second"), spans.one("attempt second")
     assert spans.named("step first") == [], "it was done"
     of = told["start both"]["context"]
@@ -303,7 +303,7 @@ def test_run_that_leaves_memory_ends_its_span_and_comes_back_with_another(tmp_pa
         handle = client.handle(handle.id)
         handle.cancel()
         with pytest.raises(RunCancelled):
-            handle.result(timeout=20)
+            handle.result(timeout=60)
     run = spans.named("run naps")[-1]
     assert attributes(run)["dotdo.run.status"] == "cancelled"
     assert parent_of(run) == id_of(spans.one("start naps"))

@@ -139,7 +139,7 @@ def test_deleted_runs_are_in_the_registry_and_their_journals_go_beside_live_node
 def test_erased_data_is_in_no_table_and_on_no_page(path: Path):
     with Do(url_of(path), catalogue=definitions()) as client:
         handle = client.service("writes", key="k", trail=CANARY, labels={"who": CANARY}).start(notes=[CANARY])
-        assert handle.result(timeout=20) == [CANARY]
+        assert handle.result(timeout=60) == [CANARY]
         client.service("writes").invoke(notes=["other"])
         assert CANARY in pages(path)
         assert client.runs.erase(handle.id) == 1
@@ -170,7 +170,7 @@ def test_commands_look_at_the_store(path: Path):
     assert "No process runs an engine" in dotdo(path, "nodes", code=1)
     with Do(url_of(path), catalogue=definitions()) as client:
         run = client.service("writes").start(notes=["a"])
-        run.result(timeout=20)
+        run.result(timeout=60)
         (node,) = json.loads(dotdo(path, "nodes", "--json"))
         assert (node["pid"], node["runs"]) == (os.getpid(), 0)
         assert "service writes@1" in node["offers"]

@@ -180,7 +180,7 @@ def test_timeout_and_cancellation_kill_the_process(client: Do, tmp_path: Path):
     assert client.run(beside, 1) == 1, "others go on beside a busy process"
     handle.cancel()
     with pytest.raises(RunCancelled):
-        handle.result(timeout=20)
+        handle.result(timeout=60)
     assert gone(pid)
 
 
@@ -233,4 +233,4 @@ def test_process_ends_with_its_parent(tmp_path: Path):
     worker = psutil.Process(int((tmp_path / "pipe").read_text()))
     parent.kill()
     parent.wait()
-    worker.wait(timeout=20)
+    worker.wait(timeout=60)

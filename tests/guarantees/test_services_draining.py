@@ -191,13 +191,13 @@ def test_sigterm_lets_the_attempt_end_gives_the_run_back_and_ends_the_process(tm
     first.process.stdin.write("go on\n")
     first.process.stdin.flush()
     assert first.hear() == {"passed": "one"}
-    rest, _ = first.process.communicate(timeout=20)
+    rest, _ = first.process.communicate(timeout=60)
     assert rest == ""
     assert first.process.returncode == -signal.SIGTERM
 
     second = Program(tmp_path, kind)
     assert (second.hear() | second.hear()) == {"started": begun["started"], "handler": "two"}
-    second.process.communicate("go on\n", timeout=20)
+    second.process.communicate("go on\n", timeout=60)
     assert second.process.returncode == 0
     assert os.path.exists(tmp_path / "dotdo.db")
 
@@ -209,7 +209,7 @@ def test_second_sigterm_does_not_wait(tmp_path: Path, kind: str):
     program.process.send_signal(signal.SIGTERM)
     assert program.hear() == {"draining": True}
     program.process.send_signal(signal.SIGTERM)
-    rest, _ = program.process.communicate(timeout=20)
+    rest, _ = program.process.communicate(timeout=60)
     assert (rest, program.process.returncode) == ("", -signal.SIGTERM)
 
 

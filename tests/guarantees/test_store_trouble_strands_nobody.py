@@ -70,7 +70,7 @@ async def test_run_whose_claim_had_no_answer_is_begun(tmp_path: Path, operation:
         await lab.until(lambda: not lab.engine.live)  # it is parked
         fired = failing(lab, operation, after=operation == "claim_due")
         lab.clock.advance(3600)
-        assert await handle.result(timeout=20) == "ticket for bed"
+        assert await handle.result(timeout=60) == "ticket for bed"
         assert fired == [operation]
 
 
@@ -83,7 +83,7 @@ async def test_parent_whose_word_to_its_child_was_lost_goes_on(tmp_path: Path, a
         handle = await lab.client.start(with_child)
         async with lab.time_passing():
             with pytest.raises(Exception, match="enough"):
-                await handle.result(timeout=20)
+                await handle.result(timeout=60)
         assert lab.world.said == ["book seat", "unbook seat"]
         assert (await handle.get()).undo == "all"
         assert fired == ["post"] or after

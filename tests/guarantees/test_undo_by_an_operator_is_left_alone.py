@@ -19,7 +19,7 @@ async def booked_trip() -> str:
 async def test_undo_is_made_once(tmp_path: Path, meanwhile: str):
     async with laboratory(tmp_path) as lab:
         handle = await lab.client.start(booked_trip.with_(deadline=100.0 if meanwhile == "deadline" else None))
-        assert await handle.result(timeout=20) == "ticket for seat"
+        assert await handle.result(timeout=60) == "ticket for seat"
         lab.world.fail("unbook seat", 0)  # it stops at its gate
         await lab.client.runs.undo(handle.id)
         await lab.world.reached("unbook seat")

@@ -18,8 +18,8 @@ import httpx2
 from dotdo.embedding import open_writer
 from dotdo.keys import new_key
 from tests.guarantees.ledger import ROOT
+from tests.patience import PATIENCE
 
-PATIENCE = 30.0
 URL = re.compile(r"(http://127\.0\.0\.1:\d+)")
 
 

@@ -14,8 +14,8 @@ from dotdo import AsyncDo, Catalogue, Fail, action, continue_as_new, effect, pub
 from dotdo.keys import ApiKey, new_key
 from dotdo.server.listening import serve
 from dotdo.server.serving import Served
+from tests.patience import PATIENCE
 
-PATIENCE = 20.0
 catalogue = Catalogue()
 seen: list[str] = []
 

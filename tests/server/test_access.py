@@ -20,7 +20,7 @@ KINDS = ("none", "not bearer", "malformed", "mistyped", "unknown", "revoked", "e
 def ask(server: Running, operation: Operation, headers: dict[str, str]) -> httpx2.Response:
     path = operation.path.replace("{name}", "greet-user" if "action" in operation.id else "approval")
     body: dict[str, Any] = {"params": {"name": "Nobody"}} if operation.body is not None else {}
-    with httpx2.Client(base_url=server.url, timeout=20) as http:
+    with httpx2.Client(base_url=server.url, timeout=60) as http:
         return http.request(
             operation.method,
             path.replace("{id}", "run_0"),
@@ -99,7 +99,7 @@ def test_every_route_that_is_registered_has_a_row_in_the_table():
 
 
 def test_asking_for_the_head_of_an_answer_needs_a_key_as_well(server: Running):
-    with httpx2.Client(base_url=server.url, timeout=20) as http:
+    with httpx2.Client(base_url=server.url, timeout=60) as http:
         for operation in NEEDING_A_KEY:
             if operation.method == "GET":
                 path = operation.path.replace("{name}", "greet-user").replace("{id}", "run_0")

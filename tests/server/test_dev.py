@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx2
 import psutil
 
+from tests.patience import PATIENCE
 from tests.server.process import Serving, serving
 
-PATIENCE = 30.0
 APPLICATION = """
 import asyncio
 from pathlib import Path

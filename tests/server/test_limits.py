@@ -20,10 +20,10 @@ from dotdo.server import around, connections, reading, serving, streaming
 from dotdo.server.connections import MAX_HEAD, MAX_HEADERS, MAX_URL
 from dotdo.server.problems import Refused
 from dotdo.server.rates import Rates
+from tests.patience import PATIENCE
 from tests.server.process import serving as process
 from tests.server.running import Running, running, seen
 
-PATIENCE = 20.0
 EXECUTE = "/v1/actions/greet-user/execute"
 
 
@@ -221,7 +221,7 @@ def waiting(server: Running) -> Iterator[Any]:
 
         def poll(key: str) -> None:
             headers = {"Authorization": f"Bearer {key}", "Prefer": "wait=20"}
-            httpx2.get(f"{server.url}/v1/runs/{run}", headers=headers, timeout=30)
+            httpx2.get(f"{server.url}/v1/runs/{run}", headers=headers, timeout=60)
 
         def begin(key: str) -> None:
             before = in_flight()
@@ -238,7 +238,7 @@ def waiting(server: Running) -> Iterator[Any]:
         yield run, begin
         monkeypatched = server.key("*")
         headers = {"Authorization": f"Bearer {monkeypatched}"}
-        sent = httpx2.post(f"{server.url}/v1/runs/{run}/events", json={"name": "answer"}, headers=headers, timeout=20)
+        sent = httpx2.post(f"{server.url}/v1/runs/{run}/events", json={"name": "answer"}, headers=headers, timeout=60)
         assert sent.status_code == 202
     for thread in threads:
         thread.join(PATIENCE)

@@ -25,8 +25,8 @@ from starlette.routing import Mount, Route
 from dotdo import AsyncDo, Catalogue, DefinitionError, Do, action, service, wait_for_event
 from dotdo.embedding import open_writer
 from dotdo.keys import new_key
+from tests.patience import PATIENCE
 
-PATIENCE = 20.0
 catalogue = Catalogue()
 
 

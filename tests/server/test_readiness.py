@@ -16,11 +16,11 @@ import pytest
 
 from dotdo.server import readiness
 from dotdo.server.app import make_app
+from tests.patience import PATIENCE
 from tests.server.process import serving as process
 from tests.server.running import Running
 from tests.server.test_mounted import serving as uvicorn_serving
 
-PATIENCE = 20.0
 APPLICATION = """
 from dotdo import action
 

@@ -72,7 +72,7 @@ def test_key_of_a_run_under_way_waits_for_its_end(client: Do):
     again = client.service("approval", key="a:1").start(name="Ada")
     assert again.id == handle.id
     handle.send_event("answer", "yes")
-    assert again.result(timeout=20) == {"said": "yes", "text": "Hello, Ada"}
+    assert again.result(timeout=60) == {"said": "yes", "text": "Hello, Ada"}
 
 
 def test_service_with_event_progress_journal_and_listing(client: Do):
@@ -82,7 +82,7 @@ def test_service_with_event_progress_journal_and_listing(client: Do):
         handle.result(timeout=0.1)
     handle.send_event("answer", {"ok": True}, key="once")
     handle.send_event("answer", {"ok": False}, key="once")
-    assert handle.result(timeout=20) == {"said": {"ok": True}, "text": "Hello, Ada"}
+    assert handle.result(timeout=60) == {"said": {"ok": True}, "text": "Hello, Ada"}
     kinds = [entry.kind for entry in handle.journal()]
     assert kinds[0] == "accepted"
     assert kinds[-1] == "ended"
@@ -94,7 +94,7 @@ def test_service_with_event_progress_journal_and_listing(client: Do):
 def test_erased_run_says_so_over_http(server: Running, client: Do):
     handle = client.start(approval, name="Ada")
     handle.send_event("answer", {"ok": True})
-    handle.result(timeout=20)
+    handle.result(timeout=60)
     with pytest.raises(InvalidOperation, match="erased where the server runs"):
         client.runs.erase(handle.id)
     assert server.call(server.client.runs.erase(handle.id, actor="ada")) >= 1
@@ -103,7 +103,7 @@ def test_erased_run_says_so_over_http(server: Running, client: Do):
     assert {entry.data for entry in handle.journal()[:-1]} == {""}
     assert list(handle.progress()) == []
     with pytest.raises(InvalidOperation, match="there is no result to give"):
-        handle.result(timeout=20)
+        handle.result(timeout=60)
     with pytest.raises(InvalidOperation, match="nothing left to undo it from"):
         client.runs.undo(handle.id)
 
@@ -126,7 +126,7 @@ def test_service_that_goes_on_as_new_is_followed_to_its_end(client: Do):
     assert client.run(countdown, left=3) == {"left": 0}
     handle = client.start(countdown, left=3)
     assert list(handle.progress()) == [3, 2, 1, 0]
-    assert handle.result(timeout=20) == {"left": 0}
+    assert handle.result(timeout=60) == {"left": 0}
     assert client.runs.get(handle.id).continued_as is not None
 
 
@@ -140,10 +140,10 @@ def test_cancel_and_retry(client: Do):
     handle = client.start(approval, name="Ada")
     handle.cancel()
     with pytest.raises(Exception, match="cancelled"):
-        handle.result(timeout=20)
+        handle.result(timeout=60)
     client.runs.retry(handle.id)
     handle.send_event("answer", 1)
-    assert handle.result(timeout=20)["said"] == 1
+    assert handle.result(timeout=60)["said"] == 1
 
 
 def test_preview_does_nothing(client: Do):

@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx2
 
+from tests.patience import PATIENCE
 from tests.server.process import Serving, serving
 
-PATIENCE = 30.0
 APPLICATION = """
 import asyncio
 from pathlib import Path

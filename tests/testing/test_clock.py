@@ -94,7 +94,7 @@ def test_advance_to_next_blocks_until_something_waits():
     waiting = threading.Thread(target=lambda: moved.append(clock.advance_to_next()))
     waiting.start()
     clock.until(clock.now() + 7000)
-    waiting.join(timeout=10)
+    waiting.join(timeout=60)
     assert moved == [timedelta(seconds=7)]
 
 

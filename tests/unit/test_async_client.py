@@ -31,9 +31,9 @@ from dotdo import (
 from dotdo.engine.engine import Engine
 from dotdo.errors import ClientClosed, InvalidOperation, InvalidValue, StoreUnusable
 from tests.doors import DOORS, Door, open_async
+from tests.patience import PATIENCE
 
 house = Catalogue()
-PATIENCE = 20.0
 
 
 @action("add", catalogue=house)

@@ -40,9 +40,9 @@ from dotdo.client import ByName, Names, Runs
 from dotdo.errors import ClientClosed
 from dotdo.testing import ManualClock
 from tests.doors import DOORS, Door, actor_through, open_sync
+from tests.patience import PATIENCE
 
 house = Catalogue()
-PATIENCE = 20.0
 
 
 @dataclasses.dataclass

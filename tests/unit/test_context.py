@@ -26,9 +26,9 @@ from dotdo import (
 from dotdo.connectors import email
 from dotdo.errors import CalledOutside
 from dotdo.testing import ManualClock
+from tests.patience import PATIENCE
 
 desk = Catalogue()
-PATIENCE = 20.0
 
 
 class Pool:

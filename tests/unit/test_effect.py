@@ -221,13 +221,13 @@ def test_threads_that_need_a_default_at_once_share_one():
     found: list[Pool] = []
 
     def slow() -> Pool:
-        barrier.wait(timeout=10)  # every thread has seen that there is none
+        barrier.wait(timeout=60)  # every thread has seen that there is none
         return Pool()
 
     threads = [threading.Thread(target=lambda: found.append(find_resource(resources, Pool, slow))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=10)
+        thread.join(timeout=60)
     assert len(found) == 8
     assert set(found) == {resources[Pool]}

@@ -19,8 +19,8 @@ from dotdo.embedding import open_reader
 from dotdo.errors import CalledOutside, ClientClosed
 from dotdo.portal import Portal
 from dotdo.records import RunFilter
+from tests.patience import PATIENCE
 
-PATIENCE = 20.0
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
 

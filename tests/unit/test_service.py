@@ -187,7 +187,7 @@ def test_typed_calls_give_typed_outputs_and_calls_by_name_what_is_on_the_wire(cl
 
 def test_a_child_is_a_run_of_its_own_under_the_key_of_its_step(client: Do):
     handle = client.start(outer, order_id=7)
-    assert handle.result(timeout=20) == 3
+    assert handle.result(timeout=60) == 3
     (child,) = client.runs.list(parent=handle.id)
     assert (child.name, child.root, child.parent) == ("check-out", handle.id, handle.id)
     assert "check-out:the-child" in {entry.step for entry in handle.journal()}
@@ -198,7 +198,7 @@ def test_a_bug_blocks_unless_the_service_says_otherwise(client: Do):
         client.service("bug-blocks", wait=20).invoke()
     handle = client.start(bug_fails)
     with pytest.raises(ActionFailed, match="no such thing"):
-        handle.result(timeout=20)
+        handle.result(timeout=60)
     assert handle.get().status == "failed"
 
 

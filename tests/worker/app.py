@@ -113,7 +113,7 @@ def own_transaction(ctx: Context, note: str) -> str:
     import sqlite3
 
     statement = ctx.completion_statement(note, style="?")
-    with sqlite3.connect(WITNESS / "app.db", timeout=20) as connection:
+    with sqlite3.connect(WITNESS / "app.db", timeout=60) as connection:
         connection.execute("insert into notes (text) values (?)", (note,))
         connection.execute(statement.sql, statement.parameters)
     connection.close()

@@ -67,7 +67,7 @@ class Recorder:
 
     def post(self, name: str, verb: str, headers: dict[str, str] | None = None, /, **body: Any) -> Any:
         """One exchange; without a name it is not written down."""
-        with httpx2.Client(base_url=self.server.url, headers=headers or self.http.headers, timeout=20) as http:
+        with httpx2.Client(base_url=self.server.url, headers=headers or self.http.headers, timeout=60) as http:
             response = http.post(f"/v1/worker/{verb}", json=body)
         asked = {"method": "POST", "path": f"/v1/worker/{verb}", "body": body}
         # Also of those that are not written down: else numbers would depend on which of two came first.

@@ -16,10 +16,11 @@ from typing import Any
 
 import httpx2
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 APP = Path(__file__).parent / "app.py"
 LEASE = "1.0"
-PATIENCE = 60.0
 
 
 def eventually(what: Callable[[], Any], message: str = "") -> Any:
@@ -119,7 +120,7 @@ class Stage:
 
     def rows(self, query: str) -> list[Any]:
         """Reads the application's database."""
-        with closing(sqlite3.connect(self.folder / "app.db", timeout=20)) as connection:
+        with closing(sqlite3.connect(self.folder / "app.db", timeout=60)) as connection:
             return connection.execute(query).fetchall()
 
     def let(self, name: str) -> None:

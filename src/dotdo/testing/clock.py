@@ -53,7 +53,7 @@ class ManualClock:
         for callback in callbacks:
             callback()
 
-    def advance_to_next(self, *, within: Duration | None = None, timeout: float = 10.0) -> timedelta:
+    def advance_to_next(self, *, within: Duration | None = None, timeout: float = 60.0) -> timedelta:
         """Moves to the earliest time that something waits for, and returns how far that was.
 
         Parameters and errors as of `time_to_next`, which it waits for.
@@ -62,7 +62,7 @@ class ManualClock:
         self.advance(step)
         return step
 
-    def time_to_next(self, *, within: Duration | None = None, timeout: float = 10.0) -> timedelta:
+    def time_to_next(self, *, within: Duration | None = None, timeout: float = 60.0) -> timedelta:
         """Blocks until something waits for a time to come, and returns how far off the earliest such time is.
 
         So a test need not guess when an attempt has failed and its backoff begun. Call it from another thread than the

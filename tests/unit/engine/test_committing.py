@@ -18,9 +18,8 @@ from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase
 from dotdo.testing import ManualClock
 from tests.loops import in_loop
+from tests.patience import PATIENCE
 from tests.store.runs import KEY, NODE, Runs
-
-PATIENCE = 20.0
 
 
 class FaultyStore(SqlStore):

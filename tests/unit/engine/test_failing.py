@@ -11,8 +11,7 @@ import pytest
 
 from dotdo import Action, ActionFailed, Catalogue, Do, InvalidInput, RunBlocked, RunCancelled, Service, wait_for_event
 from dotdo.engine.running import LiveRun
-
-PATIENCE = 20.0
+from tests.patience import PATIENCE
 
 
 class NoText(Exception):

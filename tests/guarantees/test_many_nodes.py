@@ -35,6 +35,7 @@ from dotdo import (
 from dotdo.engine import running
 from dotdo.engine.engine import Engine
 from dotdo.engine.running import LiveRun
+from dotdo.store.sharing import SharedStore
 from tests.contract_sql.lossy import lossy_wire
 from tests.guarantees import node
 from tests.guarantees.invariants import check_store
@@ -357,8 +358,10 @@ async def test_lease_that_lapsed_and_was_renewed_after_all_leaves_nothing_standi
 
     async with nodes(url_of(path), own) as (client,):
         engine = await engine_of(client)
+        store = engine.store
         assert engine.lease is not None
-        before, renew, renewing, renewed = engine.node, engine.store.renew, asyncio.Event(), threading.Event()
+        assert isinstance(store, SharedStore)
+        before, renew, renewing, renewed = engine.node, store.renew, asyncio.Event(), threading.Event()
         loop = asyncio.get_running_loop()
 
         def renew_later(node: str) -> int | None:
@@ -366,7 +369,7 @@ async def test_lease_that_lapsed_and_was_renewed_after_all_leaves_nothing_standi
             assert renewed.wait(PATIENCE)
             return renew(node)
 
-        monkeypatch.setattr(engine.store, "renew", renew_later)
+        monkeypatch.setattr(store, "renew", renew_later)
         handles = [await client.start(each) for each in (try_twice, parent)]
         await until(lambda: tries == [1] and len(engine.live) == 2)
         await renewing.wait()

@@ -9,7 +9,7 @@ TYPESCRIPT_BUILT := $(TYPESCRIPT)/build/.built
 # pyright is a JavaScript program: without node it would try to download one of its own.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test nightly check bench lock clean
+.PHONY: demo test nightly check bench bench-peers lock clean
 
 demo: $(INSTALLED)
 	$(PYTHON) -m examples.onboarding.demo
@@ -38,6 +38,11 @@ check: $(INSTALLED) $(TYPESCRIPT_BUILT)
 bench: $(INSTALLED)
 	$(PYTHON) -m benchmarks
 
+# The same jobs on DBOS, Restate and Celery, in turns with ours; what it installs is kept in benchmarks/results.
+# `make bench-peers OPTIONS=--quick` only shows that it works.
+bench-peers: $(INSTALLED)
+	$(PYTHON) -m benchmarks.peers $(OPTIONS)
+
 # Keeps the versions that are locked where pyproject.toml allows; `make lock UPGRADE=--upgrade` takes the newest.
 lock: $(INSTALLED) $(TYPESCRIPT_INSTALLED)
 	.venv/bin/uv --no-config pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
@@ -46,6 +51,12 @@ lock: $(INSTALLED) $(TYPESCRIPT_INSTALLED)
 	.venv/bin/uv --no-config pip compile requirements/node.in --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 		--quiet $(UPGRADE) --output-file requirements/node.txt
+	for peer in celery dbos plot restate; do \
+		.venv/bin/uv --no-config pip compile requirements/peers/$$peer.in --universal --python-version 3.11 \
+			--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+			--quiet $(UPGRADE) --output-file requirements/peers/$$peer.txt || exit 1; \
+	done
+	cd benchmarks/peers/npm && npm install --package-lock-only --ignore-scripts --no-audit --no-fund
 	cd $(TYPESCRIPT) && npm install --package-lock-only && node scripts/lock.mjs
 
 clean:

@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks [--only NAME]... [--quick] [--profile] [--peer NAME]... [--json FILE]`."""
+"""The command line: `python -m benchmarks [--only NAME]... [--quick] [--profile] [--json FILE] [--page]`."""
 
 import argparse
 import importlib
@@ -30,7 +30,6 @@ BENCHMARKS = (
     "postgres",
     "growth",
 )
-PEERS = ("dbos", "restate")
 
 
 def main() -> None:
@@ -46,9 +45,6 @@ def main() -> None:
     sections: dict[str, report.Section] = {}
     for name in options.only or BENCHMARKS:
         sections[name] = _section(name, importlib.import_module(f"benchmarks.{name}").figures, scale)
-    for peer in options.peer:
-        figures = importlib.import_module("benchmarks.beside").figures
-        sections[f"beside {peer}"] = _section(f"beside {peer}", figures, peer, scale)
     report.show(sections, console)
     report.save(sections, before, [RESULTS / "latest.json", *([options.json] if options.json else [])])
     if options.page:
@@ -73,13 +69,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="shows where the time of a flood goes instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="a copy of benchmarks/results/latest.json")
     parser.add_argument("--page", action="store_true", help="also puts the figures into docs/benchmarks.md")
-    parser.add_argument(
-        "--peer",
-        action="append",
-        default=[],
-        choices=PEERS,
-        help="the same job in another system, beside ours, in turns; installs it into benchmarks/results/peers",
-    )
     return parser.parse_args()
 
 

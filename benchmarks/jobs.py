@@ -31,6 +31,7 @@ class Gate:
         """Returns when so many have entered."""
         self._expected = handlers
         if self._entered < handlers:
+            self._all_in.clear()
             await self._all_in.wait()
 
     def open(self) -> None:

@@ -84,11 +84,16 @@ def write_page(sections: dict[str, Section], before: dict[str, Any], page: Path)
             cells = (name, figure.name, number(figure.value), figure.unit, bar, figure.verdict, notes)
             lines.append(f"| {' | '.join(cells)} |")
             name = note = ""
-    head, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
-    _, mark, tail = rest.partition(MARKS[1])
+    put_between(page, MARKS, lines)
+
+
+def put_between(page: Path, marks: tuple[str, str], lines: Sequence[str]) -> None:
+    """Puts lines into a page, in place of what is between two marks."""
+    head, _, rest = page.read_text(encoding="utf-8").partition(marks[0])
+    _, mark, tail = rest.partition(marks[1])
     if not mark:
-        raise RuntimeError(f"{page} lacks the marks {MARKS[0]} and {MARKS[1]}, between which the figures belong.")
-    page.write_text("\n".join([head + MARKS[0], "", *lines, "", mark + tail]), encoding="utf-8")
+        raise RuntimeError(f"{page} lacks the marks {marks[0]} and {marks[1]}, between which the figures belong.")
+    page.write_text("\n".join([head + marks[0], "", *lines, "", mark + tail]), encoding="utf-8")
 
 
 class Meanwhile:

@@ -81,6 +81,11 @@ class Server:
         self._process, self.url = _start(self._binaries, folder, self._run_as, self._options)
         self._options["port"] = self.url.rpartition(":")[2].partition("/")[0]
 
+    @property
+    def pid(self) -> int:
+        """Of its first process, whose children the others are."""
+        return self._process.pid
+
     def stop(self, *, immediately: bool = False) -> None:
         """Breaks all connections off. immediately: as a crash does, so that it recovers at its next start."""
         if immediately:

@@ -1,5 +1,5 @@
-"""Restate: one server as it comes, which flushes its log before it acknowledges, in groups; the handlers in a process
-of its Python SDK, served by granian, the fastest of the servers it supports.
+"""Restate: one server, which flushes its log in groups before it acknowledges (its default; said once more when it is
+started); the handlers in a process of its Python SDK, served by granian, the fastest of the servers it supports.
 
 Called over HTTP by a client that does as little as possible. CPU is that of client, worker and server together.
 """
@@ -7,35 +7,25 @@ Called over HTTP by a client that does as little as possible. CPU is that of cli
 import asyncio
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks import handlers
-from benchmarks.driving import STEPS, device_flushes, in_flight, latency, one_at_a_time
-from benchmarks.processes import ROOT, scratch
-
-INGRESS, ADMIN, WORKER = 8080, 9070, 9080
-_numbers = itertools.count(1)
+from benchmarks.peers.measuring import Plan, real, trivial
 
 
 class Connections:
     """Keep-alive connections to the server."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int) -> None:
+        self._port = port
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def post(self, path: str, value: Any) -> Any:
         """Posts JSON and returns the answer's."""
-        reader, writer = self._free.pop() if self._free else await asyncio.open_connection("127.0.0.1", INGRESS)
+        reader, writer = self._free.pop() if self._free else await asyncio.open_connection("127.0.0.1", self._port)
         body = json.dumps(value).encode()
         head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
@@ -59,46 +49,32 @@ async def _chunks(reader: asyncio.StreamReader) -> bytes:
     return content
 
 
-async def measured(runs: int, server: str) -> dict[str, Any]:
-    """Latencies, then floods at two levels, of which the better one counts."""
-    with scratch() as folder:
-        processes = _start(server, folder)
-        try:
-            _register()
-            return await _measure(runs, processes)
-        finally:
-            for process in processes:
-                os.killpg(process.pid, signal.SIGKILL)  # granian's worker is a child that would outlive it
-                process.wait()
+async def measured(plan: dict[str, Any], ports: dict[str, int]) -> dict[str, Any]:
+    """ports: ingress, admin and worker."""
+    the_plan, numbers = Plan(**plan), itertools.count(1)
+    _register(ports["admin"], ports["worker"])
+    connections = Connections(ports["ingress"])
+
+    async def onboard(_: int) -> None:
+        answer = await connections.post(f"/Onboarding/run{next(numbers)}/run", handlers.EMAIL)
+        assert answer["sales"]["sent"]
+
+    async def act(_: int) -> None:
+        await connections.post("/Single/create", handlers.EMAIL)
+
+    async def onboard_for_real(_: int) -> None:
+        number = next(numbers)
+        answer = await connections.post(f"/OnboardingForReal/run{number}/run_for_real", number)
+        assert answer["customer_id"]
+
+    await _until_it_answers(onboard)
+    found = {"onboarding": await trivial(onboard, act, the_plan)}
+    return {**found, "real": await real(onboard_for_real, the_plan), "memory": the_plan.memory()}
 
 
-def _start(server: str, folder: Path) -> list["subprocess.Popen[bytes]"]:
-    log = (folder / "log").open("wb")
-    environment = {
-        **os.environ,
-        "RESTATE_LOG_FILTER": "error",
-        "RESTATE_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "1",
-    }
-    granian = [str(Path(sys.executable).parent / "granian"), "--interface", "asgi", "--http", "2", "--no-access-log"]
-    granian += ["--log-level", "error", "--host", "127.0.0.1", "--port", str(WORKER)]
-    serve = [server, "--base-dir", str(folder / "data"), "--node-name", "n1", "--bind-ip", "127.0.0.1"]
-    return [
-        subprocess.Popen(serve, env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True),
-        subprocess.Popen(
-            [*granian, "benchmarks.peers.restate_handlers:app"],
-            env=environment,
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        ),
-    ]
-
-
-def _register() -> None:
-    body = json.dumps({"uri": f"http://127.0.0.1:{WORKER}", "force": True}).encode()
-    address = f"http://127.0.0.1:{ADMIN}/deployments"
+def _register(admin: int, worker: int) -> None:
+    body = json.dumps({"uri": f"http://127.0.0.1:{worker}", "force": True}).encode()
+    address = f"http://127.0.0.1:{admin}/deployments"
     end = time.monotonic() + 60
     while True:
         request = urllib.request.Request(address, body, {"content-type": "application/json"}, method="POST")
@@ -111,32 +87,6 @@ def _register() -> None:
             time.sleep(0.05)
 
 
-async def _measure(runs: int, processes: list["subprocess.Popen[bytes]"]) -> dict[str, Any]:
-    connections = Connections()
-
-    async def onboard(_: int) -> None:
-        answer = await connections.post(f"/Onboarding/{os.getpid()}-{next(_numbers)}/run", handlers.EMAIL)
-        assert answer["sales"]["sent"]
-
-    async def act(_: int) -> None:
-        await connections.post("/Single/create", handlers.EMAIL)
-
-    await _until_it_answers(onboard)
-    await one_at_a_time(onboard, 30)
-    before = device_flushes()
-    alone = await one_at_a_time(onboard, 300)
-    flushes = (device_flushes() - before) / 300
-    single = await one_at_a_time(act, 300)
-    found: list[dict[str, float]] = []
-    for limit in (50, 500):
-        cpu = _cpu(processes)
-        seconds = await in_flight(onboard, runs, limit)
-        cpu = _cpu(processes) - cpu
-        found.append({"runs_per_second": runs / seconds, "cpu_per_1000_steps": cpu / (runs * STEPS) * 1000})
-    best = max(found, key=lambda one: one["runs_per_second"])
-    return {**best, "onboarding": latency(alone), "action": latency(single), "flushes": flushes}
-
-
 async def _until_it_answers(onboard: Any) -> None:
     for _ in range(200):
         try:
@@ -144,13 +94,3 @@ async def _until_it_answers(onboard: Any) -> None:
         except (RuntimeError, OSError):
             await asyncio.sleep(0.05)
     raise RuntimeError("The server did not run the workflow within 10 s.")
-
-
-def _cpu(processes: list["subprocess.Popen[bytes]"]) -> float:
-    cpu = time.process_time()
-    for process in processes:
-        family = psutil.Process(process.pid)
-        for one in [family, *family.children(recursive=True)]:
-            times = one.cpu_times()
-            cpu += times.user + times.system
-    return cpu

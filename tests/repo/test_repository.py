@@ -2,11 +2,14 @@
 
 import json
 import re
+from pathlib import Path
+
+import pytest
 
 from tests.repo.sources import ROOT, report, repository_files
 
-LOCKS = [ROOT / "requirements" / "dev.txt", ROOT / "requirements" / "node.txt"]
-NPM_LOCK = ROOT / "sdks" / "typescript" / "package-lock.json"
+LOCKS = sorted((ROOT / "requirements").rglob("*.txt"))
+NPM_LOCKS = [ROOT / "sdks" / "typescript" / "package-lock.json", ROOT / "benchmarks/peers/npm/package-lock.json"]
 
 # Put together from pieces, as this file is checked too.
 MACHINE_FOLDERS = ["work", "root", "home/[a-z]", "opt/wheels", "Users/[a-z]"]
@@ -33,8 +36,9 @@ def test_every_locked_requirement_is_pinned_and_has_hashes():
     assert not problems, report(problems)
 
 
-def test_npm_lock_file_has_hashes_and_no_addresses():
-    text = NPM_LOCK.read_text(encoding="utf-8")
+@pytest.mark.parametrize("lock", NPM_LOCKS, ids=lambda lock: lock.parent.name)
+def test_npm_lock_file_has_hashes_and_no_addresses(lock: Path):
+    text = lock.read_text(encoding="utf-8")
     assert "://" not in text
     packages = {name: entry for name, entry in json.loads(text)["packages"].items() if name.startswith("node_modules/")}
     fetched = [name for name, entry in packages.items() if not entry.get("link")]

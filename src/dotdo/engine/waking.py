@@ -14,6 +14,9 @@ log = logging.getLogger("dotdo.engine")
 
 # A sleep is cut into pieces, because the system's clock may be set or the machine suspended meanwhile.
 LONGEST_SLEEP = 60.0
+# From how many entries on those that were cancelled are thrown out, whenever there are twice as many as after the last
+# time: a run that leaves memory until next month cancels its wake, which would stay until then.
+SWEEP_FROM = 64
 
 
 class Wake:
@@ -35,7 +38,7 @@ class Alarm:
     def __init__(self, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
         self._clock, self._loop = clock, loop
         self._heap: list[tuple[int, int, Wake]] = []
-        self._count = 0
+        self._count, self._sweep_at = 0, SWEEP_FROM
         self._timer: asyncio.TimerHandle | None = None
         self._armed: int | None = None
         self._closed = False
@@ -46,9 +49,16 @@ class Alarm:
         self._count += 1
         wake = Wake(callback)
         heapq.heappush(self._heap, (due, self._count, wake))
+        if len(self._heap) >= self._sweep_at:
+            self._sweep()
         if self._armed is None or due < self._armed:
             self._arm(due)
         return wake
+
+    @property
+    def held(self) -> int:
+        """How many callbacks it holds, cancelled ones too."""
+        return len(self._heap)
 
     def close(self) -> None:
         """Calls nothing any more."""
@@ -56,6 +66,11 @@ class Alarm:
         self._heap.clear()
         if self._timer is not None:
             self._timer.cancel()
+
+    def _sweep(self) -> None:
+        self._heap = [entry for entry in self._heap if entry[2].callback is not None]
+        heapq.heapify(self._heap)
+        self._sweep_at = max(SWEEP_FROM, 2 * len(self._heap))
 
     def _changed(self) -> None:
         if not self._closed:

@@ -39,7 +39,7 @@ from dotdo.errors import (
     UnknownSecret,
 )
 from dotdo.fan_out import map
-from dotdo.policy import Concurrency, Retention, Retry
+from dotdo.policy import Concurrency, Rate, Retention, Retry
 from dotdo.preview import Preview
 from dotdo.records import Failure, Run
 from dotdo.secret import FromSecret, Secret
@@ -73,6 +73,7 @@ __all__ = [
     "InvalidInput",
     "KeyConflict",
     "Preview",
+    "Rate",
     "Retention",
     "Retry",
     "RetryLater",

@@ -29,7 +29,7 @@ from dotdo.catalogue import Catalogue, default_catalogue, described
 from dotdo.context import AsyncContext, Context, runner_for
 from dotdo.effect import takes_first
 from dotdo.errors import DefinitionError
-from dotdo.policy import Concurrency, Retry
+from dotdo.policy import Concurrency, Rate, Retry
 from dotdo.records import Definition, Options
 from dotdo.schema import Schema, hints_of, normalise, schema_of
 from dotdo.secret_input import check_same
@@ -65,6 +65,7 @@ class Policies(TypedDict, total=False):
     fallback: "Action[..., Any] | None"
     on_failure: "Sequence[Action[..., Any]]"
     concurrency: int | Concurrency | Sequence[Concurrency] | None
+    rate: str | Rate | Sequence[Rate] | None
     pivot: bool
     wire: Wire
     pool: Pool
@@ -104,6 +105,7 @@ class Action(Generic[P, R]):
         fallback: "Action[..., Any] | None" = None,
         on_failure: "Sequence[Action[..., Any]]" = (),
         concurrency: int | Concurrency | Sequence[Concurrency] | None = None,
+        rate: str | Rate | Sequence[Rate] | None = None,
         pivot: bool = False,
         wire: Wire = "snake",
         pool: Pool = "thread",
@@ -117,7 +119,7 @@ class Action(Generic[P, R]):
         self.pool: tuple[str, str | None, str] | Literal["worker"] | None = place_in_process(self, pool)
         self.retry = policy.retry_of(retry, DEFAULT_RETRY)
         self.timeout = policy.seconds(timeout, "timeout")
-        self.limits = policy.limits_of(self.subject, self.schema.names, concurrency)
+        self.limits = policy.limits_of(self.subject, self.schema.names, concurrency, rate)
         self.pivot = pivot
         self.catalogue = catalogue or default_catalogue
         if fallback is not None and fallback.fallback is not None:
@@ -265,6 +267,7 @@ def action(
     fallback: Action[..., Any] | None = None,
     on_failure: Sequence[Action[..., Any]] = (),
     concurrency: int | Concurrency | Sequence[Concurrency] | None = None,
+    rate: str | Rate | Sequence[Rate] | None = None,
     pivot: bool = False,
     wire: Wire = "snake",
     pool: Pool = "thread",
@@ -275,10 +278,10 @@ def action(
     name, version: how it is called by name; versions live side by side. retry: a Retry, or a number of attempts.
     timeout: seconds per attempt. undo: the action that takes a completed one back. fallback: an action with the same
     input, tried when the retries are used up. on_failure: actions given a Failure when a run of this action fails for
-    good. concurrency: how many attempts may run at a time on all nodes together, or a Concurrency (or several) that
-    says so for each value of a parameter; the others wait. pivot: undoing a service stops at this step. wire: `camel`
-    writes outputs in camelCase. pool: `process` runs a `def` handler in a process of its own, for what computes for
-    long or may crash; it may stage effects there.
+    good. concurrency, rate: how many attempts may run at a time (5), and start within a time ("100/minute"), on all
+    nodes together; or a Concurrency or Rate, or several, for each value of a parameter; the others wait. pivot: undoing
+    a service stops at this step. wire: `camel` writes outputs in camelCase. pool: `process` runs a `def` handler in a
+    process of its own, for what computes for long or may crash; it may stage effects there.
 
     The handler takes `Context` (`def`) or `AsyncContext` (`async def`) first, or leaves it out, then its inputs with
     type hints. Raises DefinitionError for a handler that cannot work.
@@ -295,6 +298,7 @@ def action(
             fallback=fallback,
             on_failure=on_failure,
             concurrency=concurrency,
+            rate=rate,
             pivot=pivot,
             wire=wire,
             pool=pool,

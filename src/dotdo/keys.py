@@ -31,7 +31,7 @@ VERBS: dict[str, tuple[str, ...]] = {
 }
 
 
-_RATE = re.compile(r"([1-9][0-9]{0,8})/([smhd])")
+_RATE = re.compile(r"([1-9][0-9]{0,8})/(s|m|h|d|second|minute|hour|day)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -47,11 +47,11 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 def read_rate(text: str) -> Rate:
-    """A rate out of its text, such as `100/s`. Raises DefinitionError."""
+    """A rate out of its text, such as `100/s` or `100/second`. Raises DefinitionError."""
     found = _RATE.fullmatch(text)
     if found is None:
         raise DefinitionError(f"{text!r} is no rate. A rate is a number and a time: 100/s, 600/m, 5000/h or 20000/d.")
-    return Rate(int(found[1]), _SECONDS[found[2]])
+    return Rate(int(found[1]), _SECONDS[found[2][0]])
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):

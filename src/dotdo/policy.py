@@ -5,12 +5,14 @@ Nothing here waits or knows a clock: `Retry.delay_before` gives milliseconds, an
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import msgspec
 
+from dotdo import keys
 from dotdo.errors import MAX_SECONDS, DefinitionError, Fail, InputError, RetryLater
 
+L = TypeVar("L")
 MOST_AT_A_TIME = 10_000
 
 ExceptionTypes = type[BaseException] | tuple[type[BaseException], ...]
@@ -100,33 +102,78 @@ class Concurrency(msgspec.Struct, frozen=True):
         _check_key(self.key, "Concurrency")
 
 
+class Rate(msgspec.Struct, frozen=True):
+    """How many attempts of an action may start within a time, on all nodes together.
+
+    limit: such as `100/minute`; a second, minute, hour or day. No such time, wherever it begins, has more of them. key:
+    as of Concurrency. Raises DefinitionError.
+    """
+
+    limit: str
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_count(self.read().count, f"Rate({self.limit!r})")
+        _check_key(self.key, "Rate")
+
+    def read(self) -> keys.Rate:
+        """The limit in numbers."""
+        if not isinstance(self.limit, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
+            raise DefinitionError(f"Rate({self.limit!r}): text is needed, such as 100/minute.")
+        return keys.read_rate(self.limit)
+
+
 class Limits(msgspec.Struct, frozen=True):
     """The limits of one action."""
 
     concurrency: tuple[Concurrency, ...] = ()
+    rate: tuple[Rate, ...] = ()
 
     def described(self) -> dict[str, Any]:
         """What listings show of them."""
-        return {"concurrency": [msgspec.to_builtins(each) for each in self.concurrency]}
+        return {
+            name: [
+                {key: value for key, value in msgspec.structs.asdict(one).items() if value is not None} for one in all
+            ]
+            for name, all in msgspec.structs.asdict(self).items()
+            if all
+        }
 
 
 def limits_of(
-    subject: str, names: frozenset[str], concurrency: "int | Concurrency | Sequence[Concurrency] | None"
+    subject: str,
+    names: frozenset[str],
+    concurrency: "int | Concurrency | Sequence[Concurrency] | None",
+    rate: "str | Rate | Sequence[Rate] | None",
 ) -> Limits | None:
     """The limits that the arguments of a definition mean; None when there are none. names: of its parameters."""
-    given = [concurrency] if isinstance(concurrency, int | Concurrency) else list(concurrency or ())
-    limits = Limits(tuple(Concurrency(each) if isinstance(each, int) else each for each in given))
-    for each in limits.concurrency:
-        if not isinstance(each, Concurrency):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
-            raise DefinitionError(f"{subject}: concurrency={each!r}: a number or a Concurrency is needed.")
-        if each.key is not None and each.key.partition(".")[0] not in names:
-            raise DefinitionError(
-                f"{subject}: {each!r}: its key is no parameter; there are {', '.join(sorted(names)) or 'none'}."
-            )
-    keys = [each.key for each in limits.concurrency]
-    if len(set(keys)) < len(keys):
-        raise DefinitionError(f"{subject}: two limits in concurrency= are for the same key; the lower one is enough.")
-    return limits if limits.concurrency else None
+    limits = Limits(
+        tuple(_limit(subject, names, each, "concurrency", Concurrency, int) for each in _several(concurrency)),
+        tuple(_limit(subject, names, each, "rate", Rate, str) for each in _several(rate)),
+    )
+    known = [each.key for each in limits.concurrency], [(each.key, each.read().seconds) for each in limits.rate]
+    for name, all in zip(("concurrency", "rate"), known, strict=True):
+        if len(set(all)) < len(all):
+            raise DefinitionError(f"{subject}: two limits in {name}= are for the same; the lower one is enough.")
+    return limits if limits.concurrency or limits.rate else None
+
+
+def _several(given: Any) -> list[Any]:
+    if given is None:
+        return []
+    return list(cast("list[Any]", given)) if isinstance(given, list | tuple) else [given]
+
+
+def _limit(subject: str, names: frozenset[str], given: Any, name: str, kind: type[L], short: type) -> L:
+    limit = cast("Any", kind)(given) if isinstance(given, short) else given
+    if not isinstance(limit, Concurrency | Rate) or not isinstance(limit, kind):
+        what = "a number or a Concurrency" if short is int else "a Rate, or text such as 100/minute,"
+        raise DefinitionError(f"{subject}: {name}={given!r}: {what} is needed.")
+    if limit.key is not None and limit.key.partition(".")[0] not in names:
+        raise DefinitionError(
+            f"{subject}: {limit!r}: its key is no parameter; there are {', '.join(sorted(names)) or 'none'}."
+        )
+    return limit
 
 
 def _check_count(value: int, name: str) -> None:

@@ -60,6 +60,13 @@ async def serve(ctx: AsyncContext, customer: dict[str, str], gate: str) -> str:
     return gate
 
 
+@action("call", rate="2/minute", retry=1, catalogue=catalogue)
+async def call_out(ctx: AsyncContext, name: str) -> str:
+    """Two a minute."""
+    ctx.resource(World).say(name)
+    return name
+
+
 async def waits(lab: Lab, id: str) -> Run:
     """Returns the run once it waits for a limit, out of memory."""
 
@@ -219,3 +226,26 @@ async def test_nothing_is_left_of_limits_that_nobody_needs(tmp_path: Path):
         assert await lab.sql("select count(*) from tickets") == [(0,)]
         assert await lab.sql("select count(*) from slots") == [(0,)]
         assert await lab.sql("select count(*) from inbox") == [(0,)]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@in_loop
+async def test_rate_counts_starts_also_across_a_restart(tmp_path: Path, restarts: bool):
+    async with laboratory(tmp_path) as lab:
+        handles = [await lab.client.start(call_out, name=name) for name in "ab"]
+        assert [await handle.result() for handle in handles] == ["a", "b"]
+        for name in "cd":
+            handles.append(await lab.client.start(call_out, name=name))
+            run = await waits(lab, handles[-1].id)
+            assert run.waiting_for is not None
+            assert run.waiting_for.text == "its turn: call may start 2/minute"
+        lab.clock.advance(59)
+        if not restarts:
+            await lab.sweep()
+            assert lab.world.said == ["a", "b"]
+            lab.clock.advance(1)
+            assert {await handle.result() for handle in handles[2:]} == {"c", "d"}
+    if restarts:
+        lab.clock.advance(1)
+        async with laboratory(tmp_path, world=lab.world, clock=lab.clock) as lab:
+            assert {await lab.client.handle(handle.id).result() for handle in handles[2:]} == {"c", "d"}

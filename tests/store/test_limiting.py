@@ -30,7 +30,9 @@ class Desk:
                 self.claims[number] = 1
             self.pools[number] = pool
         asks = [SlotAsk(pool, self.run(each), "step", self.claims[each], priority, tuple(limits)) for each in numbers]
-        self.places: list[Place] = self.store.settle_slots(asks, [], now).places
+        settled = self.store.settle_slots(asks, [], now)
+        self.places: list[Place] = settled.places
+        self.next_at = settled.next_at
         return [place.scope is None for place in self.places]
 
     def free(self, *numbers: int, now: int = 0) -> list[int]:
@@ -40,7 +42,9 @@ class Desk:
 
     def sweep(self, now: int = 0, before: int = 0) -> list[int]:
         """Has the store look; returns the runs that may start now."""
-        return self.numbers(self.store.sweep_slots(now, before))
+        settled = self.store.sweep_slots(now, before)
+        self.next_at = settled.next_at
+        return self.numbers(settled.woken)
 
     def told(self, number: int) -> list[str]:
         """The messages of that kind for a run."""
@@ -189,9 +193,49 @@ def test_changed_limit_counts_from_the_next_ask_on(desk: Desk):
     assert [len(desk.told(number)) for number in (2, 3, 4)] == [1, 1, 0]
 
 
-def test_many_wait_and_each_gets_its_turn(desk: Desk, store: Store):
+def test_no_time_of_a_rates_length_has_more_starts(desk: Desk):
+    rate = (Limit("rate send 1", 2, 1_000),)
+    assert [desk.ask(n, limits=rate, now=now) for n, now in ((1, 100), (2, 500), (3, 500))] == [[True], [True], [False]]
+    assert desk.next_at == 1_100
+    assert desk.free(1, 2, now=600) == [], "that they have ended makes no difference"
+    assert desk.sweep(now=1_099) == []
+    assert desk.ask(4, limits=rate, now=1_099) == [False]
+    assert desk.sweep(now=1_100) == [3]
+    assert desk.next_at == 1_500
+    assert desk.ask(5, limits=rate, now=1_499) == [False]
+    assert desk.sweep(now=1_600) == [4]
+    assert desk.next_at == 2_100
+    assert desk.free(5, now=1_700) == []
+    assert desk.sweep(now=2_100) == []
+    assert desk.next_at is None
+    assert desk.ask(6, limits=rate, now=2_100) == [True]
+
+
+def test_start_counts_from_when_it_had_all_its_slots(desk: Desk):
+    """Of a rate for a key, and one at a time in all: what waits for the second after the first has not started."""
+
+    def of(key: str) -> tuple[Limit, ...]:
+        return (Limit(f"rate send 1 {key}", 1, 1_000), Limit("concurrency send", 1))
+
+    assert desk.ask(1, limits=of("a"), now=0) == [True]
+    assert desk.ask(2, 3, limits=of("b"), now=100) == [False, False]
+    assert desk.next_at is None, "nobody knows when the first of these starts"
+    assert desk.free(1, now=5_000) == [2]
+    assert desk.free(2, now=5_100) == []
+    assert desk.sweep(now=5_999) == []
+    assert desk.sweep(now=6_000) == [3]
+
+
+def test_start_that_never_came_counts_for_nothing(desk: Desk):
+    of = (Limit("rate send 1 a", 1, 1_000), Limit("concurrency send", 1))
+    assert desk.ask(1, limits=(Limit("concurrency send", 1),)) == [True]
+    assert desk.ask(2, 3, limits=of, now=100) == [False, False]
+    assert desk.free(2, now=200) == []
+    assert desk.free(1, now=300) == [3]
+
+
+def test_many_wait_and_each_gets_its_turn(desk: Desk):
     numbers = list(range(1, 501))
     assert desk.ask(*numbers).count(True) == 1
     for number in numbers[:100]:
         assert desk.free(number) == [number + 1]
-    assert store.next_slot() is None

@@ -1,6 +1,7 @@
 """Policies: how often and when something is tried again, and the checks that definitions share."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from dotdo.errors import (
     InvalidValue,
     UnknownName,
 )
-from dotdo.policy import check_text, one_of, retry_of, seconds
+from dotdo.policy import Concurrency, Limits, Rate, check_text, limits_of, one_of, retry_of, seconds
 
 STEADY = Retry(attempts=10, delay=2, factor=3, max_delay=100, jitter=False)
 
@@ -212,3 +213,42 @@ def test_retry_later_refuses_a_time_that_never_comes():
     assert RetryLater(after=30).after == 30
     assert isinstance(RetryLater(), DotdoError)
     assert not isinstance(RetryLater(), InputError)
+
+
+def test_limits_of_a_definition_are_checked():
+    names = frozenset({"customer", "order"})
+    limits = limits_of("action x@1", names, [5, Concurrency(1, key="order.customer")], "100/minute")
+    assert limits == Limits((Concurrency(5), Concurrency(1, "order.customer")), (Rate("100/minute"),))
+    assert limits.described() == {
+        "concurrency": [{"limit": 5}, {"limit": 1, "key": "order.customer"}],
+        "rate": [{"limit": "100/minute"}],
+    }
+    assert limits_of("action x@1", names, None, []) is None
+    assert Rate("5/h").read().seconds == 3600
+
+
+@pytest.mark.parametrize(
+    "concurrency, rate, text",
+    [
+        (0, None, "Concurrency(limit)=0: a number from 1 to 10,000"),
+        (True, None, "Concurrency(limit)=True"),
+        ("5", None, "action x@1: concurrency='5': a number or a Concurrency is needed"),
+        ([Concurrency(1, key="custmer")], None, "its key is no parameter; there are customer, order."),
+        ([5, 6], None, "two limits in concurrency= are for the same"),
+        (None, 5, "action x@1: rate=5: a Rate, or text such as 100/minute, is needed"),
+        (None, "5 per minute", "'5 per minute' is no rate"),
+        (None, "20000/day", "a number from 1 to 10,000"),
+        (None, ["5/m", "6/minute"], "two limits in rate= are for the same"),
+        (Rate("5/s"), None, "a number or a Concurrency is needed"),
+    ],
+)
+def test_limits_that_mean_nothing_are_refused(concurrency: Any, rate: Any, text: str):
+    with pytest.raises(DefinitionError, match=re.escape(text)):
+        limits_of("action x@1", frozenset({"customer", "order"}), concurrency, rate)
+
+
+@pytest.mark.parametrize("key", ["", "a b", "a..b", 'a"', 5])
+def test_key_of_a_limit_is_a_path(key: Any):
+    for kind in (lambda: Concurrency(1, key), lambda: Rate("1/s", key)):
+        with pytest.raises(DefinitionError, match="the name of a parameter is needed, or a path into one"):
+            kind()

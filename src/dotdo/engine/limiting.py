@@ -14,9 +14,10 @@ import msgspec
 
 from dotdo import codec
 from dotdo.action import Action
+from dotdo.engine.waking import Wake
 from dotdo.errors import ClientClosed, StoreError
 from dotdo.policy import Limits
-from dotdo.store.protocol import Limit, Place, SlotAsk
+from dotdo.store.protocol import Limit, Place, Settled, SlotAsk
 
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
@@ -40,7 +41,7 @@ async def take_slots(step: "StepRun", action: Action[..., Any], given: Limits) -
         place = await limiter.ask(ask)
         if place.scope is not None:
             await run.waiting.for_slot(step.id, place.ticket, texts[place.scope])
-            await run.may_attempt()  # much may have changed
+        await run.may_attempt()  # the lease may be over by now, and somebody else have the slot
     except BaseException:
         give_back(run, ask)
         raise
@@ -57,13 +58,20 @@ def give_back(run: "LiveRun", slots: SlotAsk) -> None:
 def limits_of_step(action: Action[..., Any], limits: Limits, input: bytes) -> tuple[tuple[Limit, ...], dict[str, str]]:
     """The limits of one call, in the order in which they are taken, and what each is in words, by its scope. Those of a
     key come first: a step that waits for one of them is in nobody else's way."""
-    found: list[tuple[Limit, str]] = []
-    params: Any = codec.decode(input) if any(each.key for each in limits.concurrency) else None
-    for each in sorted(limits.concurrency, key=lambda one: one.key is None):
+    found: list[tuple[bool, Limit, str]] = []
+    keyed = any(each.key for each in (*limits.concurrency, *limits.rate))
+    params: Any = codec.decode(input) if keyed else None
+    for each in limits.concurrency:
         of = _of(each.key, params)
         text = f"one of the {each.limit} attempts of {action.name}{of and f' with {of}'} that run at a time, to end"
-        found.append((Limit(f"concurrency {action.name} {of}".rstrip(), each.limit), text))
-    return tuple(limit for limit, _ in found), {limit.scope: text for limit, text in found}
+        found.append((not of, Limit(f"concurrency {action.name} {of}".rstrip(), each.limit), text))
+    for each in limits.rate:
+        of, rate = _of(each.key, params), each.read()
+        text = f"its turn: {action.name}{of and f' with {of}'} may start {each.limit}"
+        scope = f"rate {action.name} {rate.seconds} {of}".rstrip()
+        found.append((not of, Limit(scope, rate.count, rate.seconds * 1000), text))
+    found.sort(key=lambda one: one[0])
+    return tuple(limit for _, limit, _ in found), {limit.scope: text for _, limit, text in found}
 
 
 def _of(key: str | None, params: Any) -> str:
@@ -88,6 +96,8 @@ class Limiter:
         self._gone: list[tuple[str, str, str]] = []
         self._settles = False
         self._next_sweep = 0.0
+        self._wake: Wake | None = None
+        self._due = 0
         self._wait = RETRY_SECONDS
 
     async def ask(self, ask: SlotAsk) -> Place:
@@ -102,14 +112,39 @@ class Limiter:
         self._gone.append((ask.run, ask.step, ask.pool))
         self._settle_soon()
 
-    async def sweep(self) -> None:
-        """Hands out what time has freed, and what the runs of dead nodes had."""
+    async def sweep(self, now: int | None = None) -> None:
+        """Hands out what time has freed, and what the runs of dead nodes had; not too often, unless it is known that
+        now is the time."""
         engine = self._engine
-        if engine.loop.time() < self._next_sweep:
+        if now is None and engine.loop.time() < self._next_sweep:
             return
         self._next_sweep = engine.loop.time() + SWEEP_SECONDS
-        now = engine.clock.now()
-        self._hint(await engine.committer.call(lambda: engine.store.sweep_slots(now, now - round(GRACE * 1000))))
+        now = engine.clock.now() if now is None else now
+        self._follow(await engine.committer.call(lambda: engine.store.sweep_slots(now, now - round(GRACE * 1000))))
+
+    def _follow(self, settled: Settled) -> None:
+        """Has those told that may start, and comes back when time has freed more."""
+        engine = self._engine
+        for run in settled.woken:
+            engine.hint(run)
+        if settled.next_at is not None and (self._wake is None or settled.next_at < self._due):
+            if self._wake is not None:
+                self._wake.cancel()
+            self._due = settled.next_at
+            self._wake = engine.alarm.at(self._due, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        self._wake = None
+        if not self._engine.closing:
+            self._engine.spawn(self._sweep_now())
+
+    async def _sweep_now(self) -> None:
+        try:
+            await self.sweep(self._engine.clock.now())
+        except ClientClosed:
+            return
+        except StoreError as error:  # the claimer's look comes later, and often
+            self._engine.log.debug("slots are handed out later: %s", error)
 
     def _settle_soon(self) -> None:
         if not self._settles:
@@ -148,8 +183,4 @@ class Limiter:
         for (_, future), place in zip(asks, settled.places, strict=True):
             if not future.done():
                 future.set_result(place)
-        self._hint(settled.woken)
-
-    def _hint(self, runs: list[str]) -> None:
-        for run in runs:
-            self._engine.hint(run)
+        self._follow(settled)

@@ -59,18 +59,16 @@ class Limiting:
             wanted = [(ask.run, ask.step, ask.pool) for ask in asks]
             places = {(row[2], row[3], row[1]): Place(row[0], row[6]) for row in self._do("find_tickets", wanted)}
             asked = set(wanted)
-            return Settled(
-                [places[each] for each in wanted],
-                self._wake([one for one in granted if (one.run, one.step, one.pool) not in asked], now),
-            )
+            others = [one for one in granted if (one.run, one.step, one.pool) not in asked]
+            return Settled([places[each] for each in wanted], self._wake(others, now), self._next(self._db.write))
 
-    def sweep_slots(self, now: int, before: int) -> list[str]:
+    def sweep_slots(self, now: int, before: int) -> Settled:
         """Takes back the slots of runs that have come to rest, and of those whose node is gone, and hands out again
-        what time has freed. Returns the runs that got one."""
+        what time has freed."""
         given = {"before": before, "limit": MANY}
         stale, due = self._db.read(self._sql["stale_tickets"], given), self._due(self._db.read, now)
-        if not stale and not due:
-            return []
+        if not (stale or due or self._db.read(self._sql["any_past_slot"], {"now": now})):
+            return Settled([], [], self._next(self._db.read))
         pools = {row[1] for row in stale} | {row[1] for row in due}
         with self._db.transaction():
             self._lock(pools)
@@ -83,11 +81,12 @@ class Limiting:
                 self._do("free_slots", [(row[0],) for row in away])
                 self._do("set_aside_tickets", [(row[0],) for row in away])
             self._db.write(self._sql["clear_slots"], {"now": now})
-            return self._wake(self._advance({s: one for s, one in touched.items() if one[1] in pools}, now), now)
+            granted = self._advance({scope: one for scope, one in touched.items() if one[1] in pools}, now)
+            return Settled([], self._wake(granted, now), self._next(self._db.write))
 
-    def next_slot(self) -> int | None:
+    def _next(self, ask: Any) -> int | None:
         """When the earliest limit moves by itself."""
-        return self._db.read(self._sql["next_slot"])[0][0]
+        return ask(self._sql["next_slot"])[0][0]
 
     # -- inside a transaction -----------------------------------------------------------------------------------------
 

@@ -134,10 +134,12 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Settled(msgspec.Struct, frozen=True):
-    """What came of asks, in their order; and runs that have been left a message, because a step of theirs may start."""
+    """What came of asks, in their order; runs that have been left a message, because a step of theirs may start; and
+    when (ms) time frees the next slot that somebody waits for."""
 
     places: list[Place]
     woken: list[str]
+    next_at: int | None
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -297,9 +299,9 @@ class Store(Protocol):
         order of asking. Who asks again keeps its place, and what it has."""
         ...
 
-    def sweep_slots(self, now: int, before: int) -> list[str]:
+    def sweep_slots(self, now: int, before: int) -> Settled:
         """Hands out what time has freed, what runs had that have come to rest, and what was handed out before `before`
-        to a claim that is over and was not asked for again. Returns the runs that were left a message."""
+        to a claim that is over and was not asked for again."""
         ...
 
     def settle(self) -> None:
@@ -333,10 +335,6 @@ class Store(Protocol):
 
     def next_due(self) -> int | None:
         """When the earliest free run is due."""
-        ...
-
-    def next_slot(self) -> int | None:
-        """When the earliest slot that somebody waits for becomes free by itself."""
         ...
 
     def get_run(self, run: str) -> Run | None:

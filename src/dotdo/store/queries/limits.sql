@@ -62,6 +62,10 @@ delete from slots where until is null and ticket in (select cast(value ->> 0 as 
 -- Starts that count for no rate any more.
 delete from slots where until <= :now;
 
+-- name: any_past_slot
+-- Whether there are such.
+select 1 from slots where until <= :now limit 1;
+
 -- name: count_slots
 -- How many slots of each limit are taken, and when the first of them becomes free by itself.
 select given.value ->> 0, count(slots.ticket), min(slots.until)

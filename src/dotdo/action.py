@@ -64,8 +64,8 @@ class Policies(TypedDict, total=False):
     undo: "Action[..., Any] | Callable[..., Any] | None"
     fallback: "Action[..., Any] | None"
     on_failure: "Sequence[Action[..., Any]]"
-    concurrency: int | Concurrency | Sequence[Concurrency] | None
-    rate: str | Rate | Sequence[Rate] | None
+    concurrency: int | Concurrency | Sequence[int | Concurrency] | None
+    rate: str | Rate | Sequence[str | Rate] | None
     pivot: bool
     wire: Wire
     pool: Pool
@@ -104,8 +104,8 @@ class Action(Generic[P, R]):
         undo: "Action[..., Any] | Callable[..., Any] | None" = None,
         fallback: "Action[..., Any] | None" = None,
         on_failure: "Sequence[Action[..., Any]]" = (),
-        concurrency: int | Concurrency | Sequence[Concurrency] | None = None,
-        rate: str | Rate | Sequence[Rate] | None = None,
+        concurrency: int | Concurrency | Sequence[int | Concurrency] | None = None,
+        rate: str | Rate | Sequence[str | Rate] | None = None,
         pivot: bool = False,
         wire: Wire = "snake",
         pool: Pool = "thread",
@@ -266,8 +266,8 @@ def action(
     undo: Action[..., Any] | Callable[..., Any] | None = None,
     fallback: Action[..., Any] | None = None,
     on_failure: Sequence[Action[..., Any]] = (),
-    concurrency: int | Concurrency | Sequence[Concurrency] | None = None,
-    rate: str | Rate | Sequence[Rate] | None = None,
+    concurrency: int | Concurrency | Sequence[int | Concurrency] | None = None,
+    rate: str | Rate | Sequence[str | Rate] | None = None,
     pivot: bool = False,
     wire: Wire = "snake",
     pool: Pool = "thread",

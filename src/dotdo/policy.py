@@ -143,8 +143,8 @@ class Limits(msgspec.Struct, frozen=True):
 def limits_of(
     subject: str,
     names: frozenset[str],
-    concurrency: "int | Concurrency | Sequence[Concurrency] | None",
-    rate: "str | Rate | Sequence[Rate] | None",
+    concurrency: "int | Concurrency | Sequence[int | Concurrency] | None",
+    rate: "str | Rate | Sequence[str | Rate] | None",
 ) -> Limits | None:
     """The limits that the arguments of a definition mean; None when there are none. names: of its parameters."""
     limits = Limits(

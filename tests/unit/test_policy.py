@@ -219,6 +219,7 @@ def test_limits_of_a_definition_are_checked():
     names = frozenset({"customer", "order"})
     limits = limits_of("action x@1", names, [5, Concurrency(1, key="order.customer")], "100/minute")
     assert limits == Limits((Concurrency(5), Concurrency(1, "order.customer")), (Rate("100/minute"),))
+    assert limits is not None
     assert limits.described() == {
         "concurrency": [{"limit": 5}, {"limit": 1, "key": "order.customer"}],
         "rate": [{"limit": "100/minute"}],

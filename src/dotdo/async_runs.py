@@ -46,7 +46,12 @@ class AsyncHandle(Generic[R]):
         """The run as it stands; if its service has continued as new, the run that goes on for it."""
         platform = await self._client.platform()
         run = await platform.get(self.id)
-        return run if run.continued_as is None else await platform.get(await platform.newest(self.id))
+        while run.continued_as is not None:  # again, if it continues between the two questions
+            newest = await platform.newest(run.id)
+            if newest == run.id:
+                break
+            run = await platform.get(newest)
+        return run
 
     async def cancel(self, *, actor: str | None = None) -> None:
         """Asks for the run to be cancelled; what it did is undone."""

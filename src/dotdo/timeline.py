@@ -328,6 +328,9 @@ class Builder:
         return self._moment(entry, f"opened again to {data.operation}{_by(data.actor)}, generation {entry.generation}")
 
     def _ended(self, entry: Entry, data: Ended) -> Moment:
+        for step in self._steps.values():
+            if step.state == "open":  # after a crash, nobody was there to say so
+                step.state, step.ended_at = "cancelled", entry.at
         text = data.status if data.continued_as is None else f"continued as {data.continued_as}"
         return self._moment(entry, text, data.error)
 

@@ -109,6 +109,31 @@ async def test_events_go_to_the_run_that_goes_on_in_order_and_once(tmp_path: Pat
 
 
 @in_loop
+async def test_handle_shows_the_run_that_goes_on_also_if_it_continues_meanwhile(tmp_path: Path):
+    async with laboratory(tmp_path, catalogue=catalogue) as lab:
+        handle = await lab.client.start(counter, seen=[], per_run=1)
+        await handle.send_event("number", 0)
+        await lab.until_status(handle.id, "completed")
+        newest, asked = lab.engine.newest, 0
+
+        async def newest_then_continued(id: str) -> str:
+            nonlocal asked
+            found, asked = await newest(id), asked + 1
+            if asked == 1:
+                await handle.send_event("number", 1)
+                await lab.until_status(found, "completed")
+            return found
+
+        lab.engine.newest = newest_then_continued
+        run = await handle.get()
+        del lab.engine.newest
+        assert asked == 2
+        assert run.continued_as is None
+        await handle.send_event("number", -1)
+        assert await handle.result() == [0, 1]
+
+
+@in_loop
 async def test_events_not_awaited_yet_are_kept_also_those_nobody_has_taken(tmp_path: Path):
     async with laboratory(tmp_path, catalogue=catalogue) as lab:
         handle = await lab.client.start(collecting, 0)

@@ -7,7 +7,9 @@ import pytest
 
 from dotdo import ActionFailed, RunBlocked, service, wait_for_event
 from dotdo.errors import InvalidOperation
-from tests.guarantees.lab import book, catalogue, in_loop, laboratory, note, refuse
+from dotdo.testing import TestDo
+from dotdo.testing.killing import Point
+from tests.guarantees.lab import World, book, catalogue, in_loop, laboratory, note, refuse
 from tests.guarantees.test_services_children import packs
 
 pytestmark = pytest.mark.usefixtures("both_doors")
@@ -137,3 +139,22 @@ async def test_what_cannot_be_undone_says_why(tmp_path: Path):
         (blocked, *_) = await lab.client.runs.list(status="blocked")
         with pytest.raises(InvalidOperation, match="asks no question"):
             await lab.client.runs.resolve(blocked.id, "happened")
+
+
+def test_undo_by_hand_of_an_earlier_generation_is_not_settled_again():
+    """A retry replays it as done; whoever takes the run over has no attempt of it to look for."""
+    late = 0
+    for number in range(6, 16):
+        with TestDo(catalogue=catalogue, resources=[World()], seed="same") as do:
+            do.points.deadly = Point("commit", number, "after")
+            run = do.start(changes_its_mind, then="refuse")
+            do.settle()
+            do.runs.retry(run.id)
+            do.settle()
+            entries = run.journal()
+            flight = next(entry.step for entry in entries if entry.step.startswith("book"))
+            again = [entry for entry in entries if entry.generation == 1]
+            late += any(entry.kind == "claimed" for entry in again)
+            assert "lost" not in [entry.kind for entry in again if entry.step == f"undo:{flight}"], number
+            assert [step.state for step in do.steps(run) if step.state == "open"] == []
+    assert late

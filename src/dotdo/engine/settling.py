@@ -67,16 +67,28 @@ def open_calls(run: "LiveRun", code: ServiceCode) -> list[str]:
     """The actions (and undos) that a service's code has asked for and that have not come to their end."""
     steps, asked = run.history.steps, [call for call in code.calls.values() if call.step.begun]
     actions = [call.id for call in asked if not isinstance(call.definition, Service)]
-    return [id for id in actions if id not in steps or steps[id].state == OPEN]
+    return [id for id in actions if _is_open(steps, id)]
 
 
 def steps_in_flight(run: "LiveRun") -> set[str]:
     """The steps that have attempts under way, here or perhaps at an earlier owner, of a run that stops."""
-    if run.unsettled is None:
-        return set(run.tasks)
-    if run.unsettled.unknown:
-        run.unsettled.replayed(_ask_code(run))
-    return {*run.tasks, *run.unsettled.steps}
+    found = set(run.tasks)
+    if run.unsettled is not None:
+        if run.unsettled.unknown:
+            run.unsettled.replayed(_ask_code(run))
+        found |= run.unsettled.steps
+    return {id for id in found if not _is_taken_back(run.history.steps, id)}
+
+
+def _is_open(steps: dict[str, StepRecord], id: str) -> bool:
+    """Whether a step may have an attempt under way."""
+    return (id not in steps or steps[id].state == OPEN) and not _is_taken_back(steps, id)
+
+
+def _is_taken_back(steps: dict[str, StepRecord], id: str) -> bool:
+    """Whether this is an undo by hand that a retry only replays: what was taken back is not taken back again."""
+    target = steps.get(id.removeprefix("undo:")) if id.startswith("undo:") else None
+    return target is not None and target.undone
 
 
 def _ask_code(run: "LiveRun") -> list[str]:
@@ -94,7 +106,7 @@ def _ask_code(run: "LiveRun") -> list[str]:
         except (ReplayError, InputError) as error:
             # Then no more can be known than what has entries.
             engine.log.warning("the code of %s cannot say what was under way: %s", run.id, error)
-    return [id for id in asked if id not in steps or steps[id].state == OPEN]
+    return [id for id in asked if _is_open(steps, id)]
 
 
 def is_unsettled(run: "LiveRun", id: str) -> bool:

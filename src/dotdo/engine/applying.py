@@ -7,6 +7,7 @@ can never commit; if it collides, the row's completion counts.
 
 import asyncio
 import os
+import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
@@ -235,8 +236,8 @@ def _is_prepared(engine: Engine) -> bool:
 def _url_of(item: Given) -> URL:
     """A database's URL. Raises DefinitionError for what is none, or no place that outlives the process."""
     try:
-        url = item.url if isinstance(item, Engine | AsyncEngine) else make_url(item)
-    except ArgumentError:
+        url = item.url if isinstance(item, Engine | AsyncEngine) else _made(item)
+    except (ArgumentError, ValueError):
         raise DefinitionError(f"sql={item!r} is not a database URL, such as sqlite:///app.db.") from None
     if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
         raise DefinitionError(
@@ -244,6 +245,22 @@ def _url_of(item: Given) -> URL:
             "as sqlite:///app.db."
         )
     return url
+
+
+def _made(given: str | URL) -> URL:
+    """A URL. One that names several PostgreSQL servers, as its driver takes it, is written otherwise in SQLAlchemy; of
+    them the one that is no standby is meant, as with the store."""
+    parts = (
+        re.fullmatch(r"(postgres\w*(?:\+\w+)?://(?:[^@/]*@)?)([^/?@]*,[^/?@]*)(.*)", given)
+        if isinstance(given, str)
+        else None
+    )
+    if parts is None:
+        return make_url(given)
+    hosts = [host if ":" in host else f"{host}:5432" for host in parts[2].split(",")]
+    url = make_url(f"{parts[1]}{parts[3] or '/'}").update_query_dict({"host": hosts})
+    which = {} if "target_session_attrs" in url.query else {"target_session_attrs": "read-write"}
+    return url.update_query_dict(which)
 
 
 def _pool(url: URL) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from benchmarks.processes import RESULTS, ROOT, Failed, measure
 KEPT = RESULTS / "peers.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 MARKS = ("<!-- peers -->", "<!-- end of peers -->")
-FULL, QUICK = Effort(2.0, [50, 500], 100), Effort(0.3, [50], 20)
+FULL, QUICK = Effort(1.6, [50, 500], 100), Effort(0.3, [50], 20)
 # Panels of the plot: title, job, and what is in the row's name.
 PANELS = [
     ("Onboardings per second, in a flood", "onboarding", "in a flood", "flushes 1 ms slower: in a flood"),

@@ -3,6 +3,7 @@
 What cannot be had on this machine raises Unavailable with a reason; the comparison then shows that in the peer's place.
 """
 
+import hashlib
 import os
 import platform
 import shutil
@@ -40,7 +41,7 @@ def restate_server() -> str:
         shutil.copytree(RESTATE_LOCK, folder)
         # Without scripts: the only one reports the installation to somebody.
         _run([*_npm(), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], folder)
-        _mark(folder)
+        _mark(folder, lock)
     return str(folder / f"node_modules/@restatedev/restate-server-linux-{machine}/bin/restate-server")
 
 
@@ -81,17 +82,22 @@ def _environment(name: str, lock: Path) -> Path:
         _run([sys.executable, "-m", "venv", "--clear", str(folder)], ROOT)
         pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
         _run([*pip, "install", "--root-user-action=ignore", "--require-hashes", "-r", str(lock)], ROOT)
-        _mark(folder)
+        _mark(folder, lock)
     return folder / "bin"
 
 
 def _is_old(folder: Path, lock: Path) -> bool:
+    """Whether the folder was made by another lock file, or is not finished."""
     mark = folder / ".installed"
-    return not mark.exists() or mark.stat().st_mtime < lock.stat().st_mtime
+    return not mark.exists() or mark.read_text() != _digest(lock)
 
 
-def _mark(folder: Path) -> None:
-    (folder / ".installed").touch()
+def _mark(folder: Path, lock: Path) -> None:
+    (folder / ".installed").write_text(_digest(lock))
+
+
+def _digest(lock: Path) -> str:
+    return hashlib.sha256(lock.read_bytes()).hexdigest()
 
 
 def _run(command: Sequence[str], folder: Path, environment: dict[str, str] | None = None) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from dotdo import ActionFailed, RunBlocked, service
 from tests.guarantees.lab import Lab, book, catalogue, flaky, hold, in_loop, laboratory, note, refuse
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("both_doors")
 
@@ -264,6 +265,41 @@ async def test_child_undone_by_hand_neither_wakes_its_parent_for_ever_nor_is_und
         with pytest.raises(ActionFailed):
             await handle.result()
         assert lab.world.said == ["book table", "unbook table"]
+
+
+@service("undoes-a-child-last", catalogue=catalogue)
+async def undoes_a_child_last() -> None:
+    await packs(item="table")
+    await book(item="chair")
+    await refuse()
+
+
+@in_loop
+async def test_child_undone_by_hand_while_its_parent_undoes_something_else_does_not_wake_that_for_ever(tmp_path: Path):
+    """The parent will ask for the child's undo, but not before the undo of its chair was tried again."""
+    async with laboratory(tmp_path) as lab:
+        lab.world.fail("unbook chair", 1)
+        lab.world.open("unbook chair")
+        handle = await lab.client.start(undoes_a_child_last)
+        await lab.until_asleep(handle.id)
+        child = await child_of(lab, handle.id)
+        await lab.client.runs.undo(child)
+        await lab.until_journal_has(child, "ended", 2)
+        await lab.until(lambda: handle.id in lab.engine.live)  # what its child told it has come
+        run = lab.engine.live[handle.id]
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                if run.waiting.early and not run.busy:
+                    break
+                await asyncio.sleep(0.005)
+        run._park()  # as it does when it has lingered
+        assert not run.over
+        assert await claims_of(lab, handle.id) == 2, "begun, and woken once for what its child told it"
+
+        lab.clock.advance(3600)
+        with pytest.raises(ActionFailed):
+            await handle.result()
+        assert lab.world.said == ["book table", "book chair", "unbook table", "unbook chair"]
 
 
 @service("child-with-a-bug", catalogue=catalogue)

@@ -27,6 +27,7 @@ from tests.simulation.durations import skewed
 
 START = 1_893_456_000_000
 STUCK_AFTER = 400.0 * 24 * 3600  # simulated seconds
+MOST_TURNS = 60_000  # of the loop in one case; those that end take less than 15,000
 
 
 class Died(SystemExit):
@@ -41,7 +42,8 @@ class Deadlock(AssertionError):
 class Chance:
     """What happens next, drawn from a seed. Each decision has a number; a shrunk case allows some numbers only.
 
-    fired: the numbers of the faults that were injected. seen: what occurred, counted. quiet: no more faults.
+    fired: the numbers of the faults that were injected. seen: what occurred, counted. quiet: no more faults. turns: of
+    the loops of all its processes.
     """
 
     seed: int
@@ -50,6 +52,7 @@ class Chance:
     seen: Counter[str] = field(default_factory=Counter)
     quiet: bool = False
     decided: int = 0
+    turns: int = 0
 
     def __post_init__(self) -> None:
         self._faults = random.Random(f"faults {self.seed}")
@@ -93,6 +96,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """The base class would sleep here."""
         if timeout is None:
             raise Deadlock("Nothing is ready, and nothing will be.")
+        self.chance.turns += 1
+        if self.chance.turns > MOST_TURNS:
+            raise Deadlock("It turns round and round, and gets nowhere.")
         self._now += timeout
         if self._now > STUCK_AFTER:
             raise Deadlock("It goes on for ever.")

@@ -236,6 +236,18 @@ def parks_without_an_alarm(patch: pytest.MonkeyPatch) -> None:
 
 
 @planted
+def wakes_what_waits_at_once(patch: pytest.MonkeyPatch) -> None:
+    update = RunJournal.update
+
+    def at_once(self: Any, status: str, **options: Any) -> None:
+        if status == "waiting":
+            options["due_at"] = 0
+        update(self, status, **options)
+
+    patch.setattr(RunJournal, "update", at_once)
+
+
+@planted
 def accepts_a_key_twice(patch: pytest.MonkeyPatch) -> None:
     async def unknown(self: Any, id: str, given: str, key: str, name: str) -> bool:
         return False

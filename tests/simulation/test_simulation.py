@@ -4,6 +4,7 @@ A seed decides the runs, the faults and the order of all that happens; `python -
 and shrinks it. `make nightly` plays many more.
 """
 
+import itertools
 import time
 from collections import Counter
 
@@ -14,6 +15,7 @@ from tests.simulation.planted import PLANTED
 from tests.simulation.simulating import Played, play, shrink
 
 FIRST, SEEDS, SECONDS = 10_000, 240, 15.0
+MOST = 2_000  # seeds that are tried before a planted bug counts as not found
 LEAST = 40  # seeds that are played, however slow the machine is
 
 # Seeds that have found a bug of ours, before it was mended.
@@ -26,38 +28,38 @@ FOUND = {
     1131: "retrying a run that was blocked for its crashes sent again what nobody was asked about",
 }
 
-# A seed by which each planted bug is found. Those of `make nightly` begin with the first seed.
+# The seed that found each planted bug last. What a seed plays changes with the engine, so others are tried after it;
+# `python -m tests.simulation planted` says which one is the first now; it also looks for those that few seeds find.
 CAUGHT = {
-    "answers_before_the_commit": 16,
+    "answers_before_the_commit": 37,
     "believes_everything_durable": 0,
     "requests_before_the_intent_is_durable": 2,
-    "drops_a_batch_that_failed": 6,
-    "forgets_runs_whose_write_failed": 10,
-    "forgets_claims_whose_answer_was_lost": 0,
-    "leaves_runs_that_the_store_has_failed": 18,
+    "drops_a_batch_that_failed": 2,
+    "forgets_runs_whose_write_failed": 1,
+    "forgets_claims_whose_answer_was_lost": 2,
+    "leaves_runs_that_the_store_has_failed": 337,
     "rescues_once_at_most": 2,
     "polls_never": 1,
-    "sends_again_what_nobody_knows_of": 18,
-    "looks_up_and_does_not_listen": 2,
+    "sends_again_what_nobody_knows_of": 2,
+    "looks_up_and_does_not_listen": 7,
     "makes_a_new_key_for_each_attempt": 2,
-    "never_asks_the_database_how_an_attempt_ended": 8,
+    "never_asks_the_database_how_an_attempt_ended": 40,
     "keeps_what_a_failed_attempt_had_staged": 98,
     "undoes_oldest_first": 10,
-    "forgets_what_was_undone": 18,
+    "forgets_what_was_undone": 27,
     "forgets_undo_when_a_run_fails": 10,
-    "begins_undoing_again_when_cancelled": 852,
+    "begins_undoing_again_when_cancelled": 494,
     "takes_events_twice": 7,
     "loses_the_end_of_a_child": 2,
     "rings_early": 1,
     "parks_without_an_alarm": 1,
     "accepts_a_key_twice": 0,
     "does_not_compare_inputs_of_a_key": 6,
-    "does_not_check_the_fence": 23,
+    "does_not_check_the_fence": 267,
     "goes_on_after_a_write_that_failed": 9,
     "breaks_the_chain": 0,
-    "tries_again_what_nobody_was_asked": 1131,
     "cancels_in_words_only": 4,
-    "forgets_children_whose_start_was_lost": 457,
+    "forgets_children_whose_start_was_lost": 60,
 }
 
 # What must have occurred in any few dozen seeds, or they would prove little.
@@ -77,16 +79,22 @@ def explained(played: Played) -> str:
     return f"seed {played.case.seed}: python -m tests.simulation {played.case.seed}\n  {lines}"
 
 
+def found(hint: int) -> Played | None:
+    """The first case in which a planted bug does something wrong. hint: the seed that is tried first."""
+    cases = (play(make_case(seed)) for seed in itertools.chain([hint], range(MOST)))
+    return next((played for played in cases if played.wrong), None)
+
+
 def test_invariants_hold_under_every_seed():
     seen: Counter[str] = Counter()
-    end, number = time.monotonic() + SECONDS, 0
+    end, number, missing = time.monotonic() + SECONDS, 0, SOMETIMES
     for number in range(SEEDS):
         played = play(make_case(FIRST + number))
         assert not played.wrong, explained(played)
         seen.update(played.chance.seen)
-        if number >= LEAST and time.monotonic() > end:
+        missing = [what for what in SOMETIMES if not seen[what]]
+        if number >= LEAST and time.monotonic() > end and not missing:
             break
-    missing = [what for what in SOMETIMES if not seen[what]]
     assert not missing, f"{number + 1} seeds, and never: {missing}"
 
 
@@ -106,7 +114,14 @@ def test_seed_plays_the_same_again():
 @pytest.mark.parametrize("bug", CAUGHT)
 def test_planted_bug_is_found(bug: str, monkeypatch: pytest.MonkeyPatch):
     PLANTED[bug](monkeypatch)
-    assert play(make_case(CAUGHT[bug])).wrong
+    assert found(CAUGHT[bug]) is not None
+
+
+def test_case_that_turns_round_and_round_is_a_finding(monkeypatch: pytest.MonkeyPatch):
+    PLANTED["wakes_what_waits_at_once"](monkeypatch)
+    played = found(hint=5)
+    assert played is not None
+    assert "I4: It turns round and round, and gets nowhere." in played.wrong
 
 
 def test_there_are_twenty_planted_bugs():
@@ -116,7 +131,8 @@ def test_there_are_twenty_planted_bugs():
 
 def test_failing_seed_shrinks(monkeypatch: pytest.MonkeyPatch):
     PLANTED["cancels_in_words_only"](monkeypatch)
-    played = play(make_case(CAUGHT["cancels_in_words_only"]))
+    played = found(CAUGHT["cancels_in_words_only"])
+    assert played is not None
     small = shrink(played, 40)
     assert small.wrong
     assert len(small.case.orders) <= len(played.case.orders)

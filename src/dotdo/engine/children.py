@@ -145,9 +145,20 @@ def take_child_message(run: "LiveRun", message: Message) -> None:
     if future is not None and not future.done():
         future.set_result(message)
     elif _is_awaited(run, message.name):
-        run.waiting.early[message.name] = message
+        run.waiting.early.setdefault(message.name, []).append(message)
     else:
         run.journal.take(message.id)  # nobody will ask: an operator undid or retried the child by hand
+
+
+def holds_messages(run: "LiveRun") -> bool:
+    """Whether messages of children are here that the run will ask for, but not yet: as long as they are in its inbox it
+    would be woken for them, again and again. Those that nobody will ask for any more are taken."""
+    early = run.waiting.early
+    for child in list(early):
+        if not _is_awaited(run, child):
+            for message in early.pop(child):
+                run.journal.take(message.id)
+    return any(early.values())
 
 
 def _is_awaited(run: "LiveRun", child: str) -> bool:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from dotdo.engine.children import holds_messages
 from dotdo.engine.service_code import ServiceCode
 from dotdo.engine.settling import SETTLEMENT, leaves_unsettled
 from dotdo.errors import ReplayError
@@ -66,7 +67,7 @@ def waiting_for(run: "LiveRun") -> WaitingFor:
 def park(run: "LiveRun") -> None:
     """Leaves memory; the row says for what it waits, and when to come back."""
     waits = waits_of(run)
-    if not waits or any(wait.kind == SETTLEMENT for wait in waits):
+    if not waits or any(wait.kind == SETTLEMENT for wait in waits) or holds_messages(run):
         return
     due = min((wait.until for wait in waits if wait.until is not None), default=None)
     seconds = None if due is None else run.engine.clock.until(due)

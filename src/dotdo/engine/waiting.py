@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Waiting:
     """What the steps of one run wait for.
 
-    now: in words and data, by step. early: messages of children that ended before anybody waited for them. slots: by
-    ticket; granted: tickets of which that was told before, or after, anybody waited.
+    now: in words and data, by step. early: messages of children that ended before anybody waited for them, in order.
+    slots: by ticket; granted: tickets of which that was told before, or after, anybody waited.
     """
 
     def __init__(self, run: "LiveRun") -> None:
@@ -26,7 +26,7 @@ class Waiting:
         self._times: dict[str, asyncio.Future[None]] = {}
         self.now: dict[str, WaitingFor] = {}
         self.children: dict[str, asyncio.Future[Message]] = {}
-        self.early: dict[str, Message] = {}
+        self.early: dict[str, list[Message]] = {}
         self.slots: dict[int, asyncio.Future[None]] = {}
         self.granted: set[int] = set()
 
@@ -47,8 +47,9 @@ class Waiting:
 
     async def for_child(self, child: str, text: str, step: str) -> Message:
         """Waits for the message that a child run has ended."""
-        if child in self.early:
-            return self.early.pop(child)
+        early = self.early.get(child)
+        if early:
+            return early.pop(0)
         run = self._run
         future = self.children[child] = run.engine.loop.create_future()
         self.now[step] = WaitingFor("child", text, None, step)

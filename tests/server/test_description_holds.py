@@ -41,7 +41,7 @@ async def ask(question: str, choices: dict[str, float] | None = None) -> str:
         return "nobody answered"
 
 
-@pytest.mark.timeout(0 if "DOTDO_EXAMPLES" in os.environ else 120)
+@pytest.mark.timeout(0 if "DOTDO_EXAMPLES" in os.environ else 300)
 def test_every_answer_is_as_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(executing, "DEFAULT_WAIT", 0.02)
     monkeypatch.setattr(reading, "LONGEST_WAIT", 0.02)

@@ -215,6 +215,7 @@ def bury(engine: "Engine", loop: asyncio.AbstractEventLoop) -> Remains:
     if engine.databases is not None:
         loop.run_until_complete(engine.databases.close())
     _forget_callbacks(loop)
+    tasks |= asyncio.all_tasks(loop)  # those, too, that have been begun meanwhile
     for task in tasks:
         asyncio.tasks._unregister_task(task)  # or whoever ends the loop would wake it
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio does for what it ends itself

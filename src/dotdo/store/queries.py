@@ -19,7 +19,7 @@ _PART = re.compile(r"^-- (sqlite|postgres|both)\b.*$")
 _TABLE = re.compile(
     r"\b(from|join|into|update|table)\s+"
     r"(runs|journal|inbox|nodes|definitions|links|labels|blobs|registry|leftovers|api_keys|erasing|facts|offers|"
-    r"tickets|slots|rates)\b"
+    r"tickets|slots|rates|heads)\b"
 )
 
 

@@ -67,6 +67,7 @@ class SqlStore(Retaining, Erasing, ApiKeys, Offering, Limiting):
         self._db = database
         self.where, self.shared = database.where, database.shared
         self._sql = load_queries(database.dialect)
+        self._last = ""  # the name whose turn came last, when runs were claimed
         try:
             migrate(database)
             self._has_blobs = bool(database.read(self._sql["any_blob"])[0][0])
@@ -158,8 +159,15 @@ class SqlStore(Retaining, Erasing, ApiKeys, Offering, Limiting):
     def claim_due(self, node: str, now: int, limit: int) -> list[Claim]:
         """Takes up to `limit` runs that are due and have no owner."""
         with self._db.transaction():
-            found = self._db.write(self._sql["claim_due"], {"node": node, "now": now, "limit": limit})
-        return [Claim(run, claim, crashed == CRASHED, crashed == UNSETTLED) for run, claim, crashed in found]
+            given = {"node": node, "now": now, "limit": limit, "last": self._last}
+            found = self._db.write(self._sql["claim_due"], given)
+        return self._claims(found)
+
+    def _claims(self, found: Sequence[tuple[Any, ...]]) -> list[Claim]:
+        """What was claimed; the next batch begins with the names after these."""
+        if found:
+            self._last = max((name <= self._last, name) for *_, name in found)[1]
+        return [Claim(run, claim, crashed == CRASHED, crashed == UNSETTLED) for run, claim, crashed, _ in found]
 
     def claim_one(self, node: str, run: str) -> Claim | None:
         """Takes one run that is free or already the node's own."""

@@ -37,7 +37,8 @@ from each(:rows) as new
 where runs.id = new.value ->> 0 and runs.claim = cast(new.value ->> 1 as bigint);
 
 -- name: claim_due
--- Takes a bounded batch of due runs; the claim number fences off whoever had them before.
+-- Takes a bounded batch of due runs; the claim number fences off whoever had them before. Names take turns, beginning
+-- after the one that came last; of each name the oldest come first.
 update runs set
     owner = :node,
     claim = claim + 1,
@@ -45,17 +46,27 @@ update runs set
     waiting_for = null
 -- sqlite
 where id in (
-    select id from runs where ended_at is null and owner is null and due_at <= :now order by due_at limit :limit
+    with due as materialized (select name from heads where due_at <= :now)
+    select runs.id from due cross join runs where runs.id in (
+        select free.id from runs as free
+        where free.ended_at is null and free.owner is null and free.name = due.name and free.due_at <= :now
+        order by free.due_at limit :limit / (select count(*) from due) + 1
+    )
+    order by row_number() over (partition by due.name order by runs.due_at), due.name <= :last, due.name limit :limit
 )
 -- postgres: other nodes claim at the same time; in an array, because the planner may ask a subquery more than once
 where id = any (array(
-    select id from runs
-    where ended_at is null and owner is null and due_at <= :now
-        and kind || ' ' || name || '@' || version not in (select value ->> 0 from each(:elsewhere))
-    order by due_at limit :limit for update skip locked
+    with due as materialized (select name from heads where due_at <= :now)
+    select free.id from due cross join lateral (
+        select id, due_at from runs
+        where ended_at is null and owner is null and runs.name = due.name and due_at <= :now
+            and kind || ' ' || name || '@' || version not in (select value ->> 0 from each(:elsewhere))
+        order by due_at limit cast(:limit as bigint) / (select count(*) from due) + 1 for update skip locked
+    ) as free
+    order by row_number() over (partition by due.name order by free.due_at), due.name <= :last, due.name limit :limit
 ))
 -- both
-returning id, claim, crashed;
+returning id, claim, crashed, name;
 
 -- name: claim_one
 -- Takes one run again, whoever had it: used by its own node after a failed write. Whatever becomes of this claim,

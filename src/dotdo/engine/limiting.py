@@ -96,6 +96,7 @@ class Limiter:
         self._gone: list[tuple[str, str, str]] = []
         self._settles = False
         self._next_sweep = 0.0
+        self._seen, self._limited = -1, False
         self._wake: Wake | None = None
         self._due = 0
         self._wait = RETRY_SECONDS
@@ -116,11 +117,19 @@ class Limiter:
         """Hands out what time has freed, and what the runs of dead nodes had; not too often, unless it is known that
         now is the time."""
         engine = self._engine
-        if now is None and engine.loop.time() < self._next_sweep:
+        if now is None and (engine.loop.time() < self._next_sweep or not self._has_limits()):
             return
         self._next_sweep = engine.loop.time() + SWEEP_SECONDS
         now = engine.clock.now() if now is None else now
         self._follow(await engine.committer.call(lambda: engine.store.sweep_slots(now, now - round(GRACE * 1000))))
+
+    def _has_limits(self) -> bool:
+        """Whether any action here has some: what others have is for nodes that offer it."""
+        catalogue = self._engine.catalogue
+        if catalogue.changes != self._seen:
+            self._seen = catalogue.changes
+            self._limited = any(each.limits is not None for each in catalogue.all("action"))
+        return self._limited
 
     def _follow(self, settled: Settled) -> None:
         """Has those told that may start, and comes back when time has freed more."""

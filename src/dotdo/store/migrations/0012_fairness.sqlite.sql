@@ -6,12 +6,12 @@ create index runs_due on runs (name, due_at) where ended_at is null and owner is
 create view heads as
 with recursive first(id) as (
     select (
-        select id from runs
+        select id from runs indexed by runs_due
         where ended_at is null and owner is null and due_at is not null order by name, due_at limit 1
     )
     union all
     select (
-        select next.id from runs as next
+        select next.id from runs as next indexed by runs_due
         where next.ended_at is null and next.owner is null and next.due_at is not null and next.name > runs.name
         order by next.name, next.due_at limit 1
     )

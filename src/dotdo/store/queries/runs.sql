@@ -48,7 +48,7 @@ update runs set
 where id in (
     with due as materialized (select name from heads where due_at <= :now)
     select runs.id from due cross join runs where runs.id in (
-        select free.id from runs as free
+        select free.id from runs as free indexed by runs_due
         where free.ended_at is null and free.owner is null and free.name = due.name and free.due_at <= :now
         order by free.due_at limit :limit / (select count(*) from due) + 1
     )

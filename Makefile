@@ -19,13 +19,15 @@ test: $(INSTALLED) $(TYPESCRIPT_BUILT)
 	cd $(TYPESCRIPT) && PYTHON=$(CURDIR)/$(PYTHON) npm test
 	$(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-# The long proofs: 100,000 seeds, every planted bug from the first seed on, every operation of the store's disk failing in
+# The long proofs: 110,000 seeds, every planted bug from the first seed on, every operation of the store's disk failing in
 # every way, 1,000 processes killed by SIGKILL, and every service of the guarantees and of the example killed at every
 # commit and effect.
 SEEDS := $(shell date +%s)00000
 nightly: $(INSTALLED)
 	$(PYTHON) -m tests.simulation planted
 	$(PYTHON) -m tests.simulation $(SEEDS) $$(($(SEEDS) + 100000))
+	$(PYTHON) -m tests.simulation nodes planted
+	$(PYTHON) -m tests.simulation nodes $(SEEDS) $$(($(SEEDS) + 10000))
 	$(PYTHON) -m tests.store_faults
 	$(PYTHON) -m tests.guarantees.kill_storm --kills 1000
 	$(PYTHON) -m pytest -q -n auto --timeout 1800 --crash-sample=all \

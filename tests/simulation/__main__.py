@@ -1,16 +1,23 @@
 """`python -m tests.simulation SEED` plays a seed and shrinks it; `... FIRST LAST` plays many; `... planted` looks for
-every planted bug, from the first seed on."""
+every planted bug, from the first seed on. `... nodes SEED`, `... nodes FIRST LAST`, `... nodes planted`: on several
+nodes.
+"""
 
 import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
-from tests.simulation.cases import make_case
-from tests.simulation.planted import PLANTED
+from tests.simulation import planted_peers
+from tests.simulation.cases import Case, make_case
+from tests.simulation.nodes import play_on_nodes
+from tests.simulation.planted import PLANTED, Plant
 from tests.simulation.simulating import Played, play, shrink
+
+Player = Callable[[Case], Played]
 
 MOST = 2_000  # seeds within which a planted bug must be found
 
@@ -26,7 +33,7 @@ def show(played: Played) -> None:
     print("\n".join(played.wrong) or "nothing is wrong")
 
 
-def many(first: int, last: int) -> int:
+def many(first: int, last: int, play: Player = play) -> int:
     """Plays seeds; returns how many went wrong."""
     seen: Counter[str] = Counter()
     wrong, began = 0, time.process_time()
@@ -42,10 +49,10 @@ def many(first: int, last: int) -> int:
     return wrong
 
 
-def find_planted() -> int:
+def find_planted(bugs: dict[str, Plant] = PLANTED, play: Player = play) -> int:
     """Looks for each planted bug; returns how many were not found."""
     missed = 0
-    for name, plant in PLANTED.items():
+    for name, plant in bugs.items():
         with pytest.MonkeyPatch.context() as patch:
             plant(patch)
             found = next((seed for seed in range(MOST) if play(make_case(seed)).wrong), None)
@@ -54,13 +61,27 @@ def find_planted() -> int:
     return missed
 
 
+def on_nodes(arguments: list[str]) -> int:
+    """The same on several nodes."""
+    if arguments == ["planted"]:
+        return find_planted(planted_peers.PLANTED, play_on_nodes)
+    numbers = [int(argument) for argument in arguments]
+    if len(numbers) == 2:
+        return many(numbers[0], numbers[1], play_on_nodes)
+    played = play_on_nodes(make_case(numbers[0]))
+    show(played)
+    return len(played.wrong)
+
+
 def main(arguments: list[str]) -> int:
     """The program."""
+    if arguments[:1] == ["nodes"]:
+        return on_nodes(arguments[1:])
     if arguments == ["planted"]:
         return find_planted()
     numbers = [int(argument) for argument in arguments]
     if len(numbers) == 2:
-        return many(*numbers)
+        return many(numbers[0], numbers[1])
     played = play(make_case(numbers[0]))
     show(shrink(played) if played.wrong else played)
     return len(played.wrong)

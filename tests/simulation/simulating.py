@@ -77,7 +77,9 @@ class Played:
 
 
 class Play:
-    """One case under way."""
+    """One case under way. look: after how many simulated seconds to see whether it has come to rest."""
+
+    look = 3600.0
 
     def __init__(self, case: Case, folder: Path) -> None:
         self.case, self.chance = case, Chance(case.seed, case.faults)
@@ -222,7 +224,7 @@ class Play:
                 return
             for run in moving:
                 await self._help(engine, run)
-            await asyncio.sleep(61 if any(run.status == "blocked" for run in moving) else 3600)
+            await asyncio.sleep(61 if any(run.status == "blocked" for run in moving) else self.look)
         self.wrong += [f"I4: {run.id} ({run.name}) does not end: {run.status}, {run.waiting_for}" for run in moving]
 
     async def _help(self, engine: Engine, run: Run) -> None:
@@ -269,6 +271,13 @@ _template: Path | None = None
 
 def play(case: Case) -> Played:
     """Plays a case in a folder of its own."""
+    with folder_of() as folder, no_threads(), silent():
+        return Play(case, folder).to_end()
+
+
+@contextlib.contextmanager
+def folder_of() -> Generator[Path]:
+    """A folder with an empty store and an application's database."""
     global _template
     if _template is None or not _template.exists():
         _template = Path(
@@ -282,14 +291,13 @@ def play(case: Case) -> Played:
     try:
         for name in ("dotdo.db", "app.db"):
             shutil.copyfile(_template / name, folder / name)
-        with no_threads(), _silent():
-            return Play(case, folder).to_end()
+        yield folder
     finally:
         shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
-def _silent() -> Generator[None]:
+def silent() -> Generator[None]:
     """What fails here is meant to."""
     log = logging.getLogger("dotdo")
     level = log.level

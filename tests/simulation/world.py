@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import apsw
@@ -52,6 +53,7 @@ class World:
         self.asked: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.loop: SimulatedLoop | None = None
+        self.began: Callable[[str, str], None] = lambda run, step: None  # called with each attempt of a handler
         self._store = store
         self._reader: apsw.Connection | None = None
 
@@ -167,6 +169,7 @@ EFFECTS = {"keyed": keyed, "found": found, "asked": asked, "resent": resent, "wi
 
 
 async def _do(ctx: AsyncContext, spec: Spec) -> int:
+    ctx.resource(World).began(ctx.run_id, ctx.step)
     for kind in spec.get("stage", ()):
         ctx.stage(EFFECTS[kind], what=f"staged {spec['n']} at {ctx.attempt}")
     for kind in spec.get("request", ()):

@@ -268,7 +268,7 @@ def failure(name: str, why: str) -> apsw.Error:
     if name == "open":
         return apsw.CantOpenError(f"simulated: {why}")
     error = apsw.IOError(f"simulated: {name}: {why}")
-    error.extendedresult = CODES[name]  # pyright: ignore[reportAttributeAccessIssue]  (see apsw.exception_for)
+    error.extendedresult = CODES[name]  # pyright: ignore[reportAttributeAccessIssue]
     return error
 
 

@@ -91,7 +91,9 @@ class Claimer:
 
     async def _wait(self) -> None:
         engine = self._engine
-        due = await engine.read(engine.store.next_due)
+        # Without a lease nothing can be claimed: what is due then must not ring the alarm over and over.
+        may_claim = engine.lease is None or engine.lease.lasts
+        due = await engine.read(engine.store.next_due) if may_claim else None
         if due is not None and not self._hint.is_set():
             if self._wake is not None:
                 self._wake.cancel()

@@ -158,29 +158,30 @@ class Lease:
     # -- on the thread of the lease -----------------------------------------------------------------------------------
 
     def _renew(self) -> None:
-        engine, wait = self._engine, self._every
+        wait = self._every
         while not self._stop.wait(wait):
-            node, asked = engine.node, monotonic()
-            error: BaseException | None = None
-            now = None
-            try:
-                now = self._store.renew(node)
-            except Exception as failure:  # the next one may do; what matters is how long there was none
-                error = failure
-            answered = monotonic()
-            if now is not None:
-                wait = self._every
-                with self._trusting:
-                    if node == engine.node and not self._is_lost:
-                        self._until = asked + self._lasts
-                if isinstance(engine.clock, StoreClock):
-                    engine.clock.correct(now, answered - asked)
-            elif error is None or answered >= self._until:
-                wait = self._again
-                why = error or StoreUnavailable("the other nodes took it for dead")
-                self._tell(node, why)
-            else:
-                wait = self._again
+            wait = self._beat()
+
+    def _beat(self) -> float:
+        """Renews the lease, or says that it is over; returns in how many seconds to do that again."""
+        engine, node, asked = self._engine, self._engine.node, monotonic()
+        error: BaseException | None = None
+        now = None
+        try:
+            now = self._store.renew(node)
+        except Exception as failure:  # the next one may do; what matters is how long there was none
+            error = failure
+        answered = monotonic()
+        if now is not None:
+            with self._trusting:
+                if node == engine.node and not self._is_lost:
+                    self._until = asked + self._lasts
+            if isinstance(engine.clock, StoreClock):
+                engine.clock.correct(now, answered - asked)
+            return self._every
+        if error is None or answered >= self._until:
+            self._tell(node, error or StoreUnavailable("the other nodes took it for dead"))
+        return self._again
 
     def _tell(self, node: str, why: BaseException) -> None:
         try:

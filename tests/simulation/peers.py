@@ -164,13 +164,14 @@ class PeerDatabase(SQLiteDatabase):
             if self._peer.loop.dead:
                 return
             now, self._epoch = self._epoch, epoch
+            lost, self._is_lost = self._is_lost, False  # it came by the old connection, and opens no new one
             try:
                 work()
                 self._chance.seen["late.done"] += 1
             except Exception:
                 self._chance.seen["late.refused"] += 1
             finally:
-                self._epoch = now
+                self._epoch, self._is_lost = now, lost
 
         return arrive
 

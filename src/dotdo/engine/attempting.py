@@ -181,9 +181,13 @@ class Attempt:
 
     def request_and_wait(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The same from a handler's thread."""
+        self.heartbeat()
         asking = asyncio.run_coroutine_threadsafe(self.request(effect, args, kwargs), self._loop)
         with self._lock:
             self._asking |= {asking}
+            too_late = self._over is not None  # whoever declared it over did not see this one
+        if too_late:
+            asking.cancel()
         try:
             return asking.result()
         except CancelledError:

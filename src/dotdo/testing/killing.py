@@ -5,6 +5,7 @@ none of its callbacks, and its store is closed as it is. What would vanish with 
 """
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Kind = Literal["commit", "effect", "sql commit"]
 Side = Literal["before", "after"]
 ANSWERER = "dotdo.testing"  # who answers the questions that only a kill has raised
+CREATED = inspect.CORO_CREATED
 PATIENCE = 20.0  # seconds that functions of users on threads are given to end after a kill
 
 
@@ -246,6 +248,10 @@ def _forget_callbacks(loop: Any) -> None:
     """What the loop was about to call belongs to the dead."""
     for timer in list(loop._scheduled):
         timer.cancel()
+    for handle in loop._ready:
+        for cell in getattr(handle._callback, "__closure__", None) or ():
+            if inspect.iscoroutine(cell.cell_contents) and inspect.getcoroutinestate(cell.cell_contents) == CREATED:
+                cell.cell_contents.close()  # a thread has asked for it; or Python would warn that nobody awaits it
     loop._ready.clear()  # not cancelled: the loop's own handles are among them, and are used again
 
 

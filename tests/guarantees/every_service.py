@@ -30,6 +30,7 @@ LEFT_OUT = {
     "previewed:Application": "sends to nowhere, since it is only previewed",
     "test_check_foresees_what_blocks:test_missing_definitions_are_named": "is code that must not fit",
     "test_continue_as_new:test_wrong_use_is_a_bug_that_says_what_to_do": "is wrong, for an error message",
+    "test_failover_loses_nothing": "pays into a real server, which its test stops",
     "test_hostile_handlers_hurt_nobody_else:takes-fragile": "breaks by how often its value was read in this process",
     "test_hostile_handlers_hurt_nobody_else:spins-in-python": "keeps the loop busy until it is interrupted",
     "test_hostile_values_are_refused_at_every_door:calls": "only passes values that are refused",
@@ -51,7 +52,9 @@ FACTORIES = {
     "node:definitions": "definitions",
     "test_check_foresees_what_blocks:application": "application",
     "test_operators_on_postgres:definitions": "definitions",
+    "test_promoted_store_goes_on:definitions": "definitions",
     "test_services_blocked:version_of": "of_old",
+    "test_started_within_a_transaction:definitions": "definitions",
     "test_versions_side_by_side:offer_first": "both",
     "unseen:define": "define",
 }

@@ -208,9 +208,10 @@ def bury(engine: "Engine", loop: asyncio.AbstractEventLoop) -> Remains:
         )
     _end_threads(engine)
     _forget_callbacks(loop)
-    works = [attempt.work for run in engine.live.values() for attempt in run.attempts if attempt.work is not None]
-    for work in works:
-        if work.opened is not None:
+    for attempt in [attempt for run in engine.live.values() for attempt in run.attempts]:
+        # Taken away, so that the suspended code does not roll it back once more when it is ended.
+        work, attempt.work = attempt.work, None
+        if work is not None and work.opened is not None:
             loop.run_until_complete(work.rollback_async())
     loop.run_until_complete(engine.processes.close())
     loop.run_until_complete(_leave_resources(engine))

@@ -25,6 +25,8 @@ def offers_of(catalogue: Catalogue) -> Offers:
     for action in catalogue.all("action"):
         if action.schema.secrets is not None:
             left_out.append(f"{action.subject}: its secret inputs do not leave the server")
+        elif action.limits is not None:
+            left_out.append(f"{action.subject}: concurrency= and rate= hold for what the server runs, not for workers yet")
         else:
             actions.append(_action(action))
     found = {(each.name, each.version): each for each in (*default_catalogue.all("effect"), *catalogue.all("effect"))}
@@ -36,9 +38,9 @@ def offers_of(catalogue: Catalogue) -> Offers:
             effects.append(_effect(effect))
     services = sorted({each.name for each in catalogue.all("service")})
     if services:
-        left_out.append(
-            f"{'services' if len(services) > 1 else 'the service'} {', '.join(services)}: the server runs them"
-        )
+        many = len(services) > 1
+        which = f"services {', '.join(services)}" if many else f"the service {services[0]}"
+        left_out.append(f"{which}: the server runs {'them' if many else 'it'}")
     return Offers(actions, effects, left_out)
 
 

@@ -14,10 +14,13 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 demo: $(INSTALLED)
 	$(PYTHON) -m examples.onboarding.demo
 
+# One more than there are cores, since tests often wait for processes and the disk.
+WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+
 # pytest comes last, so that its summary does.
 test: $(INSTALLED) $(TYPESCRIPT_BUILT)
 	cd $(TYPESCRIPT) && PYTHON=$(CURDIR)/$(PYTHON) npm test
-	$(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(PYTHON) -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
 # The long proofs: 110,000 seeds, every planted bug from the first seed on, every operation of the store's disk failing in
 # every way, 1,000 processes killed by SIGKILL, and every service of the guarantees and of the example killed at every

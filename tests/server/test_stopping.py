@@ -103,6 +103,7 @@ def test_what_was_accepted_is_answered_or_found_again(tmp_path: Path):
             load.begun()
             serve.signal()
             serve.said("Stopping: ")
+            standing.join(PATIENCE)  # is answered before what it waits for happens
             (tmp_path / "gate").touch()
             rest = list(events)  # the stream ends in order
         for thread in (standing, polling):

@@ -103,9 +103,9 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came; a second one cuts what is left. uvicorn would raise it again at the end, and so end the
         process before the engine has drained."""
-        self._on_signal(sig, self.should_exit)
-        self.force_exit = self.should_exit
-        self.stop()
+        again = self.force_exit = self.should_exit
+        self.stop()  # first: the next signal may come while this one is told
+        self._on_signal(sig, again)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -187,11 +187,28 @@ class Remains:
 
     def end(self) -> None:
         """Ends the suspended code; whatever it does then is of no consequence."""
-        for run in self._engine.live.values():
-            if run.code is not None:
-                run.code.end()
-        for task in self._tasks:
+        with _loop_of_the_dead():
+            for run in self._engine.live.values():
+                if run.code is not None:
+                    run.code.end()
+            for task in self._tasks:
+                _close(task.get_coro())
+
+
+@contextmanager
+def _loop_of_the_dead() -> Generator[None]:
+    """What code begins while it is ended never runs. Without a loop of its own asyncio would refuse, or make one."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield
+    finally:
+        _forget_callbacks(loop)
+        for task in asyncio.all_tasks(loop):
+            _bury_task(task)
             _close(task.get_coro())
+        asyncio.set_event_loop(None)
+        loop.close()
 
 
 def bury(engine: "Engine", loop: asyncio.AbstractEventLoop) -> Remains:
@@ -220,9 +237,13 @@ def bury(engine: "Engine", loop: asyncio.AbstractEventLoop) -> Remains:
     _forget_callbacks(loop)
     tasks |= asyncio.all_tasks(loop)  # those, too, that have been begun meanwhile
     for task in tasks:
-        asyncio.tasks._unregister_task(task)  # or whoever ends the loop would wake it
-        task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio does for what it ends itself
+        _bury_task(task)
     return Remains(engine, tasks)
+
+
+def _bury_task(task: "asyncio.Task[Any]") -> None:
+    asyncio.tasks._unregister_task(task)  # or whoever ends the loop would wake it
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio does for what it ends itself
 
 
 async def _leave_resources(engine: "Engine") -> None:

@@ -28,7 +28,7 @@ def test_what_a_worker_cannot_run_is_left_out_with_the_reason():
     offers = offers_of(catalogue)
     assert [each.name for each in offers.actions] == ["free"]
     assert "telling" not in {each.name for each in offers.effects}
-    limits = "concurrency= and rate= hold for what the server runs, not for workers yet"
+    limits = "concurrency= and rate= hold only for what the server runs"
     assert sorted(offers.left_out) == [
         f"action limited@1: {limits}",
         f"action rated@2: {limits}",

@@ -26,7 +26,7 @@ def offers_of(catalogue: Catalogue) -> Offers:
         if action.schema.secrets is not None:
             left_out.append(f"{action.subject}: its secret inputs do not leave the server")
         elif action.limits is not None:
-            left_out.append(f"{action.subject}: concurrency= and rate= hold for what the server runs, not for workers yet")
+            left_out.append(f"{action.subject}: concurrency= and rate= hold only for what the server runs")
         else:
             actions.append(_action(action))
     found = {(each.name, each.version): each for each in (*default_catalogue.all("effect"), *catalogue.all("effect"))}

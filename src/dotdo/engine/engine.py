@@ -183,6 +183,8 @@ class Engine(Serving):
             await asyncio.wait(self.background, timeout=grace)
         self.answers.fail_all(ClientClosed("The engine was stopped before the run ended; the run goes on later."))
         try:
+            self.committer.flush()
+            await self.committer.call(lambda: None)  # by then all who had something written know how that went
             unseen += self.dropped
             await self.committer.call(lambda: self.store.leave(self.node, self.clock.now(), unseen))
         except StoreError as error:

@@ -5,6 +5,7 @@ none of its callbacks, and its store is closed as it is. What would vanish with 
 """
 
 import asyncio
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Generator
@@ -198,7 +199,7 @@ class Remains:
 @contextmanager
 def _loop_of_the_dead() -> Generator[None]:
     """What code begins while it is ended never runs. Without a loop of its own asyncio would refuse, or make one."""
-    loop = asyncio.new_event_loop()
+    loop = _dead_loop()
     asyncio.set_event_loop(loop)
     try:
         yield
@@ -208,7 +209,12 @@ def _loop_of_the_dead() -> Generator[None]:
             _bury_task(task)
             _close(task.get_coro())
         asyncio.set_event_loop(None)
-        loop.close()
+
+
+@functools.cache
+def _dead_loop() -> asyncio.AbstractEventLoop:
+    """Never runs, and is never closed: threads of drivers still hand their answers to it."""
+    return asyncio.new_event_loop()
 
 
 def bury(engine: "Engine", loop: asyncio.AbstractEventLoop) -> Remains:

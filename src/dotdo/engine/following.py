@@ -22,6 +22,7 @@ from dotdo.clock import Clock
 from dotdo.codec import is_heavy
 from dotdo.engine import line as lines
 from dotdo.engine.accepting import check_same_input, new_run, run_id
+from dotdo.engine.filing import Filing
 from dotdo.engine.hosting import StartAsked
 from dotdo.engine.line import Answer, Ask, Forget, Hint, Line, News, Watch, error_of
 from dotdo.engine.previewing import Previewer
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
 
 T = TypeVar("T")
-Outcome = str | InputError | None
 
 # How often to look, in seconds: for a free lock and for ends that nobody told of, with a line to the engine; for an
 # engine to speak to, when there is none; and for ends, when there is none and somebody waits.
@@ -65,15 +65,6 @@ PENANCE = 5.0
 
 class _Moved(Exception):
     """What was to be asked of another process is to be asked here."""
-
-
-class _Files:
-    """Writes the parts of what is large, in the own store of a client, between its requests."""
-
-    def __init__(self, store: Store, reading: Threads, writing: Threads, work: Callable[..., Awaitable[Any]]) -> None:
-        self.store = store
-        self.apart: Callable[[Callable[[], Any]], Awaitable[Any]] = partial(work, reading)
-        self.call: Callable[[Callable[[], Any]], Awaitable[Any]] = partial(work, writing)
 
 
 class Follower(Serving):
@@ -110,8 +101,6 @@ class Follower(Serving):
         self._watched: dict[str, int] = {}
         self._asked: dict[int, tuple[Ask, asyncio.Future[msgspec.Raw]]] = {}
         self._numbers = count(1)
-        self._requests: list[tuple[Filed | Message, asyncio.Future[Outcome]]] = []
-        self._filing: asyncio.Task[None] | None = None
         self._changes, self._pins = -1, ""
         self._at_work: set[asyncio.Future[Any]] = set()
         self._closed = False
@@ -125,7 +114,7 @@ class Follower(Serving):
         self.watched: dict[str, set[asyncio.Event]] = {}  # nobody here writes entries: readers look now and then
         # Daemon threads, because a client may be closed when the interpreter has shut its pools down already.
         self._reading, self._writing = Threads(self.loop, 1), Threads(self.loop, 1)
-        self._files = _Files(self._own, self._reading, self._writing, self._work)
+        self._filing = Filing(self._own, reading=self._reading, writing=self._writing, work=self._work)
         self._turn = asyncio.Event()
         await self._dial()
         self._attending = self.loop.create_task(self._attend())
@@ -137,8 +126,7 @@ class Follower(Serving):
         self._closed = True
         self._attending.cancel()
         await asyncio.wait([self._attending])
-        if self._filing is not None:
-            await asyncio.wait([self._filing])
+        await self._filing.close()
         for run in self._watched:
             self.readers.wake(run)
         if self._line is not None:
@@ -262,7 +250,7 @@ class Follower(Serving):
         if self.engine is not None:
             await self.engine.post(message)
             return
-        refused = await self._file(await spilled(self._files, message))
+        refused = await self._filing.file(await spilled(self._filing, message))
         if isinstance(refused, InputError):
             raise refused
         self._hint(message.run)
@@ -272,34 +260,6 @@ class Follower(Serving):
             self.engine.hint(run)
         elif self._line is not None:
             self._line.say(Hint(run))
-
-    async def _file(self, request: Filed | Message) -> Outcome:
-        """Files a request; those that come meanwhile share the next transaction."""
-        if self._closed:
-            raise ClientClosed("The client is closed; open a new one.")
-        future: asyncio.Future[Outcome] = self.loop.create_future()
-        self._requests.append((request, future))
-        if self._filing is None:
-            self._filing = self.loop.create_task(self._file_all())
-        return await future
-
-    async def _file_all(self) -> None:
-        try:
-            while self._requests:
-                batch, self._requests = self._requests, []
-                requests = [request for request, _ in batch]
-                try:
-                    outcomes = await self._work(self._writing, partial(self._own.file, requests))
-                except Exception as error:  # handed to whoever waits
-                    for _, future in batch:
-                        if not future.done():
-                            future.set_exception(error)
-                    continue
-                for (_, future), outcome in zip(batch, outcomes, strict=True):
-                    if not future.done():
-                        future.set_result(outcome)
-        finally:
-            self._filing = None
 
     # -- questions that only the engine can answer --------------------------------------------------------------------
 
@@ -337,20 +297,20 @@ class Follower(Serving):
         if definition is None:
             return await self._have_started(id, kind, name, params, options)
         at_rest = partial(self._at_rest, definition.schema, params, id, options)
-        input, identity = await self._files.apart(at_rest) if is_heavy(params) else at_rest()
+        input, identity = await self._filing.apart(at_rest) if is_heavy(params) else at_rest()
         pins = await self.newest_versions()
         accepted = new_run(self, id, definition, kind, input, options, pins=pins, identity=identity)
         if not accepted.entry.digest:
             late = Late()
             late.accept(accepted)
-            await late.bring(self._files)
+            await late.bring(self._filing)
             late.accepted(self.anchor_key)
         row = accepted.row
         if not options.delay:
             waits = WaitingFor("turn", "an engine that takes it")
             text = msgspec.json.encode(waits).decode()
             row = msgspec.structs.replace(row, status="pending", owner=None, due_at=row.created_at, waiting_for=text)
-        known = await self._file(Filed(row, accepted.entry))
+        known = await self._filing.file(Filed(row, accepted.entry))
         if isinstance(known, str):
             check_same_input(known, input_digest(identity), options.key or "", name, id)
         self._hint(id)

@@ -1,0 +1,68 @@
+"""Files what a client asks for, in the store of an engine in another process.
+
+Requests that come while others are being written share the next transaction. What is large is written in parts, between
+these, on the same thread.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from dotdo.engine.threads import Threads
+from dotdo.errors import ClientClosed, InputError
+from dotdo.store.protocol import Filed, Message, Store
+
+# Of a run: the input digest of the one that has its key already, if there is one. Of a message: why it was refused.
+Outcome = str | InputError | None
+Work = Callable[[Threads, Callable[[], Any]], Awaitable[Any]]
+
+
+class Filing:
+    """The requests of one client. work: runs a function on a thread, and has it end before the store is closed.
+
+    store, apart, call: what `spilling` writes the parts of something large with.
+    """
+
+    def __init__(self, store: Store, *, reading: Threads, writing: Threads, work: Work) -> None:
+        self.store = store
+        self.apart: Callable[[Callable[[], Any]], Awaitable[Any]] = partial(work, reading)
+        self.call: Callable[[Callable[[], Any]], Awaitable[Any]] = partial(work, writing)
+        self._requests: list[tuple[Filed | Message, asyncio.Future[Outcome]]] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def close(self) -> None:
+        """Takes no more; returns when everything is written."""
+        self._closed = True
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+
+    async def file(self, request: Filed | Message) -> Outcome:
+        """Returns what came of a request once it is durable. Raises ClientClosed, StoreError."""
+        if self._closed:
+            raise ClientClosed("The client is closed; open a new one.")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Outcome] = loop.create_future()
+        self._requests.append((request, future))
+        if self._writing is None:
+            self._writing = loop.create_task(self._write_all())
+        return await future
+
+    async def _write_all(self) -> None:
+        try:
+            while self._requests:
+                batch, self._requests = self._requests, []
+                requests = [request for request, _ in batch]
+                try:
+                    outcomes = await self.call(partial(self.store.file, requests))
+                except Exception as error:  # handed to whoever waits
+                    for _, future in batch:
+                        if not future.done():
+                            future.set_exception(error)
+                    continue
+                for (_, future), outcome in zip(batch, outcomes, strict=True):
+                    if not future.done():
+                        future.set_result(outcome)
+        finally:
+            self._writing = None

@@ -25,7 +25,7 @@ from dotdo import AsyncContext, Catalogue, Context, Do, Retry, action
 from dotdo.testing import ManualClock
 from tests.patience import PATIENCE
 
-RETRY = Retry(attempts=2, delay=0, jitter=False)
+RETRY = Retry(attempts=100, delay=0, jitter=False)  # where time is short, a slow machine needs some
 KEY = "the one"
 catalogue = Catalogue()
 
@@ -40,8 +40,9 @@ class Gate:
         self.reached, self.released, self.over = threading.Event(), threading.Event(), threading.Event()
         self.then: list[str] = []
 
-    def hang(self) -> None:
-        """Hangs."""
+    def hang(self, ctx: Context | AsyncContext) -> None:
+        """Hangs, unless the attempt is over already."""
+        ctx.heartbeat()
         self.reached.set()
         assert self.released.wait(PATIENCE)
 
@@ -49,20 +50,22 @@ class Gate:
 gates = {"sqlite3": Gate(), "django": Gate(), "asyncpg": Gate()}
 
 
-def move_of(ctx: Context | AsyncContext, moves: str) -> str:
-    """What this attempt is to do."""
+def move_of(ctx: Context | AsyncContext, moves: str, gate: Gate) -> str:
+    """What this attempt is to do. The first one that comes so far in time is the one that hangs."""
     each = moves.split(",")
+    if each[0].startswith("hang"):
+        return each[-1] if gate.reached.is_set() else each[0]
     return each[min(ctx.attempt, len(each)) - 1]
 
 
-def act(move: str, moment: str, gate: Gate) -> None:
+def act(ctx: Context | AsyncContext, move: str, moment: str, gate: Gate) -> None:
     """Does what is to be done at that moment."""
     if move == f"raise-{moment}":
         raise ConnectionError(f"raised {moment}")
     if move == f"die-{moment}":
         os.kill(os.getpid(), signal.SIGKILL)
     if move == f"hang-{moment}":
-        gate.hang()
+        gate.hang(ctx)
 
 
 # -- sqlite3 -----------------------------------------------------------------------------------------------------------
@@ -71,10 +74,10 @@ def act(move: str, moment: str, gate: Gate) -> None:
 @action("write-sqlite3", retry=RETRY, catalogue=catalogue)
 def write_sqlite3(ctx: Context, url: str, moves: str) -> str:
     """Writes a note. After an error it commits all the same, which is careless."""
-    move, text = move_of(ctx, moves), f"attempt {ctx.attempt}"
+    gate, text = gates["sqlite3"], f"attempt {ctx.attempt}"
+    move = move_of(ctx, moves, gate)
     statement = ctx.completion_statement(text, style="?")
-    gate = gates["sqlite3"]
-    act(move, "before", gate)
+    act(ctx, move, "before", gate)
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=PATIENCE)) as connection:
         connection.execute("insert into notes (text) values (?)", (text,))
         try:
@@ -86,7 +89,7 @@ def write_sqlite3(ctx: Context, url: str, moves: str) -> str:
             connection.rollback()
         connection.commit()
         gate.over.set()
-    act(move, "after", gate)
+    act(ctx, move, "after", gate)
     return text
 
 
@@ -127,11 +130,11 @@ class RolledBack(Exception):
 @action("write-django", retry=RETRY, catalogue=catalogue)
 def write_django(ctx: Context, url: str, moves: str) -> str:
     """Writes a note."""
-    move, text = move_of(ctx, moves), f"attempt {ctx.attempt}"
-    alias, gate = f"{ctx.run_id}/{ctx.attempt}", gates["django"]
+    gate, text = gates["django"], f"attempt {ctx.attempt}"
+    move, alias = move_of(ctx, moves, gate), f"{ctx.run_id}/{ctx.attempt}"
     databases[alias] = connections.configure_settings({"default": {}, alias: django_database(url)})[alias]
     statement = ctx.completion_statement(text, style="%s")
-    act(move, "before", gate)
+    act(ctx, move, "before", gate)
     try:
         with atomic(using=alias):
             Note.objects.using(alias).create(text=text)
@@ -148,7 +151,7 @@ def write_django(ctx: Context, url: str, moves: str) -> str:
     finally:
         connections[alias].close()
         gate.over.set()
-    act(move, "after", gate)
+    act(ctx, move, "after", gate)
     return text
 
 
@@ -158,12 +161,13 @@ def write_django(ctx: Context, url: str, moves: str) -> str:
 @action("write-asyncpg", retry=RETRY, catalogue=catalogue)
 async def write_asyncpg(ctx: AsyncContext, url: str, moves: str) -> str:
     """Writes a note."""
-    move, text = move_of(ctx, moves), f"attempt {ctx.attempt}"
+    gate, text = gates["asyncpg"], f"attempt {ctx.attempt}"
+    move = move_of(ctx, moves, gate)
     statement = ctx.completion_statement(text, style="$1")
-    gate = gates["asyncpg"]
     if move == "hang-before":
+        gate.reached.set()
         await asyncio.get_running_loop().create_future()
-    act(move, "before", gate)
+    act(ctx, move, "before", gate)
     connection = await asyncpg.connect(url)
     try:
         async with connection.transaction():
@@ -177,8 +181,9 @@ async def write_asyncpg(ctx: AsyncContext, url: str, moves: str) -> str:
     finally:
         await connection.close()
     if move == "hang-after":
+        gate.reached.set()
         await asyncio.get_running_loop().create_future()
-    act(move, "after", gate)
+    act(ctx, move, "after", gate)
     return text
 
 

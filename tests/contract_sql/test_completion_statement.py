@@ -24,6 +24,7 @@ from tests.contract_sql.own_transactions import KEY, Gate, catalogue, gates
 from tests.workshop import PATIENCE, Workshop, kinds
 
 ROOT = Path(__file__).resolve().parents[2]
+MOMENT = 0.3  # s of real time, because handlers are real work: a timeout that is meant to pass
 
 
 @pytest.fixture(params=["sqlite3", "django-sqlite", "django-postgres", "asyncpg"])
@@ -110,23 +111,26 @@ def test_handler_whose_time_is_over_before_its_commit_can_commit_no_more(
 ):
     """The thread cannot be killed. It wakes up after the next attempt has committed; even if it then overlooks that its
     statement has failed, nothing of it is committed."""
-    handle = start("hang-before,return", timeout=0.3)
-    assert handle.result(timeout=PATIENCE) == "attempt 2"
+    handle = start("hang-before,return", timeout=MOMENT)
+    in_time = handle.result(timeout=PATIENCE)
+    assert gate.reached.is_set()
     if driver != "asyncpg":  # there the handler was cancelled where it stood
-        assert gate.reached.is_set()
         gate.over.clear()
         gate.released.set()
         assert gate.over.wait(PATIENCE)
-        assert gate.then == ["IntegrityError"]
-    assert database.notes() == ["attempt 2"]
-    assert kinds(handle) == ["accepted", "attempt_failed", "completed", "ended"]
+        assert set(gate.then) == {"IntegrityError"}
+    assert database.notes() == [in_time]
+    accepted, *failed, completed, ended = kinds(handle)
+    assert (accepted, {*failed}, completed, ended) == ("accepted", {"attempt_failed"}, "completed", "ended")
 
 
 def test_handler_whose_time_is_over_after_its_commit_has_committed(start: Any, database: Database, gate: Gate):
-    handle = start("hang-after", timeout=0.3)
-    assert handle.result(timeout=PATIENCE) == "attempt 1"
-    assert database.notes() == ["attempt 1"]
-    assert kinds(handle) == ["accepted", "completed", "ended"]
+    handle = start("hang-after", timeout=MOMENT)
+    committed = handle.result(timeout=PATIENCE)
+    assert gate.reached.is_set()
+    assert database.notes() == [committed]
+    _, *failed, completed, _ = kinds(handle)  # on a slow machine some did not even come to their commit
+    assert (committed, completed) == (f"attempt {len(failed) + 1}", "completed")
 
 
 @pytest.mark.parametrize("move, result", [("die-before", "attempt 2"), ("die-after", "attempt 1")])

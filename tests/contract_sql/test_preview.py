@@ -299,13 +299,14 @@ def test_thread_that_writes_on_and_on_writes_nothing(
         ended.set()
 
     client = workshop.open()
-    for _ in range(3):
+    in_the_middle = 0
+    while in_the_middle < 3:  # on a slow machine time may be over before it has begun
         released, ended = threading.Event(), threading.Event()
         ends.append((released, ended))
         preview = client.preview(stubborn)
         released.set()
         assert preview.status == "incomplete", str(preview)
-        assert len(preview.statements) > 10  # it was in the middle of it
+        in_the_middle += len(preview.statements) > 10
         assert ended.wait(PATIENCE)
     assert_nothing_stays(database)
 

@@ -9,6 +9,7 @@ import pytest
 
 from examples.onboarding.standins import StandIns
 from examples.onboarding.standins.world import FAULTS
+from tests.patience import PATIENCE
 
 REQUESTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "billing": ("POST", "/v1/customers", {"data": {"email": "ada@example.com"}}),
@@ -17,17 +18,23 @@ REQUESTS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+def patience_with(how: str) -> float:
+    """Seconds to wait for an answer that does not come only if that is the fault."""
+    return 1.0 if how == "timeout" else PATIENCE
+
+
 def ask(world: StandIns, server: str, *, key: str = "key-1", **changes: Any) -> httpx2.Response:
     method, path, body = REQUESTS[server]
     method, path = changes.pop("method", method), changes.pop("path", path)
     headers = {"Authorization": f"Bearer {world.environment[f'{server.upper()}_TOKEN']}", "Idempotency-Key": key}
     address = world.environment[f"{server.upper()}_URL"] + path
-    return httpx2.request(method, address, headers=headers, timeout=0.3, **(changes or body))
+    timeout = changes.pop("timeout", PATIENCE)
+    return httpx2.request(method, address, headers=headers, timeout=timeout, **(changes or body))
 
 
-def mail(world: StandIns, to: str = "ada@example.com") -> None:
+def mail(world: StandIns, to: str = "ada@example.com", *, timeout: float = PATIENCE) -> None:
     host, port = world.environment["DOTDO_EMAIL_URL"].removeprefix("smtp://").split(":")
-    with smtplib.SMTP(host, int(port), timeout=0.3) as client:
+    with smtplib.SMTP(host, int(port), timeout=timeout) as client:
         client.sendmail("shop@example.com", to, "Subject: Hello\r\nMessage-ID: <1@shop>\r\n\r\nText\r\n")
 
 
@@ -95,7 +102,7 @@ def test_api_fails_as_often_and_as_it_was_told(server: str, how: str, world: Sta
     world.tell(server, fail=1, how=how)
     if how in ("drop", "lost", "timeout"):
         with pytest.raises(httpx2.TransportError):
-            ask(world, server)
+            ask(world, server, timeout=patience_with(how))
     else:
         answer = ask(world, server)
         assert answer.status_code == {"429": 429}.get(how, answer.status_code)
@@ -110,7 +117,7 @@ def test_api_fails_as_often_and_as_it_was_told(server: str, how: str, world: Sta
 def test_mail_server_fails_as_often_and_as_it_was_told(how: str, world: StandIns):
     world.tell("email", fail=1, how=how)
     with pytest.raises((smtplib.SMTPException, TimeoutError)) as caught:
-        mail(world)
+        mail(world, timeout=patience_with(how))
     if isinstance(caught.value, smtplib.SMTPDataError):
         assert caught.value.smtp_code == (550 if how == "5xx" else 451)
     [arrival] = world.ledger("email")

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dotdo import AsyncContext, AsyncDo, Catalogue, Fail, Retry, action
 from dotdo.engine.engine import Engine
 from dotdo.journal import Entry, read
@@ -231,7 +233,9 @@ async def laboratory(folder: Path, **options: Any) -> AsyncIterator[Lab]:
     }
     client = AsyncDo(url_of(path), **given)
     try:
-        engine = await client.platform()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DOTDO_LEASE", "30")  # a node of its own on PostgreSQL keeps it, however busy this machine is
+            engine = await client.platform()
         assert isinstance(engine, Engine)
         async with doors.through(doors.chosen, client) as found:
             yield Lab(path, clock, world, found, engine)

@@ -38,7 +38,7 @@ async def beside_others(folder: Path, **options: Any) -> AsyncIterator[Lab]:
         assert await lab.client.run(note, text="after") == "after"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOTDO_SPIN_LIMIT", str(LIMIT))
 
@@ -86,6 +86,7 @@ async def spins_later() -> None:
     spin()
 
 
+@pytest.mark.usefixtures("limit")
 @pytest.mark.parametrize("how", ["plainly", "catching", "in a task", "in a callback", "when it is told to end"])
 @in_loop
 async def test_service_that_spins_is_interrupted_and_blocked(tmp_path: Path, how: str):
@@ -100,6 +101,7 @@ async def test_service_that_spins_is_interrupted_and_blocked(tmp_path: Path, how
         assert run.error.type == "ServiceSpins"
 
 
+@pytest.mark.usefixtures("limit")
 @in_loop
 async def test_service_that_spins_when_it_is_cancelled_is_interrupted_too(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -112,6 +114,7 @@ async def test_service_that_spins_when_it_is_cancelled_is_interrupted_too(
         assert run.status == "cancelled"
 
 
+@pytest.mark.usefixtures("limit")
 @in_loop
 async def test_who_keeps_the_loop_is_named_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     @action("sleeps-in-async", retry=1, catalogue=catalogue)
@@ -128,6 +131,7 @@ async def test_who_keeps_the_loop_is_named_in_the_log(tmp_path: Path, caplog: py
     assert "Make it a `def` handler" in told[0]
 
 
+@pytest.mark.usefixtures("limit")
 @in_loop
 async def test_async_handler_that_spins_is_interrupted_in_the_end(tmp_path: Path):
     @action("spins-in-async", retry=3, catalogue=catalogue)

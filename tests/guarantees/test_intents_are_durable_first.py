@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dotdo import AsyncContext, EffectCall, action, effect, service
 from dotdo.store.protocol import Write
-from tests.guarantees.lab import World, catalogue, in_loop, laboratory
+from tests.guarantees.lab import PATIENCE, World, catalogue, in_loop, laboratory
 
 
 async def hang_up(call: EffectCall, answer: str) -> None:
@@ -42,15 +42,15 @@ async def test_request_that_is_cancelled_before_its_intent_is_durable_is_never_m
         def slow(writes: list[Write]) -> None:
             if any(entry.kind == "requested" for one in writes for entry in one.entries):
                 reached.set()
-                gate.wait(20)
+                gate.wait(PATIENCE)
             write(writes)
 
         lab.engine.store.write = slow  # type: ignore[method-assign]
         handle = await lab.client.start(impatient)
-        assert await asyncio.to_thread(reached.wait, 20)
+        assert await asyncio.to_thread(reached.wait, PATIENCE)
         lab.clock.advance(5)
         for _ in range(100):  # all that the loop has to do meanwhile is done
             await asyncio.sleep(0)
         gate.set()
-        assert await handle.result(timeout=60) == "late"
+        assert await handle.result(timeout=PATIENCE) == "late"
         assert lab.world.said == []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.worker.processes import Cable, Stage, eventually, on_stage
 
 
@@ -34,7 +35,7 @@ PLACES = {
 def test_a_worker_killed_anywhere_has_its_step_done_once(stage: Stage, place: str):
     first = stage.work("first", DIES=place)
     run = stage.execute("write-note", note="once")["id"]
-    assert first.wait(30) == -signal.SIGKILL  # the fault has fired
+    assert first.wait(PATIENCE) == -signal.SIGKILL  # the fault has fired
     stage.work("second")
     ended = stage.ended(run)
     assert (ended["status"], stage.notes()) == ("completed", ["once"])
@@ -47,7 +48,7 @@ def test_a_worker_killed_anywhere_has_its_step_done_once(stage: Stage, place: st
 def test_a_completion_of_the_handlers_own_counts_though_its_worker_died(stage: Stage):
     first = stage.work("first", DIES="after its own commit")
     run = stage.execute("own-transaction", note="own")["id"]
-    assert first.wait(30) == -signal.SIGKILL
+    assert first.wait(PATIENCE) == -signal.SIGKILL
     stage.work("second")
     assert (stage.ended(run)["result"], stage.notes()) == ("own", ["own"])
     assert stage.entries(run)[-2:] == [("completed", 1), ("ended", 0)]
@@ -110,7 +111,7 @@ def test_a_server_killed_while_a_worker_works_gets_the_work_done_once(stage: Sta
 def test_requests_are_answered_once_though_their_worker_dies(stage: Stage):
     first = stage.work("first", DIES="before its commit")
     run = stage.execute("find-customer", name="ada")["id"]
-    assert first.wait(30) == -signal.SIGKILL
+    assert first.wait(PATIENCE) == -signal.SIGKILL
     stage.work("second")
     assert stage.ended(run)["result"] == "c-ada"
     assert stage.seen("customer") == ["customer ada"]  # the second attempt was given the answer of the first

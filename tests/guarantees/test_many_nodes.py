@@ -55,6 +55,12 @@ def path(on_postgres: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     check_store(path)
 
 
+@pytest.fixture
+def lasting(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes keep their leases, whatever else this machine does."""
+    monkeypatch.setenv("DOTDO_LEASE", "30")
+
+
 @asynccontextmanager
 async def nodes(url: str, *catalogues: Catalogue, **options: Any) -> AsyncIterator[list[AsyncDo]]:
     """Clients, each with a node of its own."""
@@ -107,6 +113,7 @@ def sql(path: Path | str, statement: str) -> list[tuple[Any, ...]]:
 # -- together ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("lasting")
 @in_loop
 async def test_key_is_one_run_when_nodes_use_it_at_the_same_moment(path: Path):
     async with nodes(url_of(path), *[node.definitions() for _ in range(3)]) as clients:
@@ -120,6 +127,7 @@ async def test_key_is_one_run_when_nodes_use_it_at_the_same_moment(path: Path):
         assert len(await clients[0].runs.list(limit=100)) == 20
 
 
+@pytest.mark.usefixtures("lasting")
 @in_loop
 async def test_events_cancels_and_results_cross_nodes(path: Path):
     catalogue = Catalogue()
@@ -148,6 +156,7 @@ async def one_waits(client: AsyncDo, id: str) -> bool:
     return waiting_for is not None and waiting_for.kind == "event"
 
 
+@pytest.mark.usefixtures("lasting")
 @in_loop
 async def test_run_goes_to_a_node_that_has_its_definition(path: Path):
     """What one node alone offers, it alone claims; and what nobody offers waits, and says so."""
@@ -173,6 +182,7 @@ async def test_run_goes_to_a_node_that_has_its_definition(path: Path):
             assert (await again.runs.wait(late.id, timeout=PATIENCE)).result == 3
 
 
+@pytest.mark.usefixtures("lasting")
 @in_loop
 async def test_what_a_node_gives_back_in_order_is_taken_up_at_once_and_counts_as_no_crash(path: Path):
     async with nodes(url_of(path), node.definitions(), node.definitions()) as (one, other):
@@ -391,11 +401,9 @@ async def test_lease_that_lapsed_and_was_renewed_after_all_leaves_nothing_standi
         assert (engine.node, tries) == (before, [1, 2])
 
 
+@pytest.mark.usefixtures("lasting")
 @in_loop
-async def test_commit_whose_answer_was_lost_is_looked_for_and_not_made_again(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("DOTDO_LEASE", "30")  # the node keeps its lease, whatever else this machine does
+async def test_commit_whose_answer_was_lost_is_looked_for_and_not_made_again(path: Path):
     with lossy_wire(url_of(path)) as wire:
         async with nodes(wire.url, node.definitions()) as (client,):
             engine = await engine_of(client)

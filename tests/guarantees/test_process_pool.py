@@ -171,6 +171,7 @@ def gone(pid: int) -> bool:
 
 def test_timeout_and_cancellation_kill_the_process(client: Do, tmp_path: Path):
     mark = tmp_path / "timed-out"
+    client.run(compute, [1])  # there is a process now: starting one may take seconds
     with pytest.raises(ActionFailed, match="its process was killed"):
         client.run(compute_long.with_(timeout=3), str(mark))
     assert gone(int(mark.read_text()))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dotdo import ActionFailed, AsyncContext, Context, action, service
-from tests.guarantees.lab import World, book, catalogue, flaky, hold, in_loop, laboratory, note, refuse
+from tests.guarantees.lab import PATIENCE, World, book, catalogue, flaky, hold, in_loop, laboratory, note, refuse
 
 
 @service("gathers", catalogue=catalogue)
@@ -234,7 +234,7 @@ async def test_step_cancelled_in_a_statement_is_rolled_back_and_leaves_no_lock(t
         handle = await lab.client.start(cancels_sql)
         await lab.world.heard("writes slowly")
         lab.clock.advance(60)
-        assert await handle.result(timeout=5) == 1
+        assert await handle.result(timeout=PATIENCE) == 1
 
 
 @service("shields", catalogue=catalogue)

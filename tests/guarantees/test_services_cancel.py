@@ -152,6 +152,8 @@ async def test_cancel_before_a_delayed_start(tmp_path: Path):
             run = await lab.until_status(handle.id, "cancelled")
             assert run.undo == "none"
         lab.clock.advance(3600)
+        await lab.sweep()
+        assert lab.engine.live == {}
         assert lab.world.said == []
 
 

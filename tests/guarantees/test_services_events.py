@@ -8,7 +8,7 @@ import pytest
 
 from dotdo import ActionFailed, UnknownName, service, wait_for_event
 from dotdo.errors import InvalidOperation, InvalidValue
-from tests.guarantees.lab import catalogue, hold, in_loop, laboratory, note, refuse
+from tests.guarantees.lab import PATIENCE, catalogue, hold, in_loop, laboratory, note, refuse
 
 pytestmark = pytest.mark.usefixtures("both_doors")
 
@@ -36,7 +36,8 @@ async def test_event_wakes_a_run_that_has_left_memory(tmp_path: Path):
 
 
 @in_loop
-async def test_event_reaches_a_run_in_memory_at_once(tmp_path: Path):
+async def test_event_reaches_a_run_in_memory_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dotdo.engine.parking.LINGER", PATIENCE)
     async with laboratory(tmp_path) as lab:
         handle = await lab.client.start(approves)
         assert handle.id in lab.engine.live

@@ -157,7 +157,8 @@ async def test_delayed_run_waits_for_its_start(tmp_path: Path):
         )
         assert lab.engine.live == {}
         lab.clock.advance(3599)
-        assert lab.world.said == []
+        await lab.sweep()
+        assert (lab.engine.live, lab.world.said) == ({}, [])
         lab.clock.advance(1)
         assert await handle.result() == "later"
 

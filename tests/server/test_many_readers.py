@@ -86,7 +86,7 @@ def test_ten_thousand_long_polls_do_not_stop_the_api(tmp_path: Path, many_files:
             id = _start(http, "waits")
             seconds = asyncio.run(_poll(server, key, http, id))
             memory = psutil.Process(server.process.pid).memory_info().rss / 2**20
-    assert seconds < max(1.0, 20 * alone), f"alone {alone:.3f} s, beside the polls {seconds:.3f} s"
+    assert seconds < max(5.0, 20 * alone), f"alone {alone:.3f} s, beside the polls {seconds:.3f} s"
     assert memory < 1024
 
 
@@ -134,7 +134,7 @@ def test_readers_who_never_read_cost_bounded_memory(tmp_path: Path):
             before = process.memory_info().rss
             asyncio.run(_never_read(server, key, http, id))
             grown = (process.memory_info().rss - before) / 2**20
-            assert _seconds(http) < 1.0
+            assert _seconds(http) < 5.0
     # All that they asked for would be 240 MB.
     assert grown < 120, f"{READERS} readers: {grown:.0f} MiB"
 

@@ -117,7 +117,8 @@ def test_engine_that_takes_nothing_more_is_not_ready(server: Running):
     until_ready(server.url, True)
 
 
-def test_many_who_ask_cost_one_write_a_second(server: Running):
+def test_many_who_ask_cost_one_write_a_second(server: Running, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(readiness, "PATIENCE_SECONDS", PATIENCE)
     engine = server.call(server.client.platform())
     writes: list[str] = []
     touch = engine.store.touch

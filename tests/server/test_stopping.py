@@ -179,10 +179,8 @@ def test_second_signal_stops_at_once_and_loses_nothing(tmp_path: Path):
         polling.start()
         serve.signal()
         assert "the same again stops at once" in serve.said("Stopping: ")
-        began = time.monotonic()
         serve.signal()
-        assert serve.end() in (128 + signal.SIGTERM, -signal.SIGTERM)
-        assert time.monotonic() - began < 5, "the attempt would have been given 10 s"
+        assert serve.end() in (128 + signal.SIGTERM, -signal.SIGTERM), "not 0, as after the attempt's 10 s"
         polling.join(PATIENCE)
     (tmp_path / "gate").touch()
     with serving(tmp_path, APPLICATION, "--open") as serve, serve.http() as http:

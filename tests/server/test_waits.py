@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from dotdo.server import waits
-from dotdo.server.listening import GRACE_SECONDS
+from dotdo.server import listening, waits
 from dotdo.server.waits import Waits
 from tests.server.running import PATIENCE, Running, running
 
@@ -78,7 +77,8 @@ def test_caller_who_hangs_up_is_not_waited_for(server: Running):
         _until_in_flight(http, 1)
 
 
-def test_server_that_stops_answers_long_polls_and_ends_streams_at_once(tmp_path: Path):
+def test_server_that_stops_answers_long_polls_and_ends_streams_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(listening, "GRACE_SECONDS", 3600)  # what had to be cut off would keep it that long
     with ExitStack() as stack, ThreadPoolExecutor(1) as threads:
         with running(tmp_path / "dotdo.db") as server:
             one, other, third = (stack.enter_context(server.http()) for _ in range(3))
@@ -87,10 +87,8 @@ def test_server_that_stops_answers_long_polls_and_ends_streams_at_once(tmp_path:
             lines = stack.enter_context(other.stream("GET", f"/v1/runs/{id}/stream")).iter_lines()
             assert "event: accepted" in lines
             _until_in_flight(third, 3)
-            began = time.monotonic()
         answer = poll.result(PATIENCE)
         assert "event: end" not in list(lines)
-    assert time.monotonic() - began < GRACE_SECONDS / 2
     assert answer.status_code == 200
     assert answer.json()["status"] in ("running", "waiting")  # as it stood
 

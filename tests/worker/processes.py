@@ -149,6 +149,15 @@ class Stage:
         """A run, after so many seconds at most."""
         return httpx2.get(f"{self.url}/v1/runs/{id}", headers={"Prefer": f"wait={wait:g}"}, timeout=PATIENCE).json()
 
+    def until_it_waits(self, id: str, kind: str) -> str:
+        """For what a run waits, in words, once it waits for something of that kind."""
+
+        def waits() -> str | None:
+            waiting_for = self.run(id)["waiting_for"]
+            return waiting_for["text"] if waiting_for and waiting_for["kind"] == kind else None
+
+        return eventually(waits)
+
     def ended(self, id: str) -> Any:
         """A run, once it has ended or is blocked."""
         found = eventually(

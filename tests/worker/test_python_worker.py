@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.patience import PATIENCE
 from tests.worker.processes import APP, Stage, eventually, on_stage
 
 
@@ -85,10 +86,9 @@ def test_versions_are_run_by_the_workers_that_offer_them(stage: Stage):
     assert said == {1: "Hello, Ada", 2: "Good day, Ada"}
     assert stage.execute("greet", wait=20, name="Ada")["result"] == "Good day, Ada"  # the newest
     second.send_signal(signal.SIGTERM)
-    assert second.wait(30) == 0
-    waiting = stage.execute("greet", wait=0.5, name="Ada")
-    assert waiting["waiting_for"]["kind"] == "worker"
-    assert "none that is connected offers the action greet@2" in waiting["waiting_for"]["text"]
+    assert second.wait(PATIENCE) == 0
+    waiting = stage.execute("greet", name="Ada")
+    assert "none that is connected offers the action greet@2" in stage.until_it_waits(waiting["id"], "worker")
     stage.work("third", GREETS="2")
     assert stage.ended(waiting["id"])["result"] == "Good day, Ada"
 
@@ -98,7 +98,7 @@ def test_draining_loses_nothing(stage: Stage):
     first, *others = [process for process in stage.processes[1:] if process is not draining]
     for process in (first, *others):
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
     begun = [stage.execute("write-note", note=f"slow {n}", wait_for="drained")["id"] for n in range(3)]
     eventually(lambda: len(stage.seen("begins slow")) == 3)
     draining.send_signal(signal.SIGTERM)
@@ -106,7 +106,7 @@ def test_draining_loses_nothing(stage: Stage):
     later = stage.execute("write-note", wait=0.5, note="later")
     assert later["status"] in ("running", "waiting")  # a worker that drains takes nothing new
     stage.let("drained")
-    assert draining.wait(30) == 0
+    assert draining.wait(PATIENCE) == 0
     assert all(("committed", 1) in stage.entries(id) for id in begun)
     assert "begins later" not in "".join(stage.seen())
     stage.work("afterwards")  # what they have staged is for others
@@ -120,16 +120,17 @@ def test_offers_survive_a_restart_and_the_step_waits_for_a_worker(stage: Stage):
     for process in stage.processes[1:]:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            assert process.wait(PATIENCE) == 0
     port = int(stage.url.rpartition(":")[2])
-    waiting = stage.execute("of-the-server", wait=0.5, kind="services", note="patient")
+    waiting = stage.execute("of-the-server", kind="services", note="patient")
+    stage.until_it_waits(waiting["id"], "worker")
     assert stage.server is not None
     stage.server.send_signal(signal.SIGTERM)
-    assert stage.server.wait(30) == 0
+    assert stage.server.wait(PATIENCE) == 0
     stage.serve(port=port)
-    again = stage.execute("write-note", wait=0.5, note="after the restart")
-    for run in (stage.run(waiting["id"]), again):
-        assert run["waiting_for"]["kind"] == "worker", run
+    again = stage.execute("write-note", note="after the restart")
+    for run in (waiting, again):
+        stage.until_it_waits(run["id"], "worker")
     stage.work("at last")
     assert stage.ended(waiting["id"])["result"]["note"] == "patient"
     assert stage.ended(again["id"])["status"] == "completed"
@@ -137,9 +138,9 @@ def test_offers_survive_a_restart_and_the_step_waits_for_a_worker(stage: Stage):
 
 def test_a_service_may_call_what_nobody_has_offered_yet(tmp_path: Path):
     with on_stage(tmp_path) as fresh:
-        waiting = fresh.execute("of-the-server", wait=0.5, kind="services", note="early")
-        assert waiting["status"] in ("running", "waiting")
-        assert waiting["waiting_for"]["text"].startswith("a worker: none has ever offered the action write-note")
+        waiting = fresh.execute("of-the-server", kind="services", note="early")
+        text = fresh.until_it_waits(waiting["id"], "worker")
+        assert text.startswith("a worker: none has ever offered the action write-note")
         port = int(fresh.url.rpartition(":")[2])
         assert fresh.server is not None
         fresh.server.kill()
@@ -156,5 +157,5 @@ def test_what_is_wrong_is_said_at_once(stage: Stage):
         (["worker", str(APP), "--url", "nowhere"], "an address such as https://do.example.com is needed"),
     ):
         process = stage._start(f"wrong-{len(stage.processes)}", command, {})  # pyright: ignore[reportPrivateUsage]
-        assert process.wait(30) == 2
+        assert process.wait(PATIENCE) == 2
         assert message in " ".join(stage.log("wrong").split())

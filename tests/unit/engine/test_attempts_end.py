@@ -50,10 +50,11 @@ def test_async_handler_is_cancelled_at_its_timeout_and_tried_again(workshop: Wor
 
 def test_sync_handler_past_its_timeout_has_a_dead_context(workshop: Workshop):
     over, ends = threading.Event(), dict[str, BaseException]()
+    many = Retry(attempts=100, delay=0, jitter=False)  # a slow machine may be late with a thread that does nothing
 
-    @action("slow", retry=2, timeout=MOMENT, catalogue=workshop.catalogue)
+    @action("slow", retry=many, timeout=MOMENT, catalogue=workshop.catalogue)
     def slow(ctx: Context) -> str:
-        if ctx.attempt == 2:
+        if ctx.attempt > 1:
             return "in time"
         over.wait(PATIENCE)
         calls: dict[str, Callable[[], Any]] = {
@@ -71,7 +72,6 @@ def test_sync_handler_past_its_timeout_has_a_dead_context(workshop: Workshop):
 
     finished = threading.Event()
     handle = workshop.open().start(slow)
-    workshop.clock.advance_to_next()
     assert handle.result(timeout=PATIENCE) == "in time"
     over.set()
     assert finished.wait(PATIENCE)
@@ -80,7 +80,8 @@ def test_sync_handler_past_its_timeout_has_a_dead_context(workshop: Workshop):
         ("heartbeat", "stage", "request"), AttemptOver
     )
     assert workshop.receiver.heard == []
-    assert kinds(handle, "slow") == ["attempt_failed", "completed"]
+    *failed, completed = kinds(handle, "slow")
+    assert (set(failed), completed) == ({"attempt_failed"}, "completed")
 
 
 def test_sync_handler_that_waits_for_an_answer_is_released_at_its_timeout(workshop: Workshop):

@@ -22,6 +22,7 @@ from dotdo.action import NO_OVERRIDES, Action, Overrides
 from dotdo.catalogue import Catalogue, Snapshot
 from dotdo.context import current
 from dotdo.engine.failing import ContinueAsNew
+from dotdo.engine.fitting import asked_for_another, leftover_step, leftover_undo, leftover_wait
 from dotdo.engine.history import COMPLETED, FAILED, Handover, History, StepRecord
 from dotdo.engine.run_loop import RunLoop
 from dotdo.engine.run_tasks import RunFuture
@@ -186,15 +187,9 @@ class ServiceCode:
     def mismatch(self, unmatched: list[StepRecord], new: list[Call]) -> ReplayMismatch | None:
         """Why the code does not fit its journal, when a new call shares its name with unmatched records."""
         for call in new:
-            for record in unmatched:
-                if record.id.partition(":")[0] == call.name:
-                    return ReplayMismatch(
-                        f"The service {self.service.name}@{self.service.version} asked for the step {call.id} "
-                        "with input "
-                        f"{_shorten(call.input)}, but its journal has {record.id}"
-                        f"{_input_of(record)} instead. The code or something that it depends on has changed "
-                        "since: bring back what it did, then retry the run."
-                    )
+            found = asked_for_another(self.service, unmatched, call.name, call.id, call.input)
+            if found is not None:
+                return found
         return None
 
     def leftover(self, *, fresh: bool) -> ReplayMismatch | None:
@@ -202,26 +197,14 @@ class ServiceCode:
         replayed, so every record is of a step that was asked for."""
         records = [] if fresh else self.unmatched()
         if records:
-            return ReplayMismatch(
-                f"The service {self.service.name}@{self.service.version} ended without asking for the recorded step "
-                f"{records[0].id}{_input_of(records[0])}. Its code has changed since: bring that call back, then "
-                "retry the run."
-            )
+            return leftover_step(self.service, records[0])
         held = [] if fresh else [id.removeprefix("undo:") for id in self._held if id.startswith("undo:")]
         # One that could not be delivered was undone without being asked for.
         taken_back = [id for id in held if self._history.steps[id].state != FAILED]
         if taken_back:
-            return ReplayMismatch(
-                f"The service {self.service.name}@{self.service.version} ended without undoing the step "
-                f"{min(taken_back)}, as its journal has it. Its code has changed since: bring "
-                "that back, then retry the run."
-            )
+            return leftover_undo(self.service, min(taken_back))
         if self._early_timers:
-            return ReplayMismatch(
-                f"The service {self.service.name}@{self.service.version} ended without the wait "
-                f"{self._early_timers[0]} "
-                "that its journal has. Bring that wait back, then retry the run."
-            )
+            return leftover_wait(self.service, self._early_timers[0])
         return None
 
     def never_awaited(self) -> list[str]:
@@ -486,13 +469,3 @@ def _start_of(history: History) -> int:
     """When the run was to start: the time that its code sees first, the same on every replay."""
     delay = history.accepted.options.delay if history.accepted else None
     return history.accepted_at + round((delay or 0) * 1000)
-
-
-def _shorten(data: bytes | str) -> str:
-    text = data.decode() if isinstance(data, bytes) else data
-    return text if len(text) <= 200 else text[:200] + "..."
-
-
-def _input_of(record: StepRecord) -> str:
-    given = record.completion.input if record.completion else None
-    return f" with input {_shorten(bytes(given))}" if given is not None else ""

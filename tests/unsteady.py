@@ -4,7 +4,7 @@ Threads, the store, event loops and the test itself are held up at random moment
 cores; that costs time but hardly any CPU. A test that fails only so waits for a length of time instead of for a signal,
 or changes the world before the engine has come to where it should. Tests that measure speed may fail, too.
 
-DOTDO_UNSTEADY: the seed of what is drawn; it does not repeat a run, because threads draw in the order in which they come.
+DOTDO_UNSTEADY: the seed of what is drawn. It does not repeat a run: threads draw in the order in which they come.
 """
 
 import asyncio

@@ -19,6 +19,7 @@ from dotdo.engine.line import socket_path
 from dotdo.errors import DefinitionError, StoreUnusable
 from tests.guarantees.invariants import check_store
 from tests.guarantees.neighbours import catalogue, neighbours, until, where
+from tests.patience import PATIENCE
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from dotdo.service import Service
 def asked_for_another(
     service: Service[..., Any], unmatched: Iterable[StepRecord], name: str, id: str, input: bytes
 ) -> ReplayMismatch | None:
-    """The code has asked for a new step `id` with an input. None, unless one of its name is recorded and unasked for."""
+    """The code has asked for a new step; an error if one of its name is recorded and was never asked for."""
     for record in unmatched:
         if record.id.partition(":")[0] == name:
             return ReplayMismatch(

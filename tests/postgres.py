@@ -197,7 +197,7 @@ def _start(
     binaries: Path, folder: Path, run_as: _RunAs, options: dict[str, str]
 ) -> tuple[subprocess.Popen[bytes], str]:
     for remaining in reversed(range(PORT_ATTEMPTS)):
-        port = _free_port()
+        port = free_port()
         url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
         server = _launch(binaries, folder, run_as, {**options, "port": str(port)})
         try:
@@ -232,7 +232,7 @@ def _launch(binaries: Path, folder: Path, run_as: _RunAs, options: dict[str, str
         )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

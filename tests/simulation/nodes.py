@@ -366,8 +366,12 @@ class LeaseThreads:
             """From now on."""
             self._again(self._lease._every)
 
-        def join(self) -> None:
+        def join(self, timeout: float | None = None) -> None:
             """It has ended."""
+
+        def is_alive(self) -> bool:
+            """It has."""
+            return False
 
         def _again(self, wait: float) -> None:
             self._lease._engine.loop.call_later(wait, self._beat)

@@ -205,6 +205,13 @@ class PeerDatabase(SQLiteDatabase):
                 raise NodeExpelled("This node was taken for dead by the others; nothing was written.")
             self._epoch = int(found[0][0])  # type: ignore[arg-type]
 
+    def bar(self, why: str) -> None:
+        """Here nothing waits for an answer."""
+
+    def reach(self) -> None:
+        """Raises StoreUnavailable while the server cannot be asked."""
+        self._reach()
+
     def act_as(self, node: str, number: int, epoch: int) -> None:
         """Each transaction is one of this node."""
         self._mine, self._epoch = (node, number), epoch

@@ -37,8 +37,14 @@ from dotdo.journal import Completion
 
 VOID = "void"
 LOCK_TIMEOUT, LOCK_NOT_AVAILABLE = 2_000, "55P03"  # ms; what PostgreSQL says when it passes
-# For questions to PostgreSQL: a server that has gone without a word is noticed in time.
-ASKING = {"connect_timeout": 10, "tcp_user_timeout": 20_000, "keepalives_idle": 10, "keepalives_interval": 5}
+# For PostgreSQL: a server that has gone without a word is noticed in time.
+PROMPT = {
+    "connect_timeout": 10,
+    "tcp_user_timeout": 20_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
 
 _KEY = tuple_(*applied.primary_key.columns)
 
@@ -193,7 +199,7 @@ class Databases:
             self._async[name] = item
         self._sync[name] = item if isinstance(item, Engine) else self._create(name, url)
         if name in self._own and self._sync[name].dialect.driver in ("psycopg", "psycopg2"):
-            self._asking[name] = create_engine(_sync_url(url), poolclass=NullPool, connect_args=ASKING)
+            self._asking[name] = create_engine(_sync_url(url), poolclass=NullPool, **_options(_sync_url(url)))
         for engine in (self._sync[name], *([self._async[name].sync_engine] if name in self._async else [])):
             _refuse_autocommit(name, engine)
             _prepare_engine(engine, lasting=self._lasting)
@@ -205,7 +211,7 @@ class Databases:
 
     def _create(self, name: str, url: URL) -> Engine:
         try:
-            engine = create_engine(_sync_url(url), **_pool(url))
+            engine = create_engine(_sync_url(url), **_options(_sync_url(url)))
         except (ModuleNotFoundError, NoSuchModuleError) as error:
             raise DefinitionError(
                 f"sql={url!r} needs a driver that is not installed: {error}. For PostgreSQL: pip install "
@@ -218,7 +224,7 @@ class Databases:
         engine = self._async.get(name)
         if engine is None:
             url = self._urls[name]
-            engine = self._async[name] = create_async_engine(_async_url(url), **_pool(url))
+            engine = self._async[name] = create_async_engine(_async_url(url), **_options(_async_url(url)))
             _prepare_engine(engine.sync_engine, lasting=self._lasting)
         return engine
 
@@ -263,9 +269,13 @@ def _made(given: str | URL) -> URL:
     return url.update_query_dict(which)
 
 
-def _pool(url: URL) -> dict[str, Any]:
-    # SQLite has one writer at a time: attempts queue for the one connection, in order, instead of polling a busy file.
-    return {"pool_size": 1, "max_overflow": 0, "pool_timeout": 60} if url.get_backend_name() == "sqlite" else {}
+def _options(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        # It has one writer at a time: attempts queue for the one connection, in order, instead of polling a busy file.
+        return {"pool_size": 1, "max_overflow": 0, "pool_timeout": 60}
+    if url.drivername in ("postgresql+psycopg", "postgresql+psycopg2"):
+        return {"connect_args": {name: value for name, value in PROMPT.items() if name not in url.query}}
+    return {}
 
 
 def _sync_url(url: URL) -> URL:
@@ -300,6 +310,8 @@ def _refuse_autocommit(name: str, engine: Engine) -> None:
 
 def _prepare_engine(engine: Engine, *, lasting: bool) -> None:
     event.listen(engine, "before_cursor_execute", guard)
+    if engine.dialect.name == "postgresql" and engine.dialect.driver == "psycopg":
+        event.listen(engine, "connect", _prepare_nothing_behind_a_pooler)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         if lasting:
@@ -307,6 +319,17 @@ def _prepare_engine(engine: Engine, *, lasting: bool) -> None:
         event.listen(engine, "begin", _begin_sqlite)
         event.listen(engine, "invalidate", _roll_back_first)
         engine.dispose()  # connections from before know nothing of this
+
+
+def _prepare_nothing_behind_a_pooler(connection: Any, _record: Any) -> None:
+    # One that gives each transaction another server connection (PgBouncer) shows by the process that it tells of. What
+    # the driver has prepared in one session it would not find in the next.
+    cursor, driver = connection.cursor(), getattr(connection, "driver_connection", connection)
+    cursor.execute("select pg_backend_pid()")
+    if cursor.fetchone()[0] != driver.info.backend_pid:
+        driver.prepare_threshold = None
+    cursor.close()
+    connection.rollback()
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

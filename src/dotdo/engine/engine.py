@@ -28,7 +28,7 @@ from dotdo.engine.guarding import broke
 from dotdo.engine.history import History
 from dotdo.engine.hosting import Host
 from dotdo.engine.journaling import RunJournal
-from dotdo.engine.leasing import Lease
+from dotdo.engine.leasing import Lease, not_known
 from dotdo.engine.limiting import Limiter
 from dotdo.engine.outliving import Outliving
 from dotdo.engine.peering import Peers
@@ -51,7 +51,7 @@ from dotdo.engine.tuning import tune_interpreter
 from dotdo.engine.waking import Alarm
 from dotdo.engine.watching import SPIN_SECONDS, Watch, Watchdog
 from dotdo.engine.workers import Workers
-from dotdo.errors import ClientClosed, StoreError
+from dotdo.errors import ClientClosed, StoreError, StoreUnavailable
 from dotdo.journal import LARGE, Blocked, Ended, Entry, input_digest
 from dotdo.records import Options, Run, RunKind
 from dotdo.schema import Schema
@@ -239,7 +239,10 @@ class Engine(Serving):
         try:
             await journal.durable()
         except StoreError:
-            known = await self.read(lambda: self.store.input_digest(journal.run))
+            try:
+                known = await self.read(lambda: self.store.input_digest(journal.run))
+            except StoreUnavailable as error:
+                raise not_known(error) from None
             if known is None:
                 raise
             # Another process may have used the key in the same moment, and for something else.

@@ -5,29 +5,21 @@ these, on the same thread.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
-from dotdo.engine.threads import Threads
+from dotdo.engine.own_store import OwnStore
 from dotdo.errors import ClientClosed, InputError
-from dotdo.store.protocol import Filed, Message, Store
+from dotdo.store.protocol import Filed, Message
 
 # Of a run: the input digest of the one that has its key already, if there is one. Of a message: why it was refused.
 Outcome = str | InputError | None
-Work = Callable[[Threads, Callable[[], Any]], Awaitable[Any]]
 
 
 class Filing:
-    """The requests of one client. work: runs a function on a thread, and has it end before the store is closed.
+    """The requests of one client. store, apart, call: what `spilling` writes the parts of something large with."""
 
-    store, apart, call: what `spilling` writes the parts of something large with.
-    """
-
-    def __init__(self, store: Store, *, reading: Threads, writing: Threads, work: Work) -> None:
-        self.store = store
-        self.apart: Callable[[Callable[[], Any]], Awaitable[Any]] = partial(work, reading)
-        self.call: Callable[[Callable[[], Any]], Awaitable[Any]] = partial(work, writing)
+    def __init__(self, own: OwnStore) -> None:
+        self.store, self.apart, self.call = own.store, own.apart, own.call
         self._requests: list[tuple[Filed | Message, asyncio.Future[Outcome]]] = []
         self._writing: asyncio.Task[None] | None = None
         self._closed = False

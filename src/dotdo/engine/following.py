@@ -25,6 +25,7 @@ from dotdo.engine.accepting import check_same_input, new_run, run_id
 from dotdo.engine.filing import Filing
 from dotdo.engine.hosting import StartAsked
 from dotdo.engine.line import Answer, Ask, Forget, Hint, Line, News, Watch, error_of
+from dotdo.engine.own_store import OwnStore
 from dotdo.engine.previewing import Previewer
 from dotdo.engine.publishing import Readers
 from dotdo.engine.resolving import still_blocked
@@ -32,7 +33,6 @@ from dotdo.engine.secrets import Vault
 from dotdo.engine.serving import Serving
 from dotdo.engine.spans import carried_here
 from dotdo.engine.spilling import Late, spilled
-from dotdo.engine.threads import Threads
 from dotdo.errors import (
     ClientClosed,
     DotdoError,
@@ -102,7 +102,6 @@ class Follower(Serving):
         self._asked: dict[int, tuple[Ask, asyncio.Future[msgspec.Raw]]] = {}
         self._numbers = count(1)
         self._changes, self._pins = -1, ""
-        self._at_work: set[asyncio.Future[Any]] = set()
         self._closed = False
 
     # -- beginning and end --------------------------------------------------------------------------------------------
@@ -112,9 +111,8 @@ class Follower(Serving):
         self.loop = asyncio.get_running_loop()
         self.readers = Readers(self.loop)
         self.watched: dict[str, set[asyncio.Event]] = {}  # nobody here writes entries: readers look now and then
-        # Daemon threads, because a client may be closed when the interpreter has shut its pools down already.
-        self._reading, self._writing = Threads(self.loop, 1), Threads(self.loop, 1)
-        self._filing = Filing(self._own, reading=self._reading, writing=self._writing, work=self._work)
+        self._at_own = OwnStore(self._own, self.loop)
+        self._filing = Filing(self._at_own)
         self._turn = asyncio.Event()
         await self._dial()
         self._attending = self.loop.create_task(self._attend())
@@ -133,8 +131,7 @@ class Follower(Serving):
             self._line.close()
         if self.engine is not None:
             await self.engine.close()
-        if self._at_work:
-            await asyncio.wait(self._at_work)
+        await self._at_own.finish()
         self._own.close()
 
     # -- watching over the engine -------------------------------------------------------------------------------------
@@ -232,18 +229,11 @@ class Follower(Serving):
         return await (self.engine.read(function) if self.engine is not None else self._read(function))
 
     async def _read(self, function: Callable[[], T]) -> T:
-        return await self._work(self._reading, function)
+        return await self._at_own.apart(function)
 
     async def write(self, function: Callable[[], T]) -> T:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Runs a write that is not of a run on the writer's thread."""
-        return await (self.engine.write(function) if self.engine is not None else self._work(self._writing, function))
-
-    async def _work(self, threads: Threads, function: Callable[[], T]) -> T:
-        future = threads.run(function)
-        self._at_work.add(future)
-        future.add_done_callback(self._at_work.discard)
-        # Shielded: who gives up does not end it, and it is waited for before the store is closed.
-        return await asyncio.shield(future)
+        return await (self.engine.write(function) if self.engine is not None else self._at_own.call(function))
 
     async def post(self, message: Message) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Leaves a message for a run. Raises UnknownName, InvalidOperation."""
@@ -338,7 +328,7 @@ class Follower(Serving):
         """The id of the snapshot of what is newest now."""
         if self.catalogue.changes != self._changes:
             changes, snapshot = self.catalogue.changes, self.catalogue.snapshot()
-            await self._work(self._writing, partial(self._save, snapshot))
+            await self._at_own.call(partial(self._save, snapshot))
             self._changes, self._pins = changes, snapshot.id
         return self._pins
 

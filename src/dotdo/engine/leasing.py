@@ -12,8 +12,9 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from dotdo.clock import StoreClock
+from dotdo.engine.failing import message_of
 from dotdo.engine.reloading import take_up
-from dotdo.errors import ClientClosed, StoreError, StoreUnavailable
+from dotdo.errors import ClientClosed, NodeExpelled, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
@@ -21,15 +22,23 @@ if TYPE_CHECKING:
     from dotdo.store.protocol import SharedStore
 
 # As parts of the lease: how often it is renewed, how soon that is tried again, and for how long the node trusts in it,
-# which ends well before others may take it for dead.
-RENEW, RETRY, LASTS = 0.2, 0.04, 0.66
+# which ends well before others may take it for dead; how long one renewal may go without an answer once it has ended.
+RENEW, RETRY, LASTS, SILENT = 0.2, 0.04, 0.66, 0.3
 PATIENCE = 10.0  # seconds; of callers, while the node comes back
 LOOK = 0.05  # seconds between looks at whether it is back
+PROMPT = 1.0  # seconds in which a renewal is answered, as a rule
 
 
 def monotonic() -> float:
     """Seconds, also while the machine sleeps."""
     return time.clock_gettime(_CLOCK)
+
+
+def not_known(error: BaseException) -> StoreUnavailable:
+    """What whoever has asked for a run is told when its first commit was not answered, and nobody can be asked."""
+    return StoreUnavailable(
+        f"{message_of(error)} Whether the run was accepted is not known; ask again, with the same key."
+    )
 
 
 async def pause(run: "LiveRun") -> None:
@@ -61,7 +70,9 @@ class Lease:
         self._store = cast("SharedStore", engine.store)
         lease = self._store.lease
         self._every, self._again, self._lasts = RENEW * lease, RETRY * lease, LASTS * lease
+        self._silent = SILENT * lease
         self._until = monotonic() + self._lasts
+        self._asked: float | None = None  # when the renewal was asked for that has no answer yet
         self._returning: asyncio.Task[None] | None = None
         self._is_lost, self._trusting = (
             False,
@@ -72,6 +83,7 @@ class Lease:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="dotdo-lease", daemon=True)
         self._thread.start()
+        self._looking = engine.loop.call_later(self._again, self._look)
 
     @property
     def lasts(self) -> bool:
@@ -91,8 +103,10 @@ class Lease:
         if self._returning is not None or self._closing:
             return
         engine = self._engine
+        cannot_be_asked = isinstance(error, StoreUnavailable)
         with self._trusting:
             self._until, self._is_lost = 0.0, True
+        engine.outliving.excused = True
         engine.log.warning(
             "%s gives up its %s runs, which go on wherever they are claimed, and comes back as a new node: %s",
             engine.node, len(engine.live), error,
@@ -101,11 +115,24 @@ class Lease:
             if run.journal.is_late:
                 engine.committer.condemn(run.journal)
             run.release()
+            if cannot_be_asked and not run.journal.durable_seq:
+                engine.answers.fail(run.id, not_known(error))
         engine.dropped.update(engine.live)
         engine.live.clear()
-        self._store.give_up()
+        self._store.give_up(message_of(error) if cannot_be_asked else "")
         engine.committer.flush()  # what is in the queue is written before the node is a new one, or never
         self._returning = engine.loop.create_task(self._return())
+
+    def _look(self) -> None:
+        """A server, or a net, that goes silent breaks no connection: then the thread waits for an answer for ever."""
+        now, asked = monotonic(), self._asked
+        if now >= self._until and asked is not None and now - asked >= self._silent and not self._is_lost:
+            error = StoreUnavailable(f"The store {self._store.where} has not said a word for {now - asked:.0f} s.")
+            if self._closing:
+                self._store.give_up(error.message)
+            else:
+                self.lost(error)
+        self._looking = self._engine.loop.call_later(self._again, self._look)
 
     async def _return(self) -> None:
         from dotdo.engine.engine import new_node
@@ -127,6 +154,7 @@ class Lease:
         engine.node, self._until, self._returning = node, asked + self._lasts, None
         self._is_lost = False
         self._losses = self._store.losses
+        engine.outliving.excused = False
         engine.dropped.clear()  # their rows say now that they are unsettled
         engine.committer.forgive_all()
         engine.log.warning("%s is back as %s", before, node)
@@ -152,8 +180,12 @@ class Lease:
     def close(self) -> None:
         """Renews no more."""
         self._closing = True
+        self._looking.cancel()
         self._stop.set()
-        self._thread.join()
+        self._thread.join(PROMPT)
+        if self._thread.is_alive():
+            self._store.give_up(f"The store {self._store.where} does not answer.")
+            self._thread.join()
 
     # -- on the thread of the lease -----------------------------------------------------------------------------------
 
@@ -166,11 +198,12 @@ class Lease:
         """Renews the lease, or says that it is over; returns in how many seconds to do that again."""
         engine, node, asked = self._engine, self._engine.node, monotonic()
         error: BaseException | None = None
-        now = None
+        now, self._asked = None, asked
         try:
             now = self._store.renew(node)
         except Exception as failure:  # the next one may do; what matters is how long there was none
             error = failure
+        self._asked = None
         answered = monotonic()
         if now is not None:
             with self._trusting:
@@ -180,7 +213,7 @@ class Lease:
                 engine.clock.correct(now, answered - asked)
             return self._every
         if error is None or answered >= self._until:
-            self._tell(node, error or StoreUnavailable("the other nodes took it for dead"))
+            self._tell(node, error or NodeExpelled("the other nodes took it for dead"))
         return self._again
 
     def _tell(self, node: str, why: BaseException) -> None:

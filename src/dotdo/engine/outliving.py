@@ -21,11 +21,16 @@ MAX_OUTLIVING = 64
 
 
 class Outliving:
-    """The threads of one engine that outlive their attempts. draining: why the node starts nothing more, if so."""
+    """The threads of one engine that outlive their attempts. draining: why the node starts nothing more, if so.
+
+    excused: the node has just given up all its runs, so that a full house of threads goes on through no fault of the
+    handlers. They come back when what they wait for does, and nobody need restart anything for that.
+    """
 
     def __init__(self, engine: "Engine", limit: int = MAX_OUTLIVING) -> None:
         self._engine, self.limit = engine, limit
         self.count = 0
+        self.excused = False
         self.draining: NodeDraining | None = None
 
     def add(self, future: "asyncio.Future[Any]", what: str = "a handler") -> None:
@@ -34,7 +39,7 @@ class Outliving:
         self._engine.threads.lend()
         self._engine.log.warning("the thread of %s goes on after its attempt has ended (%s such now)", what, self.count)
         future.add_done_callback(self._ended)
-        if self.count >= self.limit and self.draining is None:
+        if self.count >= self.limit and self.draining is None and not self.excused:
             self._drain(what)
 
     def _ended(self, future: "asyncio.Future[Any]") -> None:

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn, cast
 
 import msgspec
@@ -31,6 +32,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from dotdo.errors import DefinitionError
 from dotdo.journal import Completion
 
+CANCEL = 5.0  # seconds for which a server has time to cancel a statement
 ROLLBACKS = 5  # tries: a statement may begin just after the one before was cancelled
 Key = tuple[str, str, int, int]  # run, step, generation, attempt
 
@@ -292,7 +294,7 @@ class SqlWork:
         out of the pool, so that nobody waits for it. False when the driver cannot do so from another thread."""
         connection = self.opened
         driver: Any = None if connection is None else connection.connection.driver_connection
-        cancel = getattr(driver, "interrupt", None) or getattr(driver, "cancel", None)  # of sqlite3; of psycopg
+        cancel = _canceller(driver)
         if connection is None or cancel is None:
             return connection is None
         cancel()
@@ -328,6 +330,14 @@ class SqlWork:
     async def rollback_async(self) -> None:
         """`rollback` for an `async def` handler."""
         await greenlet_spawn(self.rollback)
+
+
+def _canceller(driver: Any) -> Callable[[], None] | None:
+    """What ends a driver's statement from another thread; it does not wait for ever for a server that is silent."""
+    prompt = getattr(driver, "cancel_safe", None)  # of psycopg
+    if prompt is not None:
+        return partial(prompt, timeout=CANCEL)
+    return getattr(driver, "interrupt", None) or getattr(driver, "cancel", None)  # of sqlite3; of others
 
 
 def guard(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:

@@ -4,6 +4,10 @@ Behind a pooler (PgBouncer) that gives each transaction another server connectio
 then no statement is prepared, and settings are made in each transaction.
 """
 
+import contextlib
+import os
+import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, LiteralString, TypeVar, cast
@@ -51,6 +55,9 @@ class Link:
     def __init__(self, url: str, where: str, opened: Callable[[Connection], None] | None = None) -> None:
         self._url, self._where, self._opened = url, where, opened
         self._connection: Connection | None = None
+        self._plug: socket.socket | None = None
+        self._cutting = threading.Lock()
+        self._barred = ""
         self._rollbacks = 0
         self.pooled = False
         self.patience = 0.0  # seconds for which it is tried to have a connection again
@@ -61,7 +68,11 @@ class Link:
         if connection is None or connection.closed:
             self.drop()
             connection = self._connect()
-            self._connection = connection  # `opened` may look at the link
+            with self._cutting:
+                self._connection = connection  # `opened` may look at the link
+                # The same socket under a number of our own: the driver may close its own at any moment, and that number
+                # may be another socket's by the time that somebody wants to cut it.
+                self._plug = socket.socket(fileno=os.dup(connection.pgconn.socket))
             try:
                 if self._opened is not None:
                     self._opened(connection)
@@ -72,9 +83,26 @@ class Link:
 
     def drop(self) -> None:
         """Closes the connection; the next use opens another one."""
-        connection, self._connection = self._connection, None
+        with self._cutting:
+            connection, self._connection = self._connection, None
+            plug, self._plug = self._plug, None
         if connection is not None:
             connection.close()
+        if plug is not None:
+            plug.close()
+
+    def cut(self) -> None:
+        """Breaks the connection off, from any thread: whoever waits for an answer on it gets an error now."""
+        with self._cutting:
+            if self._plug is not None:
+                with contextlib.suppress(OSError):  # it is broken already
+                    self._plug.shutdown(socket.SHUT_RDWR)
+
+    def bar(self, why: str) -> None:
+        """Cuts it, and has `patiently` fail at once from now on; with no reason given, no more."""
+        self._barred = why
+        if why:
+            self.cut()
 
     def lost(self, error: BaseException) -> bool:
         """Whether an error of the driver means that there is no connection (any more)."""
@@ -84,15 +112,20 @@ class Link:
 
     def patiently(self, work: Callable[[Connection], T], doing: str) -> T:
         """Does what may be done twice, over as many connections as it takes. Raises StoreError."""
-        end, pause = time.monotonic() + self.patience, SHORTEST_PAUSE
+        began, pause = time.monotonic(), SHORTEST_PAUSE
         while True:
+            if self._barred:
+                raise StoreUnavailable(self._barred)
             try:
                 return work(self.get())
             except psycopg.Error as error:
+                if self._barred:
+                    raise StoreUnavailable(self._barred) from error
                 lost = self.lost(error)
                 if not lost:
                     self.roll_back()
-                if not (lost or isinstance(error, REPEATABLE)) or time.monotonic() >= end:
+                # There may be less patience now than at the beginning.
+                if not (lost or isinstance(error, REPEATABLE)) or time.monotonic() >= began + self.patience:
                     raise told(error, self._where, doing) from error
                 if lost:
                     self.drop()

@@ -33,6 +33,10 @@ class Listener:
         """Hears nothing more. Does not wait for the thread, which ends soon."""
         self._stop.set()
 
+    def again(self) -> None:
+        """Listens on a new connection. From any thread."""
+        self._link.cut()
+
     def _work(self) -> None:
         while not self._stop.is_set():
             try:

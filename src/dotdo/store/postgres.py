@@ -54,6 +54,7 @@ class PostgresDatabase:
         self._reader = Link(self._url, self.where)
         self._heart = Link(self._url, self.where)
         self._read_lock = threading.Lock()
+        self._streaming: set[Link] = set()
         try:
             self._check_server()
         except BaseException:
@@ -221,6 +222,7 @@ class PostgresDatabase:
         StoreUnavailable."""
         link = Link(self._url, self.where)
         names = iter(range(1_000_000_000))
+        self._streaming.add(link)
 
         def stream(sql: str, parameters: dict[str, Any]) -> Iterator[Row]:
             with link.get().cursor(name=f"dotdo_{next(names)}") as cursor:
@@ -234,6 +236,7 @@ class PostgresDatabase:
         except psycopg.Error as error:
             raise told(error, self.where, "read") from error
         finally:
+            self._streaming.discard(link)
             link.drop()
 
     def address(self, url: str | None = None) -> tuple[str, str]:
@@ -249,6 +252,24 @@ class PostgresDatabase:
     def act_as_nobody(self) -> None:
         """From now on transactions are no node's."""
         self._node = None
+
+    def bar(self, why: str) -> None:
+        """The server is not to be reached, or does not say a word: whoever waits for it is told why now, and so is
+        whoever asks, until `reach`. From any thread."""
+        for link in (self._writer, self._reader):
+            link.bar(why)
+        for link in (self._heart, *self._streaming):
+            link.cut()
+
+    def reach(self) -> None:
+        """Finds out whether the server can be asked again. Raises StoreUnavailable."""
+        link = Link(self._url, self.where)
+        try:
+            link.patiently(lambda connection: connection, "be reached")
+        finally:
+            link.drop()
+        for link in (self._writer, self._reader):
+            link.bar("")
 
     def _fence_off(self, connection: Connection) -> None:
         """A new connection of a node: what is still on its way on the old one must not be done any more."""

@@ -450,6 +450,7 @@ class SharedStore(Store, Protocol):
     that was expelled raises NodeExpelled."""
 
     lease: float  # seconds after which a node of which nothing is heard is taken for dead
+    given_up: bool  # everything fails at once, until `reach`
     losses: int  # how often the writer's connection was lost, and perhaps the answer to a claim with it
 
     def renew(self, node: str) -> int | None:
@@ -480,8 +481,13 @@ class SharedStore(Store, Protocol):
         that has the id already. Raises DefinitionError when the transaction is none, or elsewhere."""
         ...
 
-    def give_up(self) -> None:
-        """A lost connection is not waited for any more: what is to be written fails at once."""
+    def give_up(self, why: str = "") -> None:
+        """A lost connection is not waited for any more: what is to be written fails at once. why: the store cannot be
+        reached, so everything fails until `reach`, also what waits for an answer now. On any thread."""
+        ...
+
+    def reach(self) -> None:
+        """Asks the server on a new connection. If it answers, no more is given up. Raises StoreUnavailable."""
         ...
 
     def listen(self, heard: Callable[[str], None] | None) -> None:

@@ -42,6 +42,7 @@ class SharedStore(SqlStore):
         self.lease = lease
         self._offers = self._elsewhere = "[]"
         self._listener: Listener | None = None
+        self.given_up = False
 
     def join(self, node: str, host: str, pid: int, now: int) -> None:
         """A node comes up, for as long as it renews its lease."""
@@ -78,6 +79,9 @@ class SharedStore(SqlStore):
         """A process that has lost its lease comes back as a new node. What the old one had is freed at once, as
         unsettled, because nobody has crashed. Until that is done, nothing can be written."""
         self._db.patience = 0.0
+        self.reach()
+        if self._listener is not None:
+            self._listener.again()  # what it listens on may be dead without a word
         self._db.act_as_nobody()
         try:
             found = self._db.read(self._sql["number_of_node"], {"node": before})
@@ -169,9 +173,19 @@ class SharedStore(SqlStore):
         if heard is not None:
             self._listener = Listener(*self._db.address(os.environ.get("DOTDO_LISTEN")), heard)
 
-    def give_up(self) -> None:
-        """A lost connection is not waited for any more: what is to be written fails at once."""
+    def give_up(self, why: str = "") -> None:
+        """A lost connection is not waited for any more: what is to be written fails at once. With a reason, everything
+        does until `reach`, also what waits for an answer now. From any thread."""
         self._db.patience = 0.0
+        if why:
+            self.given_up = True
+            self._db.bar(why)
+
+    def reach(self) -> None:
+        """Asks the server on a new connection. If it answers, no more is given up. Raises StoreUnavailable. From any
+        thread."""
+        self._db.reach()
+        self.given_up = False
 
     @property
     def losses(self) -> int:

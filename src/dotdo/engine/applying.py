@@ -36,6 +36,7 @@ from dotdo.errors import DefinitionError, StoreUnavailable, StoreUnusable
 from dotdo.journal import Completion
 
 VOID = "void"
+POOL_SIZE = 15  # connections to a server, of each kind of handler
 LOCK_TIMEOUT, LOCK_NOT_AVAILABLE = 2_000, "55P03"  # ms; what PostgreSQL says when it passes
 # For PostgreSQL: a server that has gone without a word is noticed in time.
 PROMPT = {
@@ -270,12 +271,14 @@ def _made(given: str | URL) -> URL:
 
 
 def _options(url: URL) -> dict[str, Any]:
-    if url.get_backend_name() == "sqlite":
-        # It has one writer at a time: attempts queue for the one connection, in order, instead of polling a busy file.
-        return {"pool_size": 1, "max_overflow": 0, "pool_timeout": 60}
+    # SQLite has one writer at a time: attempts queue for the one connection, in order, instead of polling a busy file.
+    # Elsewhere as many as SQLAlchemy opens at most, but kept: of those beyond the pool's size it closes each that comes
+    # back while nobody is waiting just then.
+    size = 1 if url.get_backend_name() == "sqlite" else POOL_SIZE
+    options: dict[str, Any] = {"pool_size": size, "max_overflow": 0, "pool_timeout": 60}
     if url.drivername in ("postgresql+psycopg", "postgresql+psycopg2"):
-        return {"connect_args": {name: value for name, value in PROMPT.items() if name not in url.query}}
-    return {}
+        options["connect_args"] = {name: value for name, value in PROMPT.items() if name not in url.query}
+    return options
 
 
 def _sync_url(url: URL) -> URL:

@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -41,6 +42,7 @@ DEFAULT_STORE = ".dotdo/dotdo.db"
 # How long an engine in another process may take to make the store, and how often to look, in seconds.
 NEW_STORE_PATIENCE, NEW_STORE_PAUSE = 10.0, 0.02
 SHORTEST_LEASE, LONGEST_LEASE = 0.5, 3600.0  # seconds
+_NEEDS_MORE = "A store on PostgreSQL needs more packages ({}): pip install 'dotdo[postgres,sql]'."
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
@@ -109,6 +111,9 @@ async def _lead(path: str | None, opening: Opening) -> Engine:
 
 async def _lead_shared(url: str, opening: Opening) -> Engine:
     """A node more on a store that several share. What it is given no database for is in the same one."""
+    missing = [name for name in ("psycopg", "sqlalchemy") if find_spec(name) is None]
+    if missing:
+        raise DefinitionError(_NEEDS_MORE.format(f"{' and '.join(missing)} not found"))
     databases = open_databases(url if opening.sql is None else opening.sql)
     opened = await asyncio.to_thread(open_shared, url)
     try:
@@ -351,9 +356,7 @@ def open_shared(url: str, *, migrates: bool = True) -> "SharedStore":
         from dotdo.store.postgres import PostgresDatabase
         from dotdo.store.sharing import SharedStore
     except ImportError as error:
-        raise DefinitionError(
-            f"A store on PostgreSQL needs its driver ({error}): pip install 'dotdo[postgres,sql]'."
-        ) from None
+        raise DefinitionError(_NEEDS_MORE.format(error)) from None
     return SharedStore(PostgresDatabase(url, migrates=migrates), lease_seconds())
 
 

@@ -124,6 +124,7 @@ def test_every_problem_of_an_input_is_listed_and_nothing_is_made(shop: Shell):
     error = json.loads(done.stdout)["error"]
     assert error["code"] == "invalid_input"
     assert {problem["path"] for problem in error["problems"]} == {"$.number", "$.flag", "$.colour"}
+    assert "number:='...'" in done.stderr, "how it is given what is no text"
     assert not (shop.folder / ".dotdo").exists()
 
 

@@ -295,3 +295,10 @@ def test_limit_that_is_no_number_of_seconds_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setenv("DOTDO_SPIN_LIMIT", value)
     with pytest.raises(DefinitionError, match="a number of seconds is needed, or 0"):
         spin_limit()
+
+
+def test_store_on_postgres_names_all_packages_that_it_needs(monkeypatch: pytest.MonkeyPatch):
+    """Not only SQLAlchemy's, as for `sql=`, which nobody has given."""
+    monkeypatch.setattr("dotdo.embedding.find_spec", lambda name: None)
+    with pytest.raises(DefinitionError, match=r"psycopg and sqlalchemy not found.*dotdo\[postgres,sql\]"):
+        Do("postgresql://nowhere.example/shop").__enter__()

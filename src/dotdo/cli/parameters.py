@@ -8,6 +8,7 @@ from typing import Any, cast
 import click
 import msgspec
 
+from dotdo.errors import InvalidInput, Problem
 from dotdo.schema import Schema, camel
 
 
@@ -30,6 +31,21 @@ def read_parameters(words: Sequence[str], schema: Schema) -> dict[str, Any]:
                 raise click.UsageError(f"{name} is given twice.")
             single[name] = value
     return given | single
+
+
+def check_parameters(params: dict[str, Any], words: Sequence[str], schema: Schema) -> None:
+    """Raises InvalidInput; where a word that is no JSON was taken for text, it says how JSON is given."""
+    try:
+        schema.accept(params)
+    except InvalidInput as error:
+        texts = {word.partition("=")[0] for word in words if "=" in word}
+        texts = {name for name in texts if isinstance(params.get(name), str) and not takes_text(schema, name)}
+        raise InvalidInput(error.subject, [_with_hint(problem, texts) for problem in error.problems]) from None
+
+
+def _with_hint(problem: Problem, texts: set[str]) -> Problem:
+    name = problem.path.removeprefix("$.")
+    return Problem(problem.path, f"{problem.message}; JSON is given as {name}:='...'") if name in texts else problem
 
 
 def _parameter(word: str, schema: Schema) -> tuple[str, Any]:

@@ -10,7 +10,7 @@ from dotdo.catalogue import Catalogue, split_version
 from dotdo.cli.attending import report, user, wait_for_end, with_engine
 from dotdo.cli.loading import load_application
 from dotdo.cli.output import json_option
-from dotdo.cli.parameters import labels_of, read_parameters
+from dotdo.cli.parameters import check_parameters, labels_of, read_parameters
 from dotdo.cli.previewing import show_preview
 from dotdo.cli.settings import app_option, sql_option, store_option
 from dotdo.errors import UnknownName
@@ -62,7 +62,7 @@ def run(
     definition = find_definition(application.catalogue, bare, version or pinned, app)
     kind: RunKind = "action" if application.catalogue.kind_of(bare) == "action" else "service"
     params = read_parameters(parameters, definition.schema)
-    definition.schema.accept(params)  # refused before the store is opened or made
+    check_parameters(params, parameters, definition.schema)  # refused before the store is opened or made
     options = Options(key=key, version=definition.version, trail=trail, actor=user(), labels=labels_of(labels))
     if preview:
         return show_preview(application, sql, kind, bare, params, options, wait, as_json=as_json)

@@ -98,6 +98,8 @@ async def _serve(
         names = [each.name for kind in ("action", "service") for each in application.catalogue.all(kind)]
         say(f"{mark('✓', '+')} Serving {len(set(names))} actions and services of {application.where} at {url}")
         say(f"  Try: curl {url}/v1/actions" + ("" if open_access else " -H 'Authorization: Bearer do_...'"))
+        if open_access:
+            say(f"  Read: {url}/reference")
 
     def on_signal(number: int, again: bool) -> None:
         if again:
@@ -157,5 +159,4 @@ def dev(file: str | None, app: str, store: str, sql: tuple[str, ...], port: int,
     if log_format is not None:
         command += ["--log", log_format]
     os.environ.setdefault("DOTDO_DEV", "1")
-    say(f"Watching {folder}; Ctrl-C stops.")
     watch_and_run(folder, command, patience=2 * GRACE + 5)

@@ -25,6 +25,7 @@ def watch_and_run(folder: Path, command: Sequence[str], *, patience: float) -> N
         from watchfiles import PythonFilter, watch
     except ModuleNotFoundError as error:
         raise DefinitionError(f"dotdo dev needs more packages ({error}): pip install 'dotdo[server]'.") from None
+    say(f"Watching {folder}; Ctrl-C stops.")
     watched = _Watched(command, patience)
     enough = threading.Event()
     before = _on_signals(lambda: watched.stop_again() if enough.is_set() else enough.set())

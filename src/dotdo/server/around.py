@@ -92,7 +92,10 @@ def _problem(error: Exception, asked: Asked) -> Response:
         return answer(error, asked.id)
     if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
-        return answer(Refused(error.status_code, code, error.detail, headers=error.headers), asked.id)
+        detail = error.detail
+        if error.status_code == 405 and error.headers:
+            detail = f"This address does not take {asked.method}, but {error.headers.get('Allow', 'other methods')}."
+        return answer(Refused(error.status_code, code, detail, headers=error.headers), asked.id)
     refused = refused_by(error) if isinstance(error, DotdoError) else None
     if refused is not None:
         return answer(refused, asked.id)
@@ -123,5 +126,5 @@ def _tell(asked: Asked, seconds: float) -> None:
 
 async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        raise HTTPException(404, f"There is nothing at {scope['path'][:200]}.")
+        raise HTTPException(404, f"There is nothing at {scope['path'][:200]}. What there is, /reference tells.")
     raise RuntimeError("The API takes HTTP only.")

@@ -107,15 +107,16 @@ async def read_body(request: Request, kind: type[T], most: int = MAX_BODY) -> T:
     if not data.strip():
         data = b"{}"
     elif request.headers.get("content-type", "application/json").partition(";")[0].strip() != "application/json":
-        raise Refused(415, "unsupported_media_type", "The body must be application/json.")
+        raise Refused(415, "unsupported_media_type", "The body must be JSON, with the header Content-Type: application/json.")
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `")
         place = path.rstrip("`") or "$"
-        raise Refused(
-            422, "invalid_input", f"The body does not fit: {text} (at {place}).", errors=[FieldProblem(place, text)]
-        ) from None
+        detail = f"The body does not fit: {text} (at {place})."
+        if "params" in kind.__struct_fields__ and place == "$" and "unknown field" in text:
+            detail += ' Parameters stand one level deeper: {"params": {...}}.'
+        raise Refused(422, "invalid_input", detail, errors=[FieldProblem(place, text)]) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(400, "invalid_json", f"The body is not JSON: {error}.") from None
 

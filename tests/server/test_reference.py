@@ -54,6 +54,9 @@ def test_page_shows_every_operation_and_schema_with_a_place_for_each_link(server
     assert {f"schema-{name}" for name in document["components"]["schemas"]} <= places
     assert "number" in page.text
     assert "integer, optional" in page.text
+    example = """-d '{"params":{"name":"..."}}'"""
+    assert "curl $URL/v1/actions/hostile-texts/execute" in page.text
+    assert example in page.text
 
 
 def test_page_needs_nothing_from_elsewhere_and_may_run_nothing(server: Running):

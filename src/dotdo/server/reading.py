@@ -107,7 +107,8 @@ async def read_body(request: Request, kind: type[T], most: int = MAX_BODY) -> T:
     if not data.strip():
         data = b"{}"
     elif request.headers.get("content-type", "application/json").partition(";")[0].strip() != "application/json":
-        raise Refused(415, "unsupported_media_type", "The body must be JSON, with the header Content-Type: application/json.")
+        detail = "The body must be JSON, with the header Content-Type: application/json."
+        raise Refused(415, "unsupported_media_type", detail)
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:

@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse
 
 _REF = "#/components/schemas/"
 _REFERENCE, _LINK = re.compile(r"#/components/schemas/([\w.-]+)"), r'<a href="#schema-\1">\1</a>'
+_KINDS: dict[str, Any] = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}}  # in examples
 _CODE = re.compile(r"`([^`]+)`")
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --dim: light-dark(#555, #aaa);
@@ -95,9 +96,9 @@ def _operation(document: dict[str, Any], path: str, method: str, operation: dict
     body: dict[str, Any] | None = _content(operation.get("requestBody", {}))
     params = _params(document, body)
     if params is not None:
-        parts += ["<h3>params</h3>", _table(list(_fields(document, params)))]
+        parts += ["<h3>Input</h3>", _table(list(_fields(document, params))), _example(document, path, params)]
     if rows:
-        parts += ["<h3>Parameters</h3>", _table(rows)]
+        parts += ["<h3>Query and headers</h3>", _table(rows)]
     if body is not None:
         parts += ["<h3>Body</h3>", _json(body)]
     for status, given in operation["responses"].items():
@@ -128,6 +129,16 @@ def _fields(document: dict[str, Any], schema: Mapping[str, Any]) -> Iterator[tup
     for name, field in schema["properties"].items():
         said = [_kind(field), "" if name in needed else "optional", _followed(document, field).get("description", "")]
         yield name, ", ".join(text for text in said if text)
+
+
+def _example(document: dict[str, Any], path: str, schema: Mapping[str, Any]) -> str:
+    """What to type, with the parameters that are needed."""
+    needed = [name for name in schema["properties"] if name in schema.get("required", [])]
+    kinds = {name: str(_followed(document, schema["properties"][name]).get("type")) for name in needed}
+    given = {name: _KINDS.get(kind, "...") for name, kind in kinds.items()}
+    body = msgspec.json.encode({"params": given}).decode()
+    command = f"curl $URL{path} -H \"Authorization: Bearer $KEY\" \\\n  -H 'Content-Type: application/json' -d '{body}'"
+    return f"<pre>{_e(command)}</pre>"
 
 
 def _kind(given: Any) -> str:

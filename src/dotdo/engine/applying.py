@@ -200,7 +200,7 @@ class Databases:
             self._async[name] = item
         self._sync[name] = item if isinstance(item, Engine) else self._create(name, url)
         if name in self._own and self._sync[name].dialect.driver in ("psycopg", "psycopg2"):
-            self._asking[name] = create_engine(_sync_url(url), poolclass=NullPool, **_options(_sync_url(url)))
+            self._asking[name] = create_engine(_sync_url(url), poolclass=NullPool, connect_args=_prompt(_sync_url(url)))
         for engine in (self._sync[name], *([self._async[name].sync_engine] if name in self._async else [])):
             _refuse_autocommit(name, engine)
             _prepare_engine(engine, lasting=self._lasting)
@@ -212,7 +212,7 @@ class Databases:
 
     def _create(self, name: str, url: URL) -> Engine:
         try:
-            engine = create_engine(_sync_url(url), **_options(_sync_url(url)))
+            engine = create_engine(_sync_url(url), connect_args=_prompt(_sync_url(url)), **_pool(url))
         except (ModuleNotFoundError, NoSuchModuleError) as error:
             raise DefinitionError(
                 f"sql={url!r} needs a driver that is not installed: {error}. For PostgreSQL: pip install "
@@ -225,7 +225,9 @@ class Databases:
         engine = self._async.get(name)
         if engine is None:
             url = self._urls[name]
-            engine = self._async[name] = create_async_engine(_async_url(url), **_options(_async_url(url)))
+            engine = self._async[name] = create_async_engine(
+                _async_url(url), connect_args=_prompt(_async_url(url)), **_pool(url)
+            )
             _prepare_engine(engine.sync_engine, lasting=self._lasting)
         return engine
 
@@ -270,15 +272,18 @@ def _made(given: str | URL) -> URL:
     return url.update_query_dict(which)
 
 
-def _options(url: URL) -> dict[str, Any]:
+def _pool(url: URL) -> dict[str, Any]:
     # SQLite has one writer at a time: attempts queue for the one connection, in order, instead of polling a busy file.
     # Elsewhere as many as SQLAlchemy opens at most, but kept: of those beyond the pool's size it closes each that comes
     # back while nobody is waiting just then.
     size = 1 if url.get_backend_name() == "sqlite" else POOL_SIZE
-    options: dict[str, Any] = {"pool_size": size, "max_overflow": 0, "pool_timeout": 60}
-    if url.drivername in ("postgresql+psycopg", "postgresql+psycopg2"):
-        options["connect_args"] = {name: value for name, value in PROMPT.items() if name not in url.query}
-    return options
+    return {"pool_size": size, "max_overflow": 0, "pool_timeout": 60}
+
+
+def _prompt(url: URL) -> dict[str, Any]:
+    if url.drivername not in ("postgresql+psycopg", "postgresql+psycopg2"):
+        return {}
+    return {name: value for name, value in PROMPT.items() if name not in url.query}
 
 
 def _sync_url(url: URL) -> URL:

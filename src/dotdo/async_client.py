@@ -18,8 +18,9 @@ import msgspec
 
 from dotdo import codec
 from dotdo.action import Action
-from dotdo.async_runs import AsyncHandle, AsyncRuns, Load, checked, nothing, within
-from dotdo.catalogue import Catalogue, default_catalogue, split_version
+from dotdo.async_names import AsyncNames, plain
+from dotdo.async_runs import AsyncHandle, AsyncRuns, Load, checked, within
+from dotdo.catalogue import Catalogue, default_catalogue
 from dotdo.clock import Clock
 from dotdo.enlisting import Work, execute_async, is_within, work_within
 from dotdo.errors import ClientClosed, DefinitionError, InvalidOperation, StoreError
@@ -27,7 +28,7 @@ from dotdo.opening import connect, embed
 from dotdo.platform import Platform
 from dotdo.policy import Retention
 from dotdo.preview import Preview
-from dotdo.records import Definition, Options, Run, RunKind, check_options
+from dotdo.records import Options, Run, RunKind, check_options
 from dotdo.secret_provider import Given
 from dotdo.service import Service
 from dotdo.terminating import Restore, drain_first
@@ -47,104 +48,6 @@ FORKED = (
     "The client was opened before this process was forked from another one, where its engine runs. Open a client after "
     "the fork."
 )
-
-
-class AsyncByName:
-    """An action or service by name, with options: `client.action("x", key="...")`."""
-
-    def __init__(
-        self, client: "AsyncDo", kind: RunKind, name: str, options: Options, wait: float | None, within: Any = None
-    ) -> None:
-        self._client, self._name, self._options, self._wait, self.within = client, name, options, wait, within
-        self._kind: RunKind = kind
-
-    async def invoke(self, /, **params: Any) -> Any:
-        """Runs it and returns its output as plain JSON values. Raises ActionFailed when it failed for good."""
-        self._refuse_within("invoke")
-        run = await self._client.execute(self._kind, self._name, params, self._options, self._wait)
-        return _plain(run)
-
-    async def start(self, /, **params: Any) -> AsyncHandle[Any]:
-        """Starts it; the handle's id is durable when this returns."""
-        if self.within is not None:
-            return AsyncHandle(self._client, await execute_async(await self.enlisting(params), self.within), _plain)
-        return await self._client.accept(self._kind, self._name, params, self._options, _plain)
-
-    async def enlisting(self, params: Mapping[str, Any]) -> Work[str]:
-        """What `start` executes within a transaction of the caller's."""
-        return await self._client.enlisting(self._kind, self._name, params, self._options)
-
-    def made(self, id: str) -> AsyncHandle[Any]:
-        """The handle of a run that was started so."""
-        return AsyncHandle(self._client, id, _plain)
-
-    async def preview(self, /, **params: Any) -> Preview[Any]:
-        """What it would do: its result, effects and SQL. Nothing happens. Raises InputError, DefinitionError."""
-        self._refuse_within("preview")
-        platform = await self._client.platform()
-        return await platform.preview(self._kind, self._name, params, self._options, self._wait)
-
-    def _refuse_within(self, what: str) -> None:
-        if self.within is not None:
-            raise DefinitionError(f"within= is for start: {what} cannot wait for a transaction that you commit later.")
-
-
-class AsyncNames:
-    """`client.action` and `client.service`: call by name."""
-
-    def __init__(self, client: "AsyncDo", kind: RunKind) -> None:
-        self._client = client
-        self._kind: RunKind = kind
-
-    def __call__(
-        self,
-        name: str,
-        *,
-        key: str | None = None,
-        version: int | None = None,
-        trail: str | None = None,
-        deadline: float | None = None,
-        delay: float | None = None,
-        wait: float | None = None,
-        labels: dict[str, str] | None = None,
-        within: Any = None,
-    ) -> AsyncByName:
-        """An action or service by name (`"x"` or `"x@2"`).
-
-        key: the same key and input again is the same run. deadline, delay, wait: seconds for the whole run, before its
-        start, and for this caller. within: for `start`, as in `AsyncDo.start`.
-        """
-        bare, pinned = split_version(name)
-        options = self._client.options(
-            Options(
-                key=key, version=version or pinned, trail=trail, deadline=deadline, delay=delay, labels=labels or {}
-            )
-        )
-        return AsyncByName(self._client, self._kind, bare, options, wait, within)
-
-    async def execute(
-        self,
-        *,
-        name: str,
-        params: Mapping[str, Any] | None = None,
-        key: str | None = None,
-        version: int | None = None,
-        trail: str | None = None,
-        deadline: float | None = None,
-        delay: float | None = None,
-        wait: float | None = None,
-        labels: dict[str, str] | None = None,
-    ) -> Run:
-        """Runs it by name and returns the run: `.id`, `.status`, `.result`. Raises ActionFailed."""
-        bare, pinned = split_version(name)
-        options = Options(
-            key=key, version=version or pinned, trail=trail, deadline=deadline, delay=delay, labels=labels or {}
-        )
-        return await self._client.execute(self._kind, bare, params or {}, self._client.options(options), wait)
-
-    async def list(self) -> list[Definition]:
-        """What can be called, with schemas."""
-        return await (await self._client.platform()).definitions(self._kind)
 
 
 class AsyncDo:
@@ -271,7 +174,7 @@ class AsyncDo:
 
     def handle(self, id: str) -> AsyncHandle[Any]:
         """The handle of a run that was started earlier."""
-        return AsyncHandle(self, id, _plain)
+        return AsyncHandle(self, id, plain)
 
     @contextlib.contextmanager
     def trail(self, name: str) -> Generator[None]:
@@ -482,12 +385,8 @@ def _check_loop(opening: "asyncio.Future[Platform]") -> None:
         )
 
 
-def _plain(run: Run) -> Any:
-    return run.result if run.result is not None else nothing(run)
-
-
 def _loader(definition: Any) -> Load:
     schema = definition.schema
-    if schema.is_plain:
-        return _plain
-    return lambda run: schema.load(codec.encode_result(_plain(run), "result"))
+    if schema.isplain:
+        return plain
+    return lambda run: schema.load(codec.encode_result(plain(run), "result"))

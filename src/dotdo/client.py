@@ -6,7 +6,8 @@ from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
 
 from dotdo.action import Action
-from dotdo.async_client import ASGIApplication, AsyncByName, AsyncDo, AsyncNames, mountable
+from dotdo.async_client import ASGIApplication, AsyncDo, mountable
+from dotdo.async_names import AsyncByName, AsyncNames
 from dotdo.async_runs import AsyncHandle, AsyncRuns, Entries
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock

@@ -34,7 +34,7 @@ from dotdo import (
     service,
     wait_for_event,
 )
-from dotdo.async_client import AsyncByName, AsyncNames
+from dotdo.async_names import AsyncByName, AsyncNames
 from dotdo.async_runs import AsyncRuns
 from dotdo.client import ByName, Names, Runs
 from dotdo.errors import ClientClosed

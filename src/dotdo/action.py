@@ -174,12 +174,14 @@ class Action(Generic[P, R]):
         trail: str | None = None,
         deadline: float | None = None,
         delay: float | None = None,
+        priority: int | None = None,
         labels: dict[str, str] | None = None,
     ) -> Self:
         """A copy for one call that says some things differently.
 
         retry, timeout: instead of the definition's. version: another version. key: inside a service the step's own
-        name in its run, elsewhere the run's idempotency key. trail, deadline, delay, labels: for `client.run/start`.
+        name in its run, elsewhere the run's idempotency key. trail, deadline, delay, priority, labels: for
+        `client.run/start`.
         """
         policy.check_text(key, "key")
         return with_options(
@@ -190,6 +192,7 @@ class Action(Generic[P, R]):
                 trail=trail,
                 deadline=deadline,
                 delay=delay,
+                priority=priority,
                 labels=labels or {},
             ),
             Overrides(

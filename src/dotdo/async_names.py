@@ -80,6 +80,7 @@ class AsyncNames:
         trail: str | None = None,
         deadline: float | None = None,
         delay: float | None = None,
+        priority: int | None = None,
         wait: float | None = None,
         labels: dict[str, str] | None = None,
         within: Any = None,
@@ -87,12 +88,19 @@ class AsyncNames:
         """An action or service by name (`"x"` or `"x@2"`).
 
         key: the same key and input again is the same run. deadline, delay, wait: seconds for the whole run, before its
-        start, and for this caller. within: for `start`, as in `AsyncDo.start`.
+        start, and for this caller. priority: from -10 to 10; where runs wait, the higher goes first. within: for
+        `start`, as in `AsyncDo.start`.
         """
         bare, pinned = split_version(name)
         options = self._client.options(
             Options(
-                key=key, version=version or pinned, trail=trail, deadline=deadline, delay=delay, labels=labels or {}
+                key=key,
+                version=version or pinned,
+                trail=trail,
+                deadline=deadline,
+                delay=delay,
+                priority=priority,
+                labels=labels or {},
             )
         )
         return AsyncByName(self._client, self._kind, bare, options, wait, within)
@@ -107,13 +115,20 @@ class AsyncNames:
         trail: str | None = None,
         deadline: float | None = None,
         delay: float | None = None,
+        priority: int | None = None,
         wait: float | None = None,
         labels: dict[str, str] | None = None,
     ) -> Run:
         """Runs it by name and returns the run: `.id`, `.status`, `.result`. Raises ActionFailed."""
         bare, pinned = split_version(name)
         options = Options(
-            key=key, version=version or pinned, trail=trail, deadline=deadline, delay=delay, labels=labels or {}
+            key=key,
+            version=version or pinned,
+            trail=trail,
+            deadline=deadline,
+            delay=delay,
+            priority=priority,
+            labels=labels or {},
         )
         return await self._client.execute(self._kind, bare, params or {}, self._client.options(options), wait)
 

@@ -51,6 +51,7 @@ class CallOptions(TypedDict, total=False):
     trail: str | None
     deadline: float | None
     delay: float | None
+    priority: int | None
     wait: float | None
     labels: dict[str, str] | None
     within: Any
@@ -64,6 +65,7 @@ class ExecuteOptions(TypedDict, total=False):
     trail: str | None
     deadline: float | None
     delay: float | None
+    priority: int | None
     wait: float | None
     labels: dict[str, str] | None
 

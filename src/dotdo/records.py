@@ -17,6 +17,9 @@ RunKind = Literal["action", "service"]
 Status = Literal["pending", "running", "waiting", "stopping", "undoing", "completed", "failed", "cancelled", "blocked"]
 Undo = Literal["none", "partial", "all"]
 
+# How much sooner a run gets its turn than others, wherever runs wait; 0 when nothing is said.
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -10, 10
+
 ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 
 # What a person can answer to the question of a blocked run.
@@ -97,9 +100,9 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What a caller may say about one run, beside its input.
 
     key: idempotency key. version: which version (None: the newest). trail: ties runs together. delay and deadline:
-    seconds before the start, and for the whole run. labels: text by name. actor: who asked. timeout, retry: instead of
-    the action's own (the numbers of a Retry by name). traceparent, tracestate: the place in a trace that the run
-    belongs to (W3C Trace Context).
+    seconds before the start, and for the whole run. priority: from -10 to 10 (None: 0); where runs wait, the higher goes
+    first. labels: text by name. actor: who asked. timeout, retry: instead of the action's own (the numbers of a Retry
+    by name). traceparent, tracestate: the place in a trace that the run belongs to (W3C Trace Context).
     """
 
     key: str | None = None
@@ -107,6 +110,7 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     trail: str | None = None
     delay: float | None = None
     deadline: float | None = None
+    priority: int | None = None
     labels: dict[str, str] = {}
     actor: str | None = None
     timeout: float | None = None
@@ -129,9 +133,21 @@ def check_options(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and not (isinstance(value, int | float) and 0 <= value <= MAX_SECONDS):
             raise DefinitionError(f"{name}={value!r}: a number of seconds from 0 to {MAX_SECONDS:,} is needed.")
+    if options.priority is not None:
+        check_priority(options.priority)
     seconds(options.timeout, "timeout")
     if options.retry is not None:
         Retry(**options.retry)
+
+
+def check_priority(value: int) -> None:
+    """Checks how much sooner a run is to get its turn. Raises DefinitionError."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
+    if not (is_whole and LOWEST_PRIORITY <= value <= HIGHEST_PRIORITY):
+        raise DefinitionError(
+            f"priority={value!r}: a whole number from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY} is needed; where runs wait, "
+            "the higher goes first, and 0 is what a run has that says nothing."
+        )
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,6 +176,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     trail: str | None = None
     actor: str | None = None
     labels: dict[str, str] = {}
+    priority: int = 0
     parent: str | None = None
     root: str = ""
     continues: str | None = None

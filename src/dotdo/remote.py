@@ -372,6 +372,7 @@ def _body(params: Mapping[str, Any] | bytes, options: Options) -> dict[str, Any]
         "trail": options.trail,
         "deadline": options.deadline,
         "delay": options.delay,
+        "priority": options.priority,
         "labels": options.labels or None,
         "timeout": options.timeout,
         "retry": options.retry,

@@ -80,10 +80,11 @@ class Service(Generic[P, R]):
         trail: str | None = None,
         deadline: float | None = None,
         delay: float | None = None,
+        priority: int | None = None,
         labels: dict[str, str] | None = None,
     ) -> Self:
         """A copy for one call. key: the idempotency key of the run (inside a service: the step's own name). version,
-        trail, labels as in `client.service(...)`; deadline, delay: seconds."""
+        trail, priority, labels as in `client.service(...)`; deadline, delay: seconds."""
         policy.check_text(key, "key")
         return with_options(
             self,
@@ -93,6 +94,7 @@ class Service(Generic[P, R]):
                 trail=trail,
                 deadline=deadline,
                 delay=delay,
+                priority=priority,
                 labels=labels or {},
             ),
             Overrides(version=version, step_key=key),

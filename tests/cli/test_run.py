@@ -1,6 +1,7 @@
 """`dotdo run`: parameters, waiting, exit codes, and draining at a signal."""
 
 import json
+import re
 import signal
 
 import pytest
@@ -20,6 +21,18 @@ def test_result_is_json_on_stdout_and_talk_on_stderr(shop: Shell):
 def test_json_prints_the_whole_run(shop: Shell):
     run = shop.json("run", "order", "item=tea", "--trail", "t1")
     assert (run["status"], run["result"], run["trail"]) == ("completed", "tea", "t1")
+
+
+def test_priority_is_kept_and_shown(shop: Shell):
+    run = shop.json("run", "order", "item=tea", "--priority", "-4")
+    assert run["priority"] == -4
+    assert re.search(r"^ *priority +-4$", shop.ok("runs", "show", run["id"]), re.MULTILINE)
+    assert "priority" not in shop.ok("runs", "show", shop.json("run", "order", "item=tea")["id"])
+    [_, listed] = shop.json("runs", "ls")
+    assert listed["priority"] == -4
+    wrong = shop.run("run", "order", "item=tea", "--priority", "11")
+    assert wrong.returncode == 2
+    assert "11 is not in the range -10<=x<=10" in wrong.stderr
 
 
 def test_failed_run_exits_with_1_and_says_why_and_what_was_undone(shop: Shell):

@@ -51,7 +51,7 @@ def _converse(server: Running, http: httpx2.Client, found: dict[str, Any]) -> No
         return response.json()
 
     greet, approval = "/v1/actions/greet-user/execute", "/v1/services/approval/execute"
-    ada = {"params": {"name": "Ada"}, "trail": "t", "labels": {"team": "a"}}
+    ada = {"params": {"name": "Ada"}, "trail": "t", "priority": 2, "labels": {"team": "a"}}
     done = ask("execute-completed", "POST", greet, ada, key="g:1")
     ask("execute-failed", "POST", "/v1/actions/refuse/execute", {"params": {"reason": "User not found."}}, key="r:1")
     ask("execute-invalid-input", "POST", greet, {"params": {"nam": 7}}, key="g:2")

@@ -113,6 +113,8 @@ BODIES: list[tuple[str, dict[str, Any], int, str]] = [
         "invalid_idempotency_key",
     ),
     ("no deadline", {"json": {"params": {"name": "A"}, "deadline": -1}}, 422, "invalid_input"),
+    ("too high a priority", {"json": {"params": {"name": "A"}, "priority": 11}}, 422, "invalid_input"),
+    ("half a priority", {"json": {"params": {"name": "A"}, "priority": 0.5}}, 422, "invalid_input"),
     ("an empty trail", {"json": {"params": {"name": "A"}, "trail": ""}}, 422, "invalid_input"),
     (
         "a label that no filter can name",

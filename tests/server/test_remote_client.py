@@ -122,6 +122,16 @@ def test_runs_are_found_by_their_labels(client: Do):
     assert client.runs.list(labels={"tier": "gold", "of": "c"}) == []
 
 
+def test_priority_goes_with_the_call(client: Do):
+    assert client.action.execute(name="greet-user", params={"name": "Ada"}, priority=10).priority == 10
+    handle = client.start(countdown.with_(priority=-3), left=1)
+    handle.result(timeout=60)
+    first = client.runs.get(handle.id)
+    assert (first.priority, handle.get().priority, handle.get().continues) == (-3, -3, first.id)
+    with pytest.raises(DefinitionError, match="from -10 to 10"):
+        client.action("greet-user", priority=11)
+
+
 def test_service_that_goes_on_as_new_is_followed_to_its_end(client: Do):
     assert client.run(countdown, left=3) == {"left": 0}
     handle = client.start(countdown, left=3)

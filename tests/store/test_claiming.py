@@ -1,5 +1,6 @@
 """Claiming: due runs in order and in bounded batches; runs of nodes that are gone become free, marked as crashed."""
 
+from dotdo.records import RunFilter
 from dotdo.store.protocol import Claim, Store
 from tests.store.runs import NODE, Runs, Writing
 
@@ -107,3 +108,61 @@ def test_names_that_only_wait_leave_the_whole_batch_to_what_is_due(store: Store,
     for number in range(100):
         runs.park(runs.accept(f"run_sleeps{number}", name=f"sleeps-{number}"), due_at=1_000)
     assert len(store.claim_due("node_b", 20, 200)) == 200
+
+
+def waiting(runs: Runs, count: int, priority: int, name: str = "order", due_at: int = 10) -> None:
+    """So many due runs of a priority."""
+    ids = [f"run_{name}{priority:+}_{number:05}" for number in range(count)]
+    row = {"name": name, "due_at": due_at, "owner": None, "priority": priority}
+    runs.store.write([Writing(id, 1).accept(0, dict(row)) for id in ids])
+
+
+def kinds(claims: list[Claim]) -> list[str]:
+    """Names and priorities of what was claimed."""
+    return sorted({claim.run.removeprefix("run_").partition("_")[0] for claim in claims})
+
+
+def test_highest_priority_is_claimed_first_however_much_was_there_before(store: Store, runs: Runs):
+    waiting(runs, 2_000, -10)
+    waiting(runs, 2_000, 0, due_at=11)
+    waiting(runs, 30, 5, due_at=12)
+    waiting(runs, 20, 5, name="refund", due_at=13)
+    claims = store.claim_due("node_b", 20, 100)
+    assert (len(claims), kinds(claims)) == (50, ["order+5", "refund+5"]), "a batch is of one priority"
+    assert kinds(store.claim_due("node_b", 20, 2_500)) == ["order+0"]
+    assert kinds(store.claim_due("node_b", 20, 2_500)) == ["order-10"]
+    assert store.claim_due("node_b", 20, 2_500) == []
+
+
+def test_what_is_not_due_yet_holds_nobody_up(store: Store, runs: Runs):
+    waiting(runs, 10, 10, due_at=1_000)
+    waiting(runs, 10, 0)
+    assert kinds(store.claim_due("node_b", 20, 100)) == ["order+0"]
+    assert kinds(store.claim_due("node_b", 1_000, 100)) == ["order+10"]
+
+
+def test_one_batch_in_ten_is_for_whoever_has_waited_the_longest(store: Store, runs: Runs):
+    """Full batches, so that more of the first wait all the time: the lowest get their share, oldest first."""
+    waiting(runs, 200, 9, due_at=12)
+    waiting(runs, 10, -3, due_at=10)
+    waiting(runs, 10, 2, due_at=11)
+    batches = [kinds(store.claim_due("node_b", 20, 5)) for _ in range(40)]
+    assert batches.count(["order+9"]) == 36
+    assert [batch for batch in batches if batch != ["order+9"]] == [["order-3"]] * 2 + [["order+2"]] * 2
+    assert [number % 10 for number, batch in enumerate(batches, 1) if batch != ["order+9"]] == [0] * 4
+
+
+def test_names_take_turns_within_a_priority(store: Store, runs: Runs):
+    waiting(runs, 300, 3, name="flood")
+    waiting(runs, 5, 3, name="order", due_at=15)
+    waiting(runs, 5, 0, name="other", due_at=1)
+    claims = store.claim_due("node_b", 20, 20)
+    assert kinds(claims) == ["flood+3", "order+3"]
+    assert sum("order" in claim.run for claim in claims) == 5
+
+
+def test_priority_is_read_back(store: Store, runs: Runs):
+    runs.accept("run_1", priority=-7)
+    runs.accept("run_2")
+    found = {run.id: run.priority for run in store.list_runs(RunFilter())}
+    assert found == {"run_1": -7, "run_2": 0}

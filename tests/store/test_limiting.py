@@ -111,6 +111,33 @@ def test_higher_priority_goes_first_and_in_order_of_asking_within(desk: Desk):
     assert order == [1, 4, 5, 2, 3, 6]
 
 
+def test_one_slot_in_ten_goes_to_whoever_has_waited_the_longest(desk: Desk):
+    """However much asks with a higher priority: the low ones get through, the oldest first, also of several kinds."""
+    assert desk.ask(1) == [True]
+    desk.ask(2, priority=-10)
+    desk.ask(3, priority=5)
+    desk.ask(*range(100, 140), priority=9)
+    order = [1]
+    for _ in range(30):
+        order += desk.free(order[-1])
+    assert [(place, number) for place, number in enumerate(order, 1) if number < 100] == [(1, 1), (10, 2), (20, 3)]
+    assert [number for number in order if number >= 100] == list(range(100, 128))
+
+
+def test_each_limit_counts_its_own_turns(desk: Desk):
+    """What another limit hands out says nothing of who has waited the longest for this one."""
+    limits = {name: (Limit(f"concurrency {name}", 1),) for name in ("send", "call")}
+    for first, pool in ((1000, "send"), (2000, "call")):
+        desk.ask(first, limits=limits[pool], pool=pool)
+        desk.ask(first + 1, limits=limits[pool], pool=pool, priority=-1)
+        desk.ask(*range(first + 2, first + 14), limits=limits[pool], pool=pool)
+    orders = [[1000], [2000]]
+    for _ in range(12):
+        for order in orders:
+            order += desk.free(order[-1])
+    assert [order.index(first + 1) + 1 for order, first in zip(orders, (1000, 2000), strict=True)] == [10, 10]
+
+
 def test_actions_have_slots_of_their_own(desk: Desk):
     assert desk.ask(1, 2) == [True, False]
     other = (Limit("concurrency call", 1),)

@@ -216,23 +216,23 @@ def test_called_outside_a_service_it_says_what_is_meant():
 
 def test_with_gives_a_copy_and_leaves_the_definition_alone():
     found = define(sync_plain, version=2)
-    once = found.with_(key="k", retry=5, timeout=9, trail="t", deadline=60, delay=1, labels={"a": "b"})
+    once = found.with_(key="k", retry=5, timeout=9, trail="t", deadline=60, delay=1, priority=0, labels={"a": "b"})
     assert (found.options.key, found.overrides) == (None, NO_OVERRIDES)
     options = once.options
     assert (options.key, options.version, options.trail, options.labels) == ("k", 2, "t", {"a": "b"})
-    assert (options.deadline, options.delay) == (60, 1)
+    assert (options.deadline, options.delay, options.priority) == (60, 1, 0)
     assert (once.overrides.retry, once.overrides.timeout) == (Retry(attempts=5), 9)
     assert (once.overrides.step_key, once.overrides.version) == ("k", None)
     assert once.catalogue.get("action", "book") is found
 
 
 def test_with_adds_to_what_was_said_before():
-    once = define(sync_plain).with_(timeout=9, labels={"a": "b"}, key="first")
+    once = define(sync_plain).with_(timeout=9, labels={"a": "b"}, key="first", priority=4)
     twice = once.with_(retry=Retry(attempts=1)).with_(key="second", trail="t").with_(version=3)
     assert (twice.overrides.timeout, twice.overrides.retry) == (9, Retry(attempts=1))
     assert (twice.overrides.version, twice.options.version) == (3, 3)
     assert (twice.options.key, twice.overrides.step_key) == ("second", "second")
-    assert (twice.options.labels, twice.options.trail) == ({"a": "b"}, "t")
+    assert (twice.options.labels, twice.options.trail, twice.options.priority) == ({"a": "b"}, "t", 4)
 
 
 @pytest.mark.parametrize(

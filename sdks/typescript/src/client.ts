@@ -37,6 +37,8 @@ export interface CallOptions extends CallerOptions {
   readonly deadline?: number | undefined;
   /** Before its start. */
   readonly delay?: number | undefined;
+  /** From -10 to 10, 0 by default: where runs wait, the higher goes first. */
+  readonly priority?: number | undefined;
   /** For how long this caller waits: then StillRunning is thrown, and the run goes on. */
   readonly wait?: number | undefined;
   readonly labels?: Readonly<Record<string, string>> | undefined;

@@ -77,6 +77,7 @@ export interface Run<Output = JsonObject> {
   readonly trail: string | null;
   readonly actor: string | null;
   readonly labels: Readonly<Record<string, string>>;
+  readonly priority: number;
   readonly parent: string | null;
   readonly root: string;
   readonly continues: string | null;

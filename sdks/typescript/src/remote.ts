@@ -43,6 +43,7 @@ export interface RunOptions {
   readonly trail?: string | undefined;
   readonly deadline?: number | undefined;
   readonly delay?: number | undefined;
+  readonly priority?: number | undefined;
   readonly labels?: Readonly<Record<string, string>> | undefined;
 }
 
@@ -240,10 +241,10 @@ export function sleep(ms: number, signal?: AbortSignal, background = false): Pro
 
 /** The body of execute and preview. */
 export function callBody(params: object, options: RunOptions): string {
-  const { trail, deadline, delay, labels } = options;
+  const { trail, deadline, delay, priority, labels } = options;
   if (Array.isArray(params)) throw new InvalidValue("The input cannot be an array: an object is needed.");
   const input = encode(params, "The input");
-  const others = encode({ trail, deadline, delay, labels }, "The options").slice(1, -1);
+  const others = encode({ trail, deadline, delay, priority, labels }, "The options").slice(1, -1);
   return `{"params":${input}${others && `,${others}`}}`;
 }
 

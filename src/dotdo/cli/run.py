@@ -14,7 +14,7 @@ from dotdo.cli.parameters import check_parameters, labels_of, read_parameters
 from dotdo.cli.previewing import show_preview
 from dotdo.cli.settings import app_option, sql_option, store_option
 from dotdo.errors import UnknownName
-from dotdo.records import Options, RunKind
+from dotdo.records import HIGHEST_PRIORITY, LOWEST_PRIORITY, Options, RunKind
 
 
 @click.command()
@@ -26,6 +26,12 @@ from dotdo.records import Options, RunKind
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key and input again is the same run.")
 @click.option("--version", type=click.IntRange(min=1), metavar="N", help="Version; also NAME@N.  [default: the newest]")
 @click.option("--trail", metavar="TEXT", help="Ties this run to others.")
+@click.option(
+    "--priority",
+    type=click.IntRange(LOWEST_PRIORITY, HIGHEST_PRIORITY),
+    metavar="N",
+    help=f"From {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}: where runs wait, the higher goes first.  [default: 0]",
+)
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="A label of the run; repeatable.")
 @click.option(
     "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop waiting after so long (exit code 3)."
@@ -41,6 +47,7 @@ def run(
     key: str | None,
     version: int | None,
     trail: str | None,
+    priority: int | None,
     labels: tuple[str, ...],
     wait: float | None,
     preview: bool,
@@ -63,7 +70,14 @@ def run(
     kind: RunKind = "action" if application.catalogue.kind_of(bare) == "action" else "service"
     params = read_parameters(parameters, definition.schema)
     check_parameters(params, parameters, definition.schema)  # refused before the store is opened or made
-    options = Options(key=key, version=definition.version, trail=trail, actor=user(), labels=labels_of(labels))
+    options = Options(
+        key=key,
+        version=definition.version,
+        trail=trail,
+        priority=priority,
+        actor=user(),
+        labels=labels_of(labels),
+    )
     if preview:
         return show_preview(application, sql, kind, bare, params, options, wait, as_json=as_json)
 

@@ -81,6 +81,7 @@ class View:
             "key": run.key,
             "trail": run.trail,
             "labels": ", ".join(f"{name}={value}" for name, value in run.labels.items()),
+            "priority": f"{run.priority:+}" if run.priority else None,
             "parent": run.parent,
             "continues": run.continues,
             "reopened": f"{run.generation} times" if run.generation > 1 else "once" if run.generation else None,

@@ -142,6 +142,7 @@ def new_run(
         digest=entry.digest,
         anchor="" if is_large else anchor(engine.anchor_key, id, 1, entry.digest),
         created_at=now,
+        priority=options.priority or 0,
     )
     return AcceptedRun(id, definition, data, entry, row)
 

@@ -95,6 +95,7 @@ def run_record(run: "LiveRun", status: Any, ended: Ended | None, blocked: Blocke
         trail=options.trail,
         actor=options.actor,
         labels=options.labels,
+        priority=options.priority or 0,
         parent=accepted.parent,
         root=run.id.partition(".")[0],
         continues=accepted.chain.previous if accepted.chain else None,

@@ -64,7 +64,13 @@ def _accept_child(run: "LiveRun", call: "Call", record: StepRecord) -> StepRecor
     id = f"{root_of(run.id)}.{digest}"
     definition = call.definition
     of = run.accepted.options
-    options = Options(trail=of.trail, actor=of.actor, traceparent=of.traceparent, tracestate=of.tracestate)
+    options = Options(
+        trail=of.trail,
+        actor=of.actor,
+        priority=of.priority,
+        traceparent=of.traceparent,
+        tracestate=of.tracestate,
+    )
     if run.trace is not None:
         options = run.trace.carried(options)
     accepted = new_run(

@@ -28,6 +28,7 @@ class Claimer:
         self._wake: Wake | None = None
         self._next_rescue = 0.0
         self._sleeps = False
+        self.full = False  # there was no room for more; whoever makes some says so
         self._unsure = False  # a sweep failed: runs may have been claimed that nobody has begun
         self._task = engine.loop.create_task(self._work())
 
@@ -81,7 +82,8 @@ class Claimer:
         await engine.limiter.sweep()
         while True:
             room = min(BATCH, engine.capacity - len(engine.live))
-            if room <= 0:
+            self.full = room <= 0
+            if self.full:
                 return
             claim = partial(engine.store.claim_due, engine.node, engine.clock.now(), room)
             claims = await engine.committer.call(claim)
@@ -91,8 +93,8 @@ class Claimer:
 
     async def _wait(self) -> None:
         engine = self._engine
-        # Without a lease nothing can be claimed: what is due then must not ring the alarm over and over.
-        may_claim = engine.lease is None or engine.lease.lasts
+        # Without room or a lease nothing can be claimed: what is due then must not ring the alarm over and over.
+        may_claim = not self.full and (engine.lease is None or engine.lease.lasts)
         due = await engine.read(engine.store.next_due) if may_claim else None
         if due is not None and not self._hint.is_set():
             if self._wake is not None:

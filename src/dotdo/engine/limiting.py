@@ -36,7 +36,7 @@ async def take_slots(step: "StepRun", action: Action[..., Any], given: Limits) -
     """Returns when the step has a slot of each limit of its action, and may attempt."""
     run, limiter = step.run, step.run.engine.limiter
     limits, texts = limits_of_step(action, given, step.input)
-    ask = SlotAsk(action.name, run.id, step.id, run.journal.claim, 0, limits)
+    ask = SlotAsk(action.name, run.id, step.id, run.journal.claim, run.accepted.options.priority or 0, limits)
     try:
         place = await limiter.ask(ask)
         if place.scope is not None:

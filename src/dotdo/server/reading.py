@@ -13,7 +13,7 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from dotdo.errors import MAX_SECONDS, DefinitionError
-from dotdo.records import Options, Outcome, check_options
+from dotdo.records import HIGHEST_PRIORITY, LOWEST_PRIORITY, Options, Outcome, check_options
 from dotdo.server.asked import asked_of
 from dotdo.server.problems import FieldProblem, Refused
 
@@ -32,6 +32,7 @@ NAME_SCHEMA = {"minLength": 1, "maxLength": 500, "pattern": "^[^\\u0000]*$"}
 LABELS_SCHEMA = {"propertyNames": {**NAME_SCHEMA, "pattern": "^[^\\u0000=]*$"}, "additionalProperties": NAME_SCHEMA}
 _Name = Annotated[str, msgspec.Meta(extra_json_schema=NAME_SCHEMA)]
 _Seconds = Annotated[float, msgspec.Meta(extra_json_schema={"minimum": 0, "maximum": MAX_SECONDS})]
+_Priority = Annotated[int, msgspec.Meta(extra_json_schema={"minimum": LOWEST_PRIORITY, "maximum": HIGHEST_PRIORITY})]
 _Limit = Annotated[float, msgspec.Meta(extra_json_schema={"exclusiveMinimum": 0})]
 _Labels = Annotated[dict[str, _Name], msgspec.Meta(extra_json_schema=LABELS_SCHEMA)]
 
@@ -67,6 +68,7 @@ class Call(msgspec.Struct, forbid_unknown_fields=True):
     trail: _Name | None = None
     deadline: _Seconds | None = None
     delay: _Seconds | None = None
+    priority: _Priority | None = None
     labels: _Labels = {}
     timeout: _Limit | None = None
     retry: _Retry | None = None
@@ -214,6 +216,7 @@ def options_of(request: Request, call: Call, actor: str | None) -> Options:
         trail=call.trail,
         delay=call.delay,
         deadline=call.deadline,
+        priority=call.priority,
         labels=call.labels,
         actor=actor,
         timeout=call.timeout,

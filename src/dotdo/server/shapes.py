@@ -41,6 +41,7 @@ class RunShape(msgspec.Struct, frozen=True, kw_only=True):
     trail: str | None
     actor: str | None
     labels: dict[str, str]
+    priority: int
     parent: str | None
     root: str
     continues: str | None
@@ -102,6 +103,7 @@ def run_shape(run: Run) -> RunShape:
         trail=run.trail,
         actor=run.actor,
         labels=run.labels,
+        priority=run.priority,
         parent=run.parent,
         root=run.root,
         continues=run.continues,

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from dotdo.records import HIGHEST_PRIORITY, LOWEST_PRIORITY
+from dotdo.store.fairness import Shares
 from dotdo.store.protocol import Limit, Message, Place, Settled, SlotAsk
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 Touched = dict[str, tuple[Limit, str]]  # limits in which there may be room, with their pools
 MANY = 200  # tickets that are looked at together
 SLOT = "slot"  # the kind of the message to a run
+
+_LEVELS = msgspec.json.encode([(each,) for each in range(LOWEST_PRIORITY, HIGHEST_PRIORITY + 1)]).decode()
 
 _encode = msgspec.json.Encoder().encode
 _limits = msgspec.json.Decoder(list[Limit])
@@ -44,6 +48,7 @@ class Limiting:
 
     _db: "Database"
     _sql: dict[str, str]
+    _slot_shares: Shares
     shared: bool
 
     def settle_slots(self, asks: Sequence[SlotAsk], gone: Sequence[tuple[str, str, str]], now: int) -> Settled:
@@ -156,6 +161,11 @@ class Limiting:
         again: Touched = {}
         most = min(MANY, max(room.values()))
         found = self._do("first_waiting", [(scope,) for scope in room], limit=most)
+        patient = [(scope,) for scope in room if self._slot_shares.is_patient(scope)]
+        if patient:
+            before = self._do("longest_waiting", patient, levels=_LEVELS)
+            first = {row[0] for row in before}
+            found = before + [row for row in found if row[0] not in first]
         seen: dict[str, int] = defaultdict(int)
         gone: list[tuple[int, str, str]] = []
         moves: list[Any] = []
@@ -167,6 +177,7 @@ class Limiting:
                 again[ticket.scope] = todo[ticket.scope]
             elif room[ticket.scope] > 0:
                 room[ticket.scope] -= 1
+                self._slot_shares.count(ticket.scope)
                 limits, stage = _limits.decode(ticket.limits), ticket.stage + 1
                 slots.append((ticket.scope, ticket.id, None))
                 if stage < len(limits):

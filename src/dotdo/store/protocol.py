@@ -42,6 +42,7 @@ class NewRun(msgspec.Struct, frozen=True, array_like=True, gc=False):
     digest: str
     anchor: str
     created_at: int
+    priority: int = 0
 
 
 class RunUpdate(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -233,7 +234,8 @@ class Store(Protocol):
         ...
 
     def claim_due(self, node: str, now: int, limit: int) -> list[Claim]:
-        """Takes up to `limit` runs that are due and have no owner."""
+        """Takes up to `limit` runs that are due and have no owner: of the highest priority, by turns over names; now and
+        then of what has waited the longest. More may be due."""
         ...
 
     def claim_one(self, node: str, run: str) -> Claim | None:

@@ -23,7 +23,8 @@ def progress_of(data: str) -> Any:
 def run_of(row: tuple[Any, ...], blobs: Blobs | None = None) -> Run:
     """A run of its row. blobs: for a result that is larger than a row; a list of runs goes without it."""
     (id, root, parent, _, kind, name, version, key, _, trail, actor, labels, status, undo, generation) = row[:15]
-    waiting_for, _, _, _, _, _, _, _, created_at, ended_at, head_kind, head, progress, continues = row[15:]
+    waiting_for, _, _, _, _, _, _, _, created_at, ended_at, priority = row[15:26]
+    head_kind, head, progress, continues = row[-4:]  # a later schema may have more columns before these
     if is_elsewhere(head):
         head_kind, head = (head_kind, blobs.whole(id, head)) if blobs else ("", "")
     result, error, not_undone, continued_as, erased = None, None, list[str](), None, None
@@ -58,6 +59,7 @@ def run_of(row: tuple[Any, ...], blobs: Blobs | None = None) -> Run:
         trail=trail,
         actor=actor,
         labels=msgspec.json.decode(labels),
+        priority=priority,
         parent=parent,
         root=root,
         continues=continues,

@@ -97,13 +97,13 @@ class SharedStore(SqlStore):
     def claim_due(self, node: str, now: int, limit: int) -> list[Claim]:
         """Takes up to `limit` runs that are due and have no owner, but for those that only other nodes can run. When
         the answer is lost, they are found by `own_runs`."""
-        given = {"node": node, "now": now, "limit": limit, "elsewhere": self._elsewhere, "last": self._last}
+        given = {**self._claiming(node, now, limit), "elsewhere": self._elsewhere}
         try:
             found = self._db.once(self._sql["claim_due"], given)
         except CommitUnknown as error:
             log.info("%s What was claimed is looked for.", error)
             return []
-        return self._claims(found)
+        return self._claims(found, limit)
 
     def rescue(self, now: int, limit: int) -> int:
         """Expels nodes whose lease is over, and frees up to `limit` runs of nodes that are gone."""

@@ -16,6 +16,7 @@ from dotdo.records import ENDED, Run, RunFilter
 from dotdo.store.api_keys import ApiKeys
 from dotdo.store.blobs import Blobs
 from dotdo.store.erasing import Erasing
+from dotdo.store.fairness import Shares
 from dotdo.store.limiting import Limiting
 from dotdo.store.migrate import Migratable, migrate
 from dotdo.store.offering import Offering
@@ -68,6 +69,8 @@ class SqlStore(Retaining, Erasing, ApiKeys, Offering, Limiting):
         self.where, self.shared = database.where, database.shared
         self._sql = load_queries(database.dialect)
         self._last = ""  # the name whose turn came last, when runs were claimed
+        self._shares = Shares()
+        self._slot_shares = Shares()
         try:
             migrate(database)
             self._has_blobs = bool(database.read(self._sql["any_blob"])[0][0])
@@ -159,14 +162,18 @@ class SqlStore(Retaining, Erasing, ApiKeys, Offering, Limiting):
     def claim_due(self, node: str, now: int, limit: int) -> list[Claim]:
         """Takes up to `limit` runs that are due and have no owner."""
         with self._db.transaction():
-            given = {"node": node, "now": now, "limit": limit, "last": self._last}
-            found = self._db.write(self._sql["claim_due"], given)
-        return self._claims(found)
+            found = self._db.write(self._sql["claim_due"], self._claiming(node, now, limit))
+        return self._claims(found, limit)
 
-    def _claims(self, found: Sequence[tuple[Any, ...]]) -> list[Claim]:
+    def _claiming(self, node: str, now: int, limit: int) -> dict[str, Any]:
+        return {"node": node, "now": now, "limit": limit, "last": self._last, "patient": self._shares.is_patient()}
+
+    def _claims(self, found: Sequence[tuple[Any, ...]], limit: int) -> list[Claim]:
         """What was claimed; the next batch begins with the names after these."""
         if found:
             self._last = max((name <= self._last, name) for *_, name in found)[1]
+        if len(found) == limit:
+            self._shares.count()
         return [Claim(run, claim, crashed == CRASHED, crashed == UNSETTLED) for run, claim, crashed, _ in found]
 
     def claim_one(self, node: str, run: str) -> Claim | None:

@@ -92,6 +92,20 @@ from each(:rows) as given cross join lateral (
 -- both
 order by tickets.priority desc, tickets.id;
 
+-- name: longest_waiting
+-- Who has waited the longest for each limit, whatever its priority: of each the first, and of these the first.
+select tickets.id, tickets.pool, tickets.run, tickets.step, tickets.limits, tickets.stage, tickets.scope,
+    runs.id is not null and runs.ended_at is null and runs.status <> 'blocked'
+from each(:rows) as given join tickets on tickets.id = (
+    select min((
+        select one.id from tickets as one
+        where one.scope is not null and one.scope = given.value ->> 0
+            and one.priority = cast(level.value ->> 0 as bigint)
+        order by one.id limit 1
+    ))
+    from each(:levels) as level
+) left join runs on runs.id = tickets.run;
+
 -- name: waiting_scopes
 -- Which of several limits somebody waits for.
 select given.value ->> 0 from each(:rows) as given

@@ -2,12 +2,13 @@
 -- A batch of new runs; an id that exists is left alone, and the row count tells.
 insert into runs (
     id, root, parent, parent_step, kind, name, version, key, input_digest, trail, actor, labels, status, undo,
-    generation, waiting_for, due_at, owner, claim, crashed, seq, digest, anchor, created_at, ended_at
+    generation, waiting_for, due_at, owner, claim, crashed, seq, digest, anchor, created_at, ended_at, priority
 )
 select
     value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, cast(value ->> 6 as bigint),
     value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, 'none', 0, value ->> 13,
-    cast(value ->> 14 as bigint), value ->> 15, 1, 0, 1, value ->> 16, value ->> 17, cast(value ->> 18 as bigint), null
+    cast(value ->> 14 as bigint), value ->> 15, 1, 0, 1, value ->> 16, value ->> 17, cast(value ->> 18 as bigint), null,
+    cast(value ->> 19 as bigint)
 from each(:rows)
 where true
 on conflict (id) do nothing;
@@ -37,33 +38,43 @@ from each(:rows) as new
 where runs.id = new.value ->> 0 and runs.claim = cast(new.value ->> 1 as bigint);
 
 -- name: claim_due
--- Takes a bounded batch of due runs; the claim number fences off whoever had them before. Names take turns, beginning
--- after the one that came last; of each name the oldest come first.
+-- Takes a bounded batch of due runs, all of one priority: the highest, or, when that is patient, the one in which a run
+-- has waited the longest. The claim number fences off whoever had them before. Names take turns, beginning after the one
+-- that came last; of each name the oldest come first.
 update runs set
-    owner = :node,
-    claim = claim + 1,
-    status = case when status in ('waiting', 'pending') then 'running' else status end,
-    waiting_for = null
+    owner = :node, claim = claim + 1, waiting_for = null,
+    status = case when status in ('waiting', 'pending') then 'running' else status end
 -- sqlite
 where id in (
-    with due as materialized (select name from heads where due_at <= :now)
-    select runs.id from due cross join runs where runs.id in (
-        select free.id from runs as free indexed by runs_due
-        where free.ended_at is null and free.owner is null and free.name = due.name and free.due_at <= :now
-        order by free.due_at limit :limit / (select count(*) from due) + 1
-    )
-    order by row_number() over (partition by due.name order by runs.due_at), due.name <= :last, due.name limit :limit
-)
--- postgres: other nodes claim at the same time; in an array, because the planner may ask a subquery more than once
+    with due as materialized (select priority, name, due_at from heads where due_at <= :now),
+-- postgres: other nodes claim at the same time, and may offer what this one does not; in an array, because the planner
+-- may ask a subquery more than once
 where id = any (array(
-    with due as materialized (select name from heads where due_at <= :now)
-    select free.id from due cross join lateral (
-        select id, due_at from runs
-        where ended_at is null and owner is null and runs.name = due.name and due_at <= :now
+    with due as materialized (select priority, name, due_at from heads where due_at <= :now and exists (
+        select from runs where ended_at is null and owner is null and due_at <= :now
+            and runs.priority = heads.priority and runs.name = heads.name
             and kind || ' ' || name || '@' || version not in (select value ->> 0 from each(:elsewhere))
-        order by due_at limit cast(:limit as bigint) / (select count(*) from due) + 1 for update skip locked
+    )),
+-- both
+    turn as materialized (select priority, name from due where priority = (
+        select priority from due order by case when cast(:patient as boolean) then due_at end, priority desc limit 1
+    ))
+-- sqlite
+    select free.id from turn cross join runs as free where free.id in (
+        select one.id from runs as one indexed by runs_due
+        where one.ended_at is null and one.owner is null and one.priority = turn.priority and one.name = turn.name
+            and one.due_at <= :now order by one.due_at limit :limit / (select count(*) from turn) + 1
+    )
+    order by row_number() over (partition by turn.name order by free.due_at), turn.name <= :last, turn.name limit :limit
+)
+-- postgres
+    select free.id from turn cross join lateral (
+        select id, due_at from runs where ended_at is null and owner is null and due_at <= :now
+            and runs.priority = turn.priority and runs.name = turn.name
+            and kind || ' ' || name || '@' || version not in (select value ->> 0 from each(:elsewhere))
+        order by due_at limit cast(:limit as bigint) / (select count(*) from turn) + 1 for update skip locked
     ) as free
-    order by row_number() over (partition by due.name order by free.due_at), due.name <= :last, due.name limit :limit
+    order by row_number() over (partition by turn.name order by free.due_at), turn.name <= :last, turn.name limit :limit
 ))
 -- both
 returning id, claim, crashed, name;

@@ -100,9 +100,9 @@ class Options(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What a caller may say about one run, beside its input.
 
     key: idempotency key. version: which version (None: the newest). trail: ties runs together. delay and deadline:
-    seconds before the start, and for the whole run. priority: from -10 to 10 (None: 0); where runs wait, the higher goes
-    first. labels: text by name. actor: who asked. timeout, retry: instead of the action's own (the numbers of a Retry
-    by name). traceparent, tracestate: the place in a trace that the run belongs to (W3C Trace Context).
+    seconds before the start, and for the whole run. priority: from -10 to 10 (None: 0); where runs wait, the higher
+    goes first. labels: text by name. actor: who asked. timeout, retry: instead of the action's own (the numbers of a
+    Retry by name). traceparent, tracestate: the place in a trace that the run belongs to (W3C Trace Context).
     """
 
     key: str | None = None
@@ -145,8 +145,8 @@ def check_priority(value: int) -> None:
     is_whole = isinstance(value, int) and not isinstance(value, bool)  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
     if not (is_whole and LOWEST_PRIORITY <= value <= HIGHEST_PRIORITY):
         raise DefinitionError(
-            f"priority={value!r}: a whole number from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY} is needed; where runs wait, "
-            "the higher goes first, and 0 is what a run has that says nothing."
+            f"priority={value!r}: a whole number from {LOWEST_PRIORITY} to {HIGHEST_PRIORITY} is needed. "
+            "Where runs wait the higher goes first; one that says nothing has 0."
         )
 
 

@@ -1,4 +1,4 @@
-"""A node that has room for few runs, in a process of its own: URL ROOM. It goes on until its input ends, or it is killed.
+"""A node that has room for few runs, in a process of its own: URL ROOM. It ends with its input.
 
 Its runs stand at gates, files of the test's, and tell a file when they begin and end.
 """

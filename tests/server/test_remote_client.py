@@ -9,6 +9,7 @@ import pytest
 
 from dotdo import AsyncDo, Do
 from dotdo.errors import (
+    DefinitionError,
     AccessDenied,
     ActionFailed,
     InvalidInput,

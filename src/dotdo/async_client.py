@@ -387,6 +387,6 @@ def _check_loop(opening: "asyncio.Future[Platform]") -> None:
 
 def _loader(definition: Any) -> Load:
     schema = definition.schema
-    if schema.isplain:
+    if schema.is_plain:
         return plain
     return lambda run: schema.load(codec.encode_result(plain(run), "result"))

@@ -24,7 +24,7 @@ from tests.guarantees.ledger import ROOT
 from tests.patience import PATIENCE
 from tests.stores import url_of
 
-ROOM, FLOOD = 2, 60
+ROOM, FLOOD = 2, 30
 
 
 @contextmanager

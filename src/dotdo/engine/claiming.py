@@ -28,6 +28,7 @@ class Claimer:
         self._wake: Wake | None = None
         self._next_rescue = 0.0
         self._sleeps = False
+        self.coming = 0  # claimed runs on their way into memory
         self.full = False  # there was no room for more; whoever makes some says so
         self._unsure = False  # a sweep failed: runs may have been claimed that nobody has begun
         self._task = engine.loop.create_task(self._work())
@@ -81,7 +82,7 @@ class Claimer:
                 pass
         await engine.limiter.sweep()
         while True:
-            room = min(BATCH, engine.capacity - len(engine.live))
+            room = min(BATCH, engine.capacity - len(engine.live) - self.coming)
             self.full = room <= 0
             if self.full:
                 return

@@ -43,10 +43,12 @@ async def load_runs(engine: "Engine", claims: list[Claim]) -> None:
     pins = {history.accepted.pins for _, _, history in histories if history.accepted and history.accepted.pins}
     await engine.pinned.load(pins)
     for claim, entries, history in histories:
+        engine.claimer.coming += 1
         engine.loop.call_soon(_resume, engine, claim, entries, history, inbox[claim.run])
 
 
 def _resume(engine: "Engine", claim: Claim, entries: list[Entry], history: History, messages: list[Message]) -> None:
+    engine.claimer.coming -= 1
     accepted = history.accepted
     if accepted is None or claim.run in engine.live or engine.draining:
         return

@@ -9,9 +9,9 @@ import pytest
 
 from dotdo import AsyncDo, Do
 from dotdo.errors import (
-    DefinitionError,
     AccessDenied,
     ActionFailed,
+    DefinitionError,
     InvalidInput,
     InvalidOperation,
     KeyConflict,

@@ -234,8 +234,7 @@ class Store(Protocol):
         ...
 
     def claim_due(self, node: str, now: int, limit: int) -> list[Claim]:
-        """Takes up to `limit` runs that are due and have no owner, all of one priority: the highest, or now and then
-        that of the run that has waited the longest. Others may be due, too."""
+        """Takes up to `limit` runs that are due and have no owner, all of one priority; others may be due, too."""
         ...
 
     def claim_one(self, node: str, run: str) -> Claim | None:

@@ -21,6 +21,7 @@ from dotdo import (
 from tests.workshop import PATIENCE, Workshop, data, kinds
 
 MOMENT = 0.05  # a timeout that is meant to pass; real time, because handlers are real work
+MANY = Retry(attempts=100, delay=0, jitter=False)  # on a slow machine it passes before the handler has come far
 
 
 def test_async_handler_is_cancelled_at_its_timeout_and_tried_again(workshop: Workshop):
@@ -50,9 +51,8 @@ def test_async_handler_is_cancelled_at_its_timeout_and_tried_again(workshop: Wor
 
 def test_sync_handler_past_its_timeout_has_a_dead_context(workshop: Workshop):
     over, ends = threading.Event(), dict[str, BaseException]()
-    many = Retry(attempts=100, delay=0, jitter=False)  # a slow machine may be late with a thread that does nothing
 
-    @action("slow", retry=many, timeout=MOMENT, catalogue=workshop.catalogue)
+    @action("slow", retry=MANY, timeout=MOMENT, catalogue=workshop.catalogue)
     def slow(ctx: Context) -> str:
         if ctx.attempt > 1:
             return "in time"
@@ -87,7 +87,7 @@ def test_sync_handler_past_its_timeout_has_a_dead_context(workshop: Workshop):
 def test_sync_handler_that_waits_for_an_answer_is_released_at_its_timeout(workshop: Workshop):
     ends: list[BaseException] = []
 
-    @action("slow", retry=1, timeout=MOMENT, catalogue=workshop.catalogue)
+    @action("slow", retry=MANY, timeout=MOMENT, catalogue=workshop.catalogue)
     def slow(ctx: Context) -> None:
         try:
             ctx.request(workshop.hang, text="bread")

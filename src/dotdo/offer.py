@@ -15,7 +15,7 @@ from dotdo.catalogue import Catalogue, check_name, described
 from dotdo.effect import DEFAULT_RETRY as EFFECT_RETRY
 from dotdo.effect import Effect, EffectCall
 from dotdo.errors import CalledOutside, DefinitionError, HandlerError, InvalidInput, Problem
-from dotdo.policy import Retry
+from dotdo.policy import Concurrency, Limits, Rate, Retry
 from dotdo.records import Definition, Options
 from dotdo.schema import Parameter, Schema, camel
 from dotdo.secret import JSON_SCHEMA as SECRET
@@ -108,7 +108,7 @@ class OfferedAction(Action[..., Any]):
         self.pool = "worker"
         self.retry = _retry_of(offer.retry, DEFAULT_RETRY)
         self.timeout, self.pivot = policy.seconds(offer.timeout, "timeout"), offer.pivot
-        self.limits = None
+        self.limits = _limits_of(self.subject, offer, self.schema.names or None)
         self.options, self.overrides = Options(version=offer.version), NO_OVERRIDES
         self.__doc__ = offer.doc
         self.__name__ = self.__qualname__ = offer.name
@@ -155,6 +155,7 @@ class OfferedAction(Action[..., Any]):
                     "max_delay": self.retry.max_delay,
                 },
                 "timeout": self.timeout,
+                **({} if self.limits is None else self.limits.described()),
                 "undo": self.offer.undo.name if self.offer.undo else None,
                 "fallback": self.offer.fallback.name if self.offer.fallback else None,
                 "pivot": self.pivot,
@@ -303,6 +304,12 @@ def _retry_of(offer: RetryOffer | None, default: Retry) -> Retry:
     if offer is None:
         return msgspec.structs.replace(default, never_on=NotRetried)
     return Retry(**msgspec.structs.asdict(offer), never_on=NotRetried)
+
+
+def _limits_of(subject: str, offer: ActionOffer, names: frozenset[str] | None) -> Limits | None:
+    """Raises DefinitionError. names: of the parameters; None where anything goes."""
+    concurrency = [Concurrency(each.limit, each.key) for each in offer.concurrency]
+    return policy.limits_of(subject, names, concurrency, [Rate(each.limit, each.key) for each in offer.rate])
 
 
 # -- JSON Schema -------------------------------------------------------------------------------------------------------

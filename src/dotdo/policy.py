@@ -142,11 +142,12 @@ class Limits(msgspec.Struct, frozen=True):
 
 def limits_of(
     subject: str,
-    names: frozenset[str],
+    names: frozenset[str] | None,
     concurrency: "int | Concurrency | Sequence[int | Concurrency] | None",
     rate: "str | Rate | Sequence[str | Rate] | None",
 ) -> Limits | None:
-    """The limits that the arguments of a definition mean; None when there are none. names: of its parameters."""
+    """The limits that the arguments of a definition mean; None when there are none. names: of its parameters, None for
+    any."""
     limits = Limits(
         tuple(_limit(subject, names, each, "concurrency", Concurrency, int) for each in _several(concurrency)),
         tuple(_limit(subject, names, each, "rate", Rate, str) for each in _several(rate)),
@@ -164,12 +165,12 @@ def _several(given: Any) -> list[Any]:
     return list(cast("list[Any]", given)) if isinstance(given, list | tuple) else [given]
 
 
-def _limit(subject: str, names: frozenset[str], given: Any, name: str, kind: type[L], short: type) -> L:
+def _limit(subject: str, names: frozenset[str] | None, given: Any, name: str, kind: type[L], short: type) -> L:
     limit = cast("Any", kind)(given) if isinstance(given, short) else given
     if not isinstance(limit, Concurrency | Rate) or not isinstance(limit, kind):
         what = "a number or a Concurrency" if short is int else "a Rate, or text such as 100/minute,"
         raise DefinitionError(f"{subject}: {name}={given!r}: {what} is needed.")
-    if limit.key is not None and limit.key.partition(".")[0] not in names:
+    if limit.key is not None and names is not None and limit.key.partition(".")[0] not in names:
         raise DefinitionError(
             f"{subject}: {limit!r}: its key is no parameter; there are {', '.join(sorted(names)) or 'none'}."
         )

@@ -1,7 +1,8 @@
-"""What a server and its workers say to each other: version 1 of the worker protocol, as records. No I/O.
+"""What a server and its workers say to each other: versions 1 and 2 of the worker protocol, as records. No I/O.
 
 `contract/worker-protocol.md` is its text, `contract/golden/*.json` are its examples; both ends are tested against them.
-Unknown fields are ignored and those with a default may be left out, so an older worker and a newer server get along.
+Unknown fields are ignored and those with a default may be left out, so an older worker and a newer server get along. A
+worker says the lowest version that has all that it means, so an older server refuses what it would not keep.
 """
 
 from typing import Any, Literal
@@ -10,7 +11,8 @@ import msgspec
 
 from dotdo.policy import Retry
 
-PROTOCOL = 1
+PROTOCOL = 2
+WITH_LIMITS = 2  # the first version whose servers keep to `concurrency` and `rate` of an action
 MOST_BYTES = 16 * 1024 * 1024  # of one request's body
 BESIDES = 16  # tasks of other kinds that a worker is given at a time, beside its `concurrency` of actions
 
@@ -44,8 +46,23 @@ class Reference(msgspec.Struct, frozen=True):
     version: int = 1
 
 
+class ConcurrencyOffer(msgspec.Struct, frozen=True):
+    """How many attempts may run at a time; key: a parameter, or a path into one, for each of whose values."""
+
+    limit: int
+    key: str | None = None
+
+
+class RateOffer(msgspec.Struct, frozen=True):
+    """How many attempts may start within a time, such as `100/minute`; key: as of ConcurrencyOffer."""
+
+    limit: str
+    key: str | None = None
+
+
 class ActionOffer(msgspec.Struct, frozen=True):
-    """An action whose handler the worker has. Schemas are JSON Schema 2020-12; an empty one takes anything."""
+    """An action whose handler the worker has. Schemas are JSON Schema 2020-12; an empty one takes anything.
+    concurrency, rate: from version 2 on."""
 
     name: str
     version: int = 1
@@ -58,6 +75,8 @@ class ActionOffer(msgspec.Struct, frozen=True):
     fallback: Reference | None = None
     on_failure: list[Reference] = []
     pivot: bool = False
+    concurrency: list[ConcurrencyOffer] = []
+    rate: list[RateOffer] = []
 
 
 class EffectOffer(msgspec.Struct, frozen=True):
@@ -91,7 +110,8 @@ class Register(msgspec.Struct, frozen=True):
 
 
 class Registered(msgspec.Struct, frozen=True):
-    """The answer. served_here: what was offered, but is defined by the server itself, which runs it."""
+    """The answer. protocol: the version that the worker has named. served_here: what was offered, but is defined by the
+    server itself, which runs it."""
 
     worker: str
     protocol: int

@@ -38,6 +38,8 @@ CREATE_USER = {
     "fallback": None,
     "on_failure": [],
     "pivot": False,
+    "concurrency": [{"limit": 2, "key": "email"}, {"limit": 50, "key": None}],
+    "rate": [{"limit": "1000/minute", "key": None}],
 }
 LEDGER = {
     "name": "ledger.post",
@@ -129,7 +131,7 @@ def register(say: Recorder, name: str = "") -> str:
     undo = {"name": "create-user.undo", "version": 2}
     offered = {"actions": [CREATE_USER, undo], "effects": [LEDGER]}
     return say.post(
-        name, "register", protocol=1, name="billing-1", sdk="golden/1", concurrency=2, databases=["main"], **offered
+        name, "register", protocol=2, name="billing-1", sdk="golden/1", concurrency=2, databases=["main"], **offered
     )["worker"]
 
 

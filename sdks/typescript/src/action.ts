@@ -1,7 +1,7 @@
 /** Actions that this process defines; actions and services of others that it calls with types. */
 
 import type { Context } from "./attempt.js";
-import { catalogue, type Retry, retryOffer } from "./catalogue.js";
+import { catalogue, type Limits, limitOffers, type Retry, retryOffer } from "./catalogue.js";
 import type { Callable } from "./client.js";
 import type { JsonObject } from "./codec.js";
 import type { ActionOffer, Reference } from "./protocol.js";
@@ -19,6 +19,10 @@ export interface ActionOptions<Input extends object, Output> {
   readonly retry?: Retry | number;
   /** Seconds for one attempt. */
   readonly timeout?: number;
+  /** How many attempts run at a time, on all workers and nodes together: 5, or `{ limit: 1, key: "customer" }`. */
+  readonly concurrency?: Limits<number>;
+  /** How many attempts start within a time: "100/minute", or `{ limit: "10/second", key: "customer" }`. */
+  readonly rate?: Limits<string>;
   /** Takes back what this one has committed: an action that is given `{ output, input }` (see docs/typescript.md). */
   readonly undo?: Reference;
   /** Tried instead, with the same input, when the retries are used up. */
@@ -66,6 +70,8 @@ export class Action<Input extends object = object, Output = JsonObject> implemen
       fallback: fallback ? reference(fallback) : null,
       on_failure: (rest.onFailure ?? []).map(reference),
       pivot: rest.pivot ?? false,
+      concurrency: limitOffers(rest.concurrency),
+      rate: limitOffers(rest.rate),
     };
   }
 }

@@ -3,7 +3,7 @@ import type { Action } from "./action.js";
 import type { Database } from "./database.js";
 import type { Effect } from "./effect.js";
 import { DefinitionError } from "./errors.js";
-import type { RetryOffer } from "./protocol.js";
+import type { LimitOffer, RetryOffer } from "./protocol.js";
 
 /** When a failed attempt is tried again. Durations are in seconds. */
 export interface Retry {
@@ -33,6 +33,27 @@ export function retryOffer(given: Retry | number | undefined): RetryOffer | null
     jitter: retry.jitter ?? true,
     max_elapsed: retry.maxElapsed ?? null,
   };
+}
+
+/** A limit for each value of a parameter: so many at a time (5), or so many starts within a time ("100/minute"). */
+export interface Limited<Limit> {
+  readonly limit: Limit;
+  /** A parameter, or a path into one, such as `order.customerId`. Without it the limit is for all. */
+  readonly key?: string;
+}
+
+/** One limit, or several that hold together. */
+export type Limits<Limit> = Limit | Limited<Limit> | readonly (Limit | Limited<Limit>)[];
+
+/** As the protocol has them. */
+export function limitOffers<Limit extends number | string>(given: Limits<Limit> | undefined): LimitOffer<Limit>[] {
+  if (given === undefined) return [];
+  const each = Array.isArray(given)
+    ? (given as readonly (Limit | Limited<Limit>)[])
+    : [given as Limit | Limited<Limit>];
+  return each.map((one) =>
+    typeof one === "object" ? { limit: one.limit, key: one.key ?? null } : { limit: one, key: null },
+  );
 }
 
 export class Catalogue {

@@ -8,7 +8,7 @@ import { ready } from "./serving.js";
 
 export { Action, type ActionOptions, type Handler, Service } from "./action.js";
 export type { CompletionOptions, Context, Log, Staged } from "./attempt.js";
-export type { Retry } from "./catalogue.js";
+export type { Limited, Limits, Retry } from "./catalogue.js";
 export {
   type CompletionStatement,
   type Database,

@@ -1,7 +1,9 @@
-/** What a worker and the server say to each other: version 1 of contract/worker-protocol.md, as types. */
+/** What a worker and the server say to each other: versions 1 and 2 of contract/worker-protocol.md, as types. */
 import type { Json, JsonObject } from "./codec.js";
 
+/** The lowest version that has all but limits; and the first one whose servers keep to limits. */
 export const PROTOCOL = 1;
+export const WITH_LIMITS = 2;
 
 export interface Reference {
   readonly name: string;
@@ -17,6 +19,11 @@ export interface RetryOffer {
   readonly max_elapsed: number | null;
 }
 
+export interface LimitOffer<Limit> {
+  readonly limit: Limit;
+  readonly key: string | null;
+}
+
 export interface ActionOffer extends Reference {
   readonly doc: string;
   readonly input_schema: JsonObject;
@@ -27,6 +34,8 @@ export interface ActionOffer extends Reference {
   readonly fallback: Reference | null;
   readonly on_failure: readonly Reference[];
   readonly pivot: boolean;
+  readonly concurrency: readonly LimitOffer<number>[];
+  readonly rate: readonly LimitOffer<string>[];
 }
 
 export interface EffectOffer extends Reference {

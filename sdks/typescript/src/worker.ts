@@ -22,7 +22,15 @@ import {
   Unreachable,
 } from "./errors.js";
 import type { Batch, Beat, Registered, RequestState, Results } from "./protocol.js";
-import { type ActionTask, type EffectTask, type Failure, PROTOCOL, type SettleTask, type Task } from "./protocol.js";
+import {
+  type ActionTask,
+  type EffectTask,
+  type Failure,
+  PROTOCOL,
+  type SettleTask,
+  type Task,
+  WITH_LIMITS,
+} from "./protocol.js";
 import { type Remote, sleep } from "./remote.js";
 
 const LONGEST_PAUSE_MS = 5_000;
@@ -82,13 +90,16 @@ export class Worker implements AttemptWorker {
   static async start(catalogue: Catalogue, remote: Remote, options: WorkerOptions): Promise<Worker> {
     const { edition } = catalogue;
     await Promise.all([...catalogue.databases.values()].map(prepare));
+    const actions = [...catalogue.actions.values()].map((action) => action.offer());
+    const limited = actions.some(({ concurrency, rate }) => concurrency.length + rate.length > 0);
     const offer = {
-      protocol: PROTOCOL,
+      // An older server does not speak the second one, and so takes no limits that it would not keep.
+      protocol: limited ? WITH_LIMITS : PROTOCOL,
       name: options.name,
       sdk: "dotdo-typescript/0.1.0",
       concurrency: options.concurrency,
       databases: [...catalogue.databases.keys()],
-      actions: [...catalogue.actions.values()].map((action) => action.offer()),
+      actions,
       effects: [...catalogue.effects.values()].map((effect) => effect.offer()),
     };
     const asked = performance.now();

@@ -49,7 +49,14 @@ afterAll(() => void server.close());
 
 test("a call, and its run", async () => {
   const [{ request, response }] = play("execute-completed") as [Exchange];
-  const call = { name: "greet-user", params: { name: "Ada" }, trail: "t", priority: 2, labels: { team: "a" }, key: "g:1" };
+  const call = {
+    name: "greet-user",
+    params: { name: "Ada" },
+    trail: "t",
+    priority: 2,
+    labels: { team: "a" },
+    key: "g:1",
+  };
   const run = await client.action.execute(call);
   expect(asked).toMatchObject([{ method: request.method, path: request.path, body: request.body }]);
   expect(asked[0]?.headers).toMatchObject({ "idempotency-key": "g:1", authorization: "Bearer do_x" });

@@ -92,6 +92,8 @@ useDatabase("main", sqlite(shop));
 new Action({
   ...{ name: "create-user", version: 2, doc: "Creates a user.", timeout: 30 },
   retry: { attempts: 3, delay: 0, jitter: false },
+  concurrency: [{ limit: 2, key: "email" }, 50],
+  rate: "1000/minute",
   undo: { name: "create-user.undo", version: 2 },
   inputSchema: {
     type: "object",

@@ -16,6 +16,7 @@ from dotdo import codec
 from dotdo.action import Action
 from dotdo.engine.waking import Wake
 from dotdo.errors import ClientClosed, StoreError
+from dotdo.offer import OfferedAction
 from dotdo.policy import Limits
 from dotdo.store.protocol import Limit, Place, Settled, SlotAsk
 
@@ -35,7 +36,8 @@ LONGEST_KEY = 80
 async def take_slots(step: "StepRun", action: Action[..., Any], given: Limits) -> SlotAsk:
     """Returns when the step has a slot of each limit of its action, and may attempt."""
     run, limiter = step.run, step.run.engine.limiter
-    limits, texts = limits_of_step(action, given, step.input)
+    input = action.schema.renamed(step.input) if isinstance(action, OfferedAction) else step.input
+    limits, texts = limits_of_step(action, given, input)
     ask = SlotAsk(action.name, run.id, step.id, run.journal.claim, run.accepted.options.priority or 0, limits)
     try:
         place = await limiter.ask(ask)

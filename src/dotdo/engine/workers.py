@@ -100,10 +100,10 @@ class Workers:
 
     async def register(self, given: Register, actor: str | None) -> Registered:
         """A worker has come. Raises UnsupportedProtocol, DefinitionError."""
-        if given.protocol != PROTOCOL:
+        if not 1 <= given.protocol <= PROTOCOL:
             raise UnsupportedProtocol(
-                f"This server speaks version {PROTOCOL} of the worker protocol, not {given.protocol}. Use an SDK that "
-                "does, or a newer server."
+                f"This server speaks versions 1 to {PROTOCOL} of the worker protocol, not {given.protocol}. Use an SDK "
+                "that does, or a newer server."
             )
         if not 1 <= given.concurrency <= MOST_CONCURRENCY:
             raise DefinitionError(f"concurrency={given.concurrency}: 1 to {MOST_CONCURRENCY:,} is needed.")
@@ -128,7 +128,7 @@ class Workers:
             self.catalogue.offer(offer.kind, definition)
         session = self._join(given, actor, [(offer.kind, offer.name, offer.version) for offer in offers])
         self._engine.spawn(self._wake_waiting())
-        return Registered(session.id, PROTOCOL, self.lease, self.lease / 3, POLL_SECONDS, MOST_BYTES, here)
+        return Registered(session.id, given.protocol, self.lease, self.lease / 3, POLL_SECONDS, MOST_BYTES, here)
 
     async def claim(self, given: Claim, actor: str | None) -> Batch:
         """Tasks for a worker, as soon as there are some; who hangs up, or has waited enough, cancels this. Raises

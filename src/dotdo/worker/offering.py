@@ -7,7 +7,7 @@ import msgspec
 from dotdo.action import Action
 from dotdo.catalogue import Catalogue, default_catalogue
 from dotdo.effect import Effect
-from dotdo.worker_protocol import ActionOffer, EffectOffer, Reference, RetryOffer
+from dotdo.worker_protocol import ActionOffer, ConcurrencyOffer, EffectOffer, RateOffer, Reference, RetryOffer
 
 
 class Offers(msgspec.Struct, frozen=True):
@@ -17,6 +17,11 @@ class Offers(msgspec.Struct, frozen=True):
     effects: list[EffectOffer]
     left_out: list[str]
 
+    @property
+    def limited(self) -> list[str]:
+        """Actions with limits, which not every server keeps."""
+        return sorted({each.name for each in self.actions if each.concurrency or each.rate})
+
 
 def offers_of(catalogue: Catalogue) -> Offers:
     """Everything of a catalogue that may run in a worker."""
@@ -25,8 +30,6 @@ def offers_of(catalogue: Catalogue) -> Offers:
     for action in catalogue.all("action"):
         if action.schema.secrets is not None:
             left_out.append(f"{action.subject}: its secret inputs do not leave the server")
-        elif action.limits is not None:
-            left_out.append(f"{action.subject}: concurrency= and rate= hold only for what the server runs")
         else:
             actions.append(_action(action))
     found = {(each.name, each.version): each for each in (*default_catalogue.all("effect"), *catalogue.all("effect"))}
@@ -45,6 +48,7 @@ def offers_of(catalogue: Catalogue) -> Offers:
 
 
 def _action(action: Action[..., Any]) -> ActionOffer:
+    limits = action.limits
     return ActionOffer(
         name=action.name,
         version=action.version,
@@ -57,6 +61,8 @@ def _action(action: Action[..., Any]) -> ActionOffer:
         fallback=_reference(action.fallback),
         on_failure=[Reference(each.name, each.version) for each in action.on_failure],
         pivot=action.pivot,
+        concurrency=[] if limits is None else [ConcurrencyOffer(each.limit, each.key) for each in limits.concurrency],
+        rate=[] if limits is None else [RateOffer(each.limit, each.key) for each in limits.rate],
     )
 
 

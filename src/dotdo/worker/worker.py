@@ -18,14 +18,14 @@ from dotdo.catalogue import Catalogue, default_catalogue
 from dotdo.embedding import open_databases
 from dotdo.engine.resources import open_resource
 from dotdo.engine.secrets import temporary_vault
-from dotdo.errors import AttemptOver, DefinitionError, DotdoError, StoreError, UnknownWorker
+from dotdo.errors import AttemptOver, DefinitionError, DotdoError, StoreError, UnknownWorker, UnsupportedProtocol
 from dotdo.secret_provider import Given, SecretSources
 from dotdo.worker.beating import Heart
 from dotdo.worker.offering import offers_of
 from dotdo.worker.performing import HandlerTask, Place, perform_effect, settle
 from dotdo.worker.talking import Line, log
 from dotdo.worker_protocol import (
-    PROTOCOL,
+    WITH_LIMITS,
     ActionTask,
     Batch,
     Beat,
@@ -180,9 +180,9 @@ class Worker:
             await self._abandon()
 
     async def _register(self) -> Registered | None:
-        offers = self.offers
+        offers, limited = self.offers, self.offers.limited
         given = Register(
-            PROTOCOL,
+            WITH_LIMITS if limited else 1,
             self.name,
             f"dotdo-python/{version('dotdo')}",
             self._concurrency,
@@ -195,6 +195,13 @@ class Worker:
         try:
             await asyncio.wait([asking, stopping], return_when=asyncio.FIRST_COMPLETED)
             return asking.result() if asking.done() else None
+        except UnsupportedProtocol as error:
+            if not limited:
+                raise
+            raise UnsupportedProtocol(
+                f"{error} Version {WITH_LIMITS} is for concurrency= and rate= of {', '.join(limited)}: an older server "
+                "would not keep to them."
+            ) from None
         finally:
             asking.cancel()
             stopping.cancel()

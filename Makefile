@@ -23,8 +23,8 @@ test: $(INSTALLED) $(TYPESCRIPT_BUILT)
 	$(PYTHON) -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
 # The long proofs: 110,000 seeds, every planted bug from the first seed on, every operation of the store's disk failing in
-# every way, 1,000 processes killed by SIGKILL, and every service of the guarantees and of the example killed at every
-# commit and effect.
+# every way, 1,000 processes killed by SIGKILL, every service of the guarantees and of the example killed at every
+# commit and effect; throughput after each fault of PostgreSQL, its nodes and the net; and all of it behind PgBouncer.
 SEEDS := $(shell date +%s)00000
 nightly: $(INSTALLED)
 	$(PYTHON) -m tests.simulation planted
@@ -33,6 +33,8 @@ nightly: $(INSTALLED)
 	$(PYTHON) -m tests.simulation nodes $(SEEDS) $$(($(SEEDS) + 10000))
 	$(PYTHON) -m tests.store_faults
 	$(PYTHON) -m tests.guarantees.kill_storm --kills 1000
+	$(PYTHON) -m tests.guarantees.behind_pgbouncer
+	$(PYTHON) -m tests.guarantees.throughput_after_faults
 	$(PYTHON) -m pytest -q -n auto --timeout 1800 --crash-sample=all \
 		tests/guarantees/test_every_service_killed_everywhere.py tests/examples/test_onboarding_killed_everywhere.py
 

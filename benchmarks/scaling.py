@@ -2,15 +2,15 @@
 
 Costs are measured here and now, as CPU and bytes, which move less than rates when other work is on the machine; or
 given (`--given 340,120,5.4,4.6`). All else follows from them by multiplication; from the migrations and statements of
-the store, as they are; or, for cells, from a simulation with a seed.
+the store, as they are; or, for cells, from customers played through.
 """
 
 import argparse
 import asyncio
 import hashlib
+import heapq
 import math
 import os
-import random
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +22,7 @@ import psycopg
 from benchmarks import jobs
 from benchmarks.driving import in_flight
 from dotdo import AsyncDo
+from dotdo.store.connecting import DEFAULTS, LONGEST_PAUSE
 from dotdo.store.migrate import migrations
 from dotdo.store.queries import load_queries
 from tests.postgres import Server, restartable_server
@@ -30,7 +31,8 @@ RUNS, IN_FLIGHT = 4_000, 500
 BUSY = 0.85  # of a node's core: more of it, and whoever waits waits long
 RATES = (300, 1_000, 3_000, 10_000, 30_000)
 CELLS = (2, 4, 8, 16, 32)
-KEYS, REQUESTS = 10_000, 1_000_000
+CUSTOMERS = 10_000
+TTLS, PROMOTION = (20, 30, 60), 2  # seconds, which Patroni waits for the primary, and a promotion takes
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def one_server(costs: Costs) -> Iterator[Sequence[str]]:
         yield (
             f"{rate:,}",
             f"{math.ceil(rate * costs.node / 1e6 / BUSY)}",
-            f"{rate * costs.server / 1e6:.1f}",
+            f"{rate * costs.server / 1e6:.2g}",
             f"{rate * costs.log / 1e3:,.1f} MB/s",
             f"{rate * costs.growth * 86_400 / 1e9:,.2f} TB a day",
         )
@@ -96,84 +98,79 @@ def one_server(costs: Costs) -> Iterator[Sequence[str]]:
 
 # -- what could be split by the id of a run ----------------------------------------------------------------------------
 
-RUN = ("id", "run")  # what a run's id is called: in `runs`, and in all other tables of it
 _CREATE = re.compile(r"create table dotdo\.(\w+) \((.*?)\);", re.S)
 _UNIQUE = re.compile(r"create unique index \w+ on dotdo\.(\w+) \(([^)]*)\)")
+# What clusters that speak PostgreSQL's language often do without, or have for one part at a time only.
+NEEDED = {
+    "advisory locks": r"pg_advisory",
+    "functions in PL/pgSQL": r"language plpgsql",
+    "identity columns": r"as identity",
+    "recursive queries": r"with recursive",
+    "FOR UPDATE": r"for update",
+    "NOTIFY": r"pg_notify",
+    "the fate of a transaction": r"pg_xact_status",
+}
 
 
-def keys() -> dict[str, list[list[str]]]:
-    """The unique keys of each table, its primary key first."""
-    text = re.sub(r"--[^\n]*", "", "".join(script for _, script in migrations("postgres")))
-    found: dict[str, list[list[str]]] = {}
-    for table, body in _CREATE.findall(text):
-        whole = re.findall(r"primary key \(([^)]*)\)", body)
-        single = re.findall(r"^\s*(\w+)[^,\n]* primary key", body, re.M)
-        others = re.findall(r"^\s*(\w+)[^,\n]* unique", body, re.M)
-        found[table] = [_columns(one) for one in (*whole, *single, *others)]
-    for table, columns in _UNIQUE.findall(text):
-        found[table].append(_columns(columns))
-    return found
-
-
-def _columns(text: str) -> list[str]:
-    return [one.strip() for one in text.split(",")]
-
-
-def of_runs() -> dict[str, str]:
-    """The tables with rows of runs, and what a run's id is called there."""
-    text = re.sub(r"--[^\n]*", "", "".join(script for _, script in migrations("postgres")))
-    return {
-        table: "id" if table == "runs" else "run"
-        for table, body in _CREATE.findall(text)
-        if table == "runs" or re.search(r"^\s*run text", body, re.M)
-    }
+def schema() -> str:
+    """All migrations, without comments."""
+    return re.sub(r"--[^\n]*", "", "".join(script for _, script in migrations("postgres")))
 
 
 def splits() -> Iterator[Sequence[str]]:
-    """Each table of runs: whether its unique keys have the run's id in them, so that each holds within one part."""
-    yield "table", "primary key", "unique keys without a run's id"
-    found = keys()
-    for table, run in of_runs().items():
-        without = [", ".join(key) for key in found[table] if run not in key]
-        yield table, ", ".join(found[table][0]), "; ".join(without) or "none"
+    """Each table with rows of runs, and its unique keys that would not hold over parts: those without the run's id."""
+    yield "table", "primary key", "unique keys without the run's id"
+    text = schema()
+    for table, columns in _CREATE.findall(text):
+        run = "id" if table == "runs" else "run"
+        if table != "runs" and not re.search(r"^\s*run text", columns, re.M):
+            continue
+        whole = re.findall(r"primary key \(([^)]*)\)", columns)
+        keys = [*whole, *re.findall(r"^\s*(\w+)[^,\n]* primary key", columns, re.M)]
+        keys += [given for of, given in _UNIQUE.findall(text) if of == table]
+        yield table, keys[0], "; ".join(key for key in keys if run not in re.split(r",\s*", key)) or "none"
 
 
-def reach(statement: str) -> str:
-    """Which runs a statement touches: `one`, `listed` (given by id), `any` (it looks for them), or `none`."""
-    tables = of_runs()
-    if not any(re.search(rf"dotdo\.{table}\b", statement) for table in tables):
-        return "none"
-    flat = " ".join(statement.split())
-    if re.search(r"\b(run|id|root|chain|wanted\.value ->> 0) = %\((run|root|id)\)s", flat):
-        return "one"
-    if "jsonb_array_elements" in flat and "%(elsewhere)s" not in flat and "%(unseen)s" not in flat:
-        return "listed"
-    return "any"
-
-
-def reaches() -> dict[str, list[str]]:
-    """The statements of the store by what they touch."""
-    found: dict[str, list[str]] = {"one": [], "listed": [], "any": [], "none": []}
-    for name, statement in load_queries("postgres").items():
-        found[reach(statement)].append(name)
-    return found
+def needs() -> Iterator[Sequence[str]]:
+    """What the store asks of its server beyond plain SQL, and where."""
+    yield "what", "statements"
+    # What the code of the store says by itself.
+    own = {"pg_xact_status": "(a commit whose answer was lost)"}
+    for what, pattern in NEEDED.items():
+        found = [name for name, text in load_queries("postgres").items() if re.search(pattern, text)]
+        in_schema = ["(schema)"] if re.search(pattern, schema()) else []
+        yield what, ", ".join([*in_schema, *found]) or own.get(pattern, "none")
 
 
 # -- cells -------------------------------------------------------------------------------------------------------------
 
 
 def cells() -> Iterator[Sequence[str]]:
-    """How much fuller than the average the fullest cell is, when a digest of the caller's key (or the run) chooses."""
-    yield "cells", "by run", "by customer, all alike", "by customer, a few large (Zipf)", "moves with one cell more"
-    chance = random.Random(7)
-    alike = [1.0] * KEYS
-    zipf = [1 / (rank + 1) for rank in range(KEYS)]
-    by_run = [1.0] * REQUESTS
+    """How much fuller than the average the fullest cell is, by how customers are given to cells."""
+    yield "cells", "all alike, by digest", "few large, by digest", "few large, by a table"
+    alike = [1.0] * CUSTOMERS
+    zipf = [1 / (rank + 1) for rank in range(CUSTOMERS)]
     for count in CELLS:
-        one = _fullest([chance.randrange(count) for _ in by_run], by_run, count)
-        customers = [int(hashlib.sha256(f"{number}".encode()).hexdigest()[:12], 16) % count for number in range(KEYS)]
-        loads = (_fullest(customers, alike, count), _fullest(customers, zipf, count))
-        yield f"{count}", f"{one:.2f}x", *(f"{load:.2f}x" for load in loads), f"1 of {count + 1}"
+        digests = [
+            int(hashlib.sha256(f"{number}".encode()).hexdigest()[:12], 16) % count for number in range(CUSTOMERS)
+        ]
+        loads = (
+            _fullest(digests, alike, count),
+            _fullest(digests, zipf, count),
+            _fullest(_placed(zipf, count), zipf, count),
+        )
+        yield f"{count}", *(f"{load:.2f}x" for load in loads)
+
+
+def _placed(weights: Sequence[float], count: int) -> list[int]:
+    """The largest first, each to the emptiest cell."""
+    emptiest = [(0.0, cell) for cell in range(count)]
+    places: list[int] = []
+    for weight in weights:
+        load, cell = heapq.heappop(emptiest)
+        places.append(cell)
+        heapq.heappush(emptiest, (load + weight, cell))
+    return places
 
 
 def _fullest(places: Sequence[int], weights: Sequence[float], count: int) -> float:
@@ -181,6 +178,19 @@ def _fullest(places: Sequence[int], weights: Sequence[float], count: int) -> flo
     for place, weight in zip(places, weights, strict=True):
         loads[place] += weight
     return max(loads) * count / sum(loads)
+
+
+# -- a failover --------------------------------------------------------------------------------------------------------
+
+
+def failovers() -> Iterator[Sequence[str]]:
+    """For how long nobody can write, at most, when the primary's machine is gone without a word, and what that is to a
+    node: it looks again every LONGEST_PAUSE, and waits for a host that does not answer."""
+    yield "Patroni's `ttl`", "promoted after", "found by nodes after"
+    for ttl in TTLS:
+        promoted = ttl + PROMOTION
+        found = promoted + LONGEST_PAUSE + DEFAULTS["connect_timeout"]
+        yield f"{ttl} s", f"{promoted} s", f"{found:g} s"
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -203,10 +213,8 @@ def main() -> None:
     print(f"An onboarding costs {costs.node:.0f} us of CPU on the node and {costs.server:.0f} us on the server, and")
     print(f"{costs.log:.1f} kB of write-ahead log and {costs.growth:.1f} kB of tables and indexes.\n")
     print(table(one_server(costs)), end="\n\n")
-    print(table(splits()), end="\n\n")
-    for what, names in reaches().items():
-        print(f"{len(names)} statements touch {what}: {', '.join(names)}\n")
-    print(table(cells()))
+    for rows in (splits(), needs(), cells(), failovers()):
+        print(table(rows), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ switched off. It needs Debian's package, so it is part of `make nightly`, not of
 
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -41,7 +42,7 @@ def main() -> int:
             query(direct, table)
         asyncio.run(rescued(pooled, direct, ledger, world))
         asyncio.run(within(pooled, direct, ledger, world))
-        asyncio.run(hinted(pooled))
+        asyncio.run(hinted(pooled, direct))
     print("PgBouncer in transaction mode: all is well")
     return 0
 
@@ -54,6 +55,13 @@ async def rescued(pooled: str, direct: str, ledger: Ledger, world: str) -> None:
         async with AsyncDo(pooled, catalogue=definitions(), engine=False) as client, asyncio.timeout(3 * PATIENCE):
             payers = Payers(client, CALLERS)
             await payers.until(lambda: len(payers.answered) >= PAYMENTS)
+            owned = f"select 1 from dotdo.nodes join dotdo.runs on owner = nodes.id where pid = {victim.pid}"
+            while True:  # until it is killed with runs under way
+                os.kill(victim.pid, signal.SIGSTOP)
+                if await asyncio.to_thread(query, direct, f"{owned} and ended_at is null"):
+                    break
+                os.kill(victim.pid, signal.SIGCONT)
+                await asyncio.sleep(0.01)
             victim.kill()
             await payers.until(lambda: len(payers.answered) >= 2 * PAYMENTS)
             acknowledged = await payers.stop()
@@ -87,11 +95,14 @@ async def within(pooled: str, direct: str, ledger: Ledger, world: str) -> None:
     print("a run started within a transaction through the pooler: there after a commit, not after a rollback")
 
 
-async def hinted(pooled: str) -> None:
+async def hinted(pooled: str, direct: str) -> None:
     """Nobody looks for anything, so only a hint can have the node claim what another process files."""
     peering.LOOK = peering.LOOK_OFTEN = claiming.POLL_SECONDS = NEVER
-    async with AsyncDo(pooled, catalogue=node.definitions()) as client:
-        await client.service("sum").invoke(numbers=[1])
+    listening = "select 1 from pg_stat_activity where query = 'listen dotdo'"
+    async with asyncio.timeout(PATIENCE), AsyncDo(pooled, catalogue=node.definitions()) as client:
+        await client.platform()
+        while not await asyncio.to_thread(query, direct, listening):  # noqa: ASYNC110 - at the server
+            await asyncio.sleep(0.05)
         async with AsyncDo(pooled, catalogue=node.definitions(), engine=False) as filing:
             for number in range(5):
                 assert await filing.service("sum").invoke(numbers=[number, 1]) == number + 1

@@ -34,7 +34,9 @@ def where(number: int = 0) -> int:
 @action("stand", retry=1, catalogue=catalogue)
 def stand(ctx: Context, gate: str) -> int:
     """Stands at a gate, and says with a file that it is there."""
-    Path(f"{gate}.reached").write_text(str(os.getpid()))
+    draft = Path(f"{gate}.draft-{os.getpid()}")
+    draft.write_text(str(os.getpid()))
+    draft.replace(f"{gate}.reached")  # whoever sees it reads all of it
     until(Path(gate).exists)
     return os.getpid()
 

@@ -18,6 +18,7 @@ from dotdo.store.postgres import PostgresDatabase
 from dotdo.store.queries import load_queries
 from dotdo.store.sharing import SharedStore
 from tests.contract_sql.lossy import Wire
+from tests.patience import PATIENCE
 from tests.store.postgres_stores import new_database, open_postgres
 from tests.store.runs import NODE, Runs, message
 
@@ -147,6 +148,28 @@ def test_connection_of_a_node_that_was_replaced_can_do_no_more(store: SharedStor
         with pytest.raises(psycopg.Error, match="expelled"):
             late.execute(enter.encode())
     stale.close()
+
+
+def test_connection_that_is_stuck_in_a_pipeline_is_lost(store: SharedStore):
+    """As when the server ends it in the middle of one: it looks open, and can do nothing more."""
+    used: list[psycopg.Connection[tuple[object, ...]]] = []
+
+    def work(connection: psycopg.Connection[tuple[object, ...]]) -> int:
+        used.append(connection)
+        if len(used) == 1:
+            connection.pgconn.enter_pipeline_mode()
+            connection.pgconn.send_query_params(b"select 1", None)
+            connection.pgconn.exit_pipeline_mode()
+        return len(used)
+
+    store._db.patience = PATIENCE
+    with pytest.raises(psycopg.OperationalError, match="cannot exit pipeline mode while busy"):
+        work(psycopg.connect(store._db.address()[0]))
+    used.pop().close()
+    assert store._db._writer.patiently(work, "do that") == 2
+    first, second = used
+    assert first.closed
+    assert not second.closed
 
 
 def test_batch_with_an_old_claim_is_refused_as_a_whole_and_the_next_one_goes_through(store: SharedStore):

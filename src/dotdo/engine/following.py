@@ -102,6 +102,7 @@ class Follower(Serving):
         self._asked: dict[int, tuple[Ask, asyncio.Future[msgspec.Raw]]] = {}
         self._numbers = count(1)
         self._changes, self._pins = -1, ""
+        self._blind = False  # the last look at the store failed
         self._closed = False
 
     # -- beginning and end --------------------------------------------------------------------------------------------
@@ -206,8 +207,11 @@ class Follower(Serving):
             try:
                 over = await self._read(lambda: self._own.runs_over(runs))
             except StoreError as error:
-                self.log.error("the store could not be looked at: %s", error)
+                if not self._blind:  # said once, not with each look
+                    self.log.error("the store could not be looked at: %s", error)
+                self._blind = True
                 return
+            self._blind = False
             for run in over:
                 self.readers.wake(run)
 

@@ -14,6 +14,7 @@ from typing import Any, LiteralString, TypeVar, cast
 
 import psycopg
 from psycopg import conninfo, errors
+from psycopg.pq import PipelineStatus
 from psycopg.types.numeric import Int8Dumper
 from psycopg.types.string import StrDumper
 
@@ -108,7 +109,12 @@ class Link:
         """Whether an error of the driver means that there is no connection (any more)."""
         if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
             return False
-        return self._connection is None or self._connection.closed
+        connection = self._connection
+        if connection is None or connection.closed:
+            return True
+        # A server that ended in the middle of a pipeline may leave the driver in it ("cannot exit pipeline mode while
+        # busy"), on a connection that still looks open and can do nothing more.
+        return connection.pgconn.pipeline_status != PipelineStatus.OFF
 
     def patiently(self, work: Callable[[Connection], T], doing: str) -> T:
         """Does what may be done twice, over as many connections as it takes. Raises StoreError."""

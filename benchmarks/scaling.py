@@ -189,7 +189,7 @@ def failovers() -> Iterator[Sequence[str]]:
     yield "Patroni's `ttl`", "promoted after", "found by nodes after"
     for ttl in TTLS:
         promoted = ttl + PROMOTION
-        found = promoted + LONGEST_PAUSE + DEFAULTS["connect_timeout"]
+        found = promoted + LONGEST_PAUSE + int(DEFAULTS["connect_timeout"])
         yield f"{ttl} s", f"{promoted} s", f"{found:g} s"
 
 

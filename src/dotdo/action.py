@@ -120,6 +120,7 @@ class Action(Generic[P, R]):
         self.retry = policy.retry_of(retry, DEFAULT_RETRY)
         self.timeout = policy.seconds(timeout, "timeout")
         self.limits = policy.limits_of(self.subject, self.schema.names, concurrency, rate)
+        refuse_secret_keys(self)
         self.pivot = pivot
         self.catalogue = catalogue or default_catalogue
         if fallback is not None and fallback.fallback is not None:
@@ -140,12 +141,14 @@ class Action(Generic[P, R]):
         if undo is not None:
             self.undo_action = undo if isinstance(undo, Action) else self._undo_of(undo)
             check_undo(self.subject, self.schema, self.undo_action)
+            refuse_secret_keys(self.undo_action)
 
     def undo(self, handler: Callable[..., Any]) -> "Action[..., Any]":
         """Decorator: the action that takes back a completed one of this. It receives the output as its first
         parameter, and the input as a parameter named `input` if it has one."""
         self.undo_action = self._undo_of(handler)
         check_undo(self.subject, self.schema, self.undo_action)
+        refuse_secret_keys(self.undo_action)
         return self.undo_action
 
     def _undo_of(self, handler: Callable[..., Any]) -> "Action[..., Any]":
@@ -309,6 +312,20 @@ def action(
         )
 
     return cast("_ActionDecorator", decorate)
+
+
+def refuse_secret_keys(action: "Action[..., Any]") -> None:
+    """Raises DefinitionError for a limit that goes by a secret: what it goes by is stored, and told to whoever asks why
+    a run waits."""
+    limits, secrets = action.limits, action.schema.secrets
+    if limits is None or secrets is None:
+        return
+    for each in (*limits.concurrency, *limits.rate):
+        if each.key is not None and secrets.fields.reaches(each.key):
+            raise DefinitionError(
+                f"{action.subject}: {each!r}: its key is a Secret, and what a limit goes by is stored in the clear. "
+                "Take a parameter that is none and tells the same apart, such as the id of an account."
+            )
 
 
 def place_in_process(action: "Action[..., Any]", pool: Pool) -> tuple[str, str | None, str] | None:

@@ -54,6 +54,14 @@ class Fields:
         """What is under a key of an object."""
         return self.fields.get(key) or self.values
 
+    def reaches(self, path: str) -> bool:
+        """Whether there is a secret at a path such as `order.customer_id`, or in what is there."""
+        nodes = [self]
+        for key in path.split("."):
+            nodes = [*nodes, *(alternative for node in nodes for alternative in node.alternatives)]
+            nodes = [field for field in (node.of_key(key) for node in nodes) if field is not None]
+        return any(_reaches_secret(node) for node in nodes)
+
     def of_place(self, place: int) -> "Fields | None":
         """What is at a place in an array."""
         return self.places[place] if place < len(self.places) else self.items

@@ -266,3 +266,13 @@ def test_many_wait_and_each_gets_its_turn(desk: Desk):
     assert desk.ask(*numbers).count(True) == 1
     for number in numbers[:100]:
         assert desk.free(number) == [number + 1]
+
+
+def test_steps_are_counted_by_action_and_by_what_they_wait_for(store: Store, desk: Desk):
+    assert store.count_limited() == []
+    desk.ask(1, 2, 3)
+    rate = (Limit("rate call 60", 1, 60_000),)
+    desk.ask(4, 5, 6, limits=rate, pool="call")
+    assert store.count_limited() == [("call", "", 1), ("call", "rate", 2), ("send", "", 1), ("send", "concurrency", 2)]
+    desk.free(1, 2, 3)
+    assert [one for one in store.count_limited() if one[0] == "send"] == []

@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 
-from dotdo import Action, AsyncContext, Catalogue, Context, DefinitionError, InvalidInput, Retry, action
+from dotdo import (
+    Action,
+    AsyncContext,
+    Catalogue,
+    Concurrency,
+    Context,
+    DefinitionError,
+    InvalidInput,
+    Rate,
+    Retry,
+    Secret,
+    action,
+)
 from dotdo.action import NO_OVERRIDES, undo_input
 from dotdo.errors import CalledOutside
 
@@ -320,3 +332,26 @@ def test_fallback_takes_the_same_input_and_has_none_itself():
 def test_every_problem_of_an_input_names_the_action():
     with pytest.raises(InvalidInput, match="The input of action book@7 is not valid"):
         define(book, version=7).schema.accept({"row": 1, "col": 2})
+
+
+def test_limit_that_goes_by_a_secret_is_refused_when_it_is_defined():
+    def pay(token: Secret[str], account: dict[str, str], card: dict[str, Secret[str]]) -> None: ...
+
+    for key in ("token", "card", "card.number"):
+        with pytest.raises(DefinitionError, match=f"key='{key}'.*is a Secret.*stored in the clear"):
+            define(pay, concurrency=Concurrency(1, key=key))
+    with pytest.raises(DefinitionError, match="is a Secret"):
+        define(pay, rate=[Rate("1/s"), Rate("5/s", key="token")])
+    assert define(pay, concurrency=[3, Concurrency(1, key="account.id")]).limits is not None
+
+
+def test_limit_of_an_undo_that_goes_by_a_secret_of_its_input_is_refused():
+    def pay(token: Secret[str]) -> str:
+        return "paid"
+
+    def refund(paid: str, input: dict[str, str]) -> None: ...
+
+    catalogue = Catalogue()
+    undo = action("refund", concurrency=Concurrency(1, key="input.token"), catalogue=catalogue)(refund)
+    with pytest.raises(DefinitionError, match=r"action refund@1.*is a Secret"):
+        action("pay", undo=undo, catalogue=catalogue)(pay)

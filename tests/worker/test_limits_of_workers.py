@@ -54,6 +54,9 @@ def test_no_more_tasks_at_a_time_than_the_limit_and_the_urgent_first(server: Run
             answer = worker.http.post("/v1/actions/one-by-one/execute", json=body, headers=headers)
             runs.append(answer.json()["id"])
             waits_for_limit(worker, runs[-1])
+        told = worker.http.get("/metrics").text
+        assert 'dotdo_limit_slots{action="one-by-one"} 1\n' in told
+        assert 'dotdo_limit_waiting{action="one-by-one",limit="concurrency"} 2\n' in told
         order: list[str] = []
         while True:
             [task] = batch["tasks"]

@@ -146,6 +146,10 @@ class Serving:
         """How many runs are in each state."""
         return await self.read(self.store.count_by_status)
 
+    async def count_limited(self) -> list[tuple[str, str, int]]:
+        """How many steps of each action have their slots (""), or wait for a limit of a kind (concurrency, rate)."""
+        return await self.read(self.store.count_limited)
+
     async def is_full(self) -> bool:
         """Whether so many runs are in memory that new ones had better come later."""
         return len(self.live) >= self.capacity

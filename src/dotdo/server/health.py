@@ -29,5 +29,6 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Counters in the text format of Prometheus."""
     await actor(request, "metrics", "read", "*")
-    runs = await (await platform(request)).count_by_status()
-    return PlainTextResponse(site(request).metrics.text(runs), media_type=METRICS_TYPE)
+    behind = await platform(request)
+    runs, limited = await behind.count_by_status(), await behind.count_limited()
+    return PlainTextResponse(site(request).metrics.text(runs, limited), media_type=METRICS_TYPE)

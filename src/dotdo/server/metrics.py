@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
 
@@ -24,8 +25,9 @@ class Metrics:
             if seconds <= bucket:
                 self._seconds[route, bucket] += 1
 
-    def text(self, runs: dict[str, int]) -> str:
-        """All of it. runs: how many there are, by status."""
+    def text(self, runs: dict[str, int], limited: Sequence[tuple[str, str, int]] = ()) -> str:
+        """All of it. runs: how many there are, by status. limited: names of actions with limits, for which kind of them
+        steps wait ("": they have their slots), and how many."""
         lines = ["# HELP dotdo_http_requests_total Requests answered.", "# TYPE dotdo_http_requests_total counter"]
         for (method, route, status), count in sorted(self.requests.items()):
             lines.append(f'dotdo_http_requests_total{{method="{method}",route="{route}",status="{status}"}} {count}')
@@ -47,6 +49,20 @@ class Metrics:
         lines.append(f"dotdo_http_requests_in_flight {self.in_flight}")
         lines += ["# HELP dotdo_runs Runs in the store, by status.", "# TYPE dotdo_runs gauge"]
         lines += [f'dotdo_runs{{status="{status}"}} {count}' for status, count in sorted(runs.items())]
+        lines += ["# HELP dotdo_limit_slots Attempts that hold their slots.", "# TYPE dotdo_limit_slots gauge"]
+        lines += [
+            f'dotdo_limit_slots{{action="{_escaped(name)}"}} {count}' for name, waits, count in limited if not waits
+        ]
+        lines += ["# HELP dotdo_limit_waiting Steps that wait for a slot.", "# TYPE dotdo_limit_waiting gauge"]
+        lines += [
+            f'dotdo_limit_waiting{{action="{_escaped(name)}",limit="{waits}"}} {count}'
+            for name, waits, count in limited
+            if waits
+        ]
         lines += ["# HELP dotdo_uptime_seconds Time since the start.", "# TYPE dotdo_uptime_seconds gauge"]
         lines.append(f"dotdo_uptime_seconds {time.monotonic() - self._began:.1f}")
         return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -38,6 +38,10 @@ class Served(Platform, Keys, Protocol):
         """How many runs are in each state."""
         ...
 
+    async def count_limited(self) -> list[tuple[str, str, int]]:
+        """How many steps of each action have their slots (""), or wait for a limit of a kind."""
+        ...
+
     async def is_full(self) -> bool:
         """Whether so many runs are under way that new ones had better come later."""
         ...

@@ -89,6 +89,10 @@ class Limiting:
             granted = self._advance({scope: one for scope, one in touched.items() if one[1] in pools}, now)
             return Settled([], self._wake(granted, now), self._next(self._db.write))
 
+    def count_limited(self) -> list[tuple[str, str, int]]:
+        """How many steps of each action have their slots (""), or wait for a limit of a kind."""
+        return [(pool, waits, count) for pool, waits, count in self._db.read(self._sql["count_tickets"])]
+
     def _next(self, ask: Any) -> int | None:
         """When the earliest limit moves by itself."""
         return ask(self._sql["next_slot"])[0][0]

@@ -116,8 +116,7 @@ class Limit(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SlotAsk(msgspec.Struct, frozen=True):
-    """A step that asks for the slots of an action (its pool). limits: in the order in which they are taken, by all who
-    ask for several of them the same."""
+    """A step that asks for slots of an action (its pool). limits: in the order in which all who ask take them."""
 
     pool: str
     run: str
@@ -225,8 +224,7 @@ class Store(Protocol):
         ...
 
     def leave(self, node: str, now: int, unseen: Sequence[str] = ()) -> None:
-        """A node goes down in order and gives its runs back. unseen: runs with attempts that may yet end; they stay
-        its own, and are rescued like those of a crashed node."""
+        """A node goes down in order and gives its runs back, but for those in `unseen`, whose attempts may yet end."""
         ...
 
     def touch(self, node: str) -> None:
@@ -238,8 +236,7 @@ class Store(Protocol):
         ...
 
     def claim_one(self, node: str, run: str) -> Claim | None:
-        """Takes one run that is free or already the node's own, with a new claim number, as unsettled: from here on
-        its row says so."""
+        """Takes one run that is free or the node's own, with a new claim number; its row says that it is unsettled."""
         ...
 
     def rescue(self, now: int, limit: int) -> int:
@@ -252,8 +249,7 @@ class Store(Protocol):
 
     def file(self, requests: Sequence[Filed | Message]) -> list[str | InputError | None]:
         """Leaves the requests of a client of an engine in another process, in one durable transaction. For each: None;
-        or the input's digest of the run that has that id already; or why the message was refused, as `post` raises it.
-        """
+        or the input's digest of the run that has that id already; or why the message was refused (see `post`)."""
         ...
 
     def save_definitions(self, id: str, newest: dict[str, int], now: int) -> None:
@@ -439,6 +435,10 @@ class Store(Protocol):
 
     def count_by_status(self) -> dict[str, int]:
         """How many runs are in each state."""
+        ...
+
+    def count_limited(self) -> list[tuple[str, str, int]]:
+        """How many steps of each action have their slots (""), or wait for a limit of a kind (concurrency, rate)."""
         ...
 
     def close(self) -> None:

@@ -106,6 +106,11 @@ from each(:rows) as given join tickets on tickets.id = (
     from each(:levels) as level
 ) left join runs on runs.id = tickets.run;
 
+-- name: count_tickets
+-- How many steps of each action have their slots, and how many wait, and for which kind of limit.
+select pool, case when scope is null then '' when scope like 'rate %' then 'rate' else 'concurrency' end, count(*)
+from tickets where scope is not null or stage >= 0 group by 1, 2 order by 1, 2;
+
 -- name: waiting_scopes
 -- Which of several limits somebody waits for.
 select given.value ->> 0 from each(:rows) as given

@@ -26,7 +26,7 @@ from dotdo.enlisting import Work, execute_async, is_within, work_within
 from dotdo.errors import ClientClosed, DefinitionError, InvalidOperation, StoreError
 from dotdo.opening import connect, embed
 from dotdo.platform import Platform
-from dotdo.policy import Retention
+from dotdo.policy import Retention, numbers_of
 from dotdo.preview import Preview
 from dotdo.records import Options, Run, RunKind, check_options
 from dotdo.secret_provider import Given
@@ -218,7 +218,7 @@ class AsyncDo:
         overrides = definition.overrides
         retry = overrides.retry
         if retry is not None or overrides.timeout is not None:
-            numbers = None if retry is None else {name: getattr(retry, name) for name in _RETRY_NUMBERS}
+            numbers = None if retry is None else numbers_of(retry)
             options = msgspec.structs.replace(options, timeout=overrides.timeout, retry=numbers)
         kind: RunKind = "action" if isinstance(definition, Action) else "service"
         meant = cast("Any", definition)
@@ -333,9 +333,6 @@ class AsyncDo:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-
-_RETRY_NUMBERS = ("attempts", "delay", "factor", "max_delay", "jitter", "max_elapsed")
 
 
 _opened: "weakref.WeakSet[AsyncDo]" = weakref.WeakSet()

@@ -62,6 +62,10 @@ class Catalogue:
         """What a service means that calls by name. Raises UnknownName."""
         return self.get(kind, name, version)
 
+    def expected(self, name: str, version: int, like: Any = None) -> Any | None:
+        """Stands for a version that is not defined here and may be elsewhere. None: it may not."""
+        return None
+
     def find(self, kind: str, name: str, version: int | None = None) -> Any | None:
         """Like `get`, but None when there is no such definition."""
         versions = self._found[kind].get(name)

@@ -153,6 +153,7 @@ class Completion(Data, frozen=True):
     """All that one commit makes durable. As data of `committed` (effects follow) or `completed` (there are none).
 
     action, version: whose attempt it was (a fallback's differs from the step's name). undo: whether it declares one.
+    left: what a child run has sent.
     """
 
     action: str
@@ -165,6 +166,7 @@ class Completion(Data, frozen=True):
     undo: bool = False
     sql: list[str] = []
     fallback: bool = False
+    left: list[str] = []
 
 
 class AttemptFailed(Data, frozen=True):
@@ -262,12 +264,15 @@ class EventReceived(Data, frozen=True):
 
 
 class ChildStarted(Data, frozen=True):
-    """A child run was started for this step."""
+    """A child run was started for this step. kind: `action` where the step's action lives on another node. pivot: that
+    of such an action."""
 
     run: str
     name: str
     version: int
     input: msgspec.Raw
+    kind: RunKind = "service"
+    pivot: bool = False
 
 
 class Published(Data, frozen=True):
@@ -292,11 +297,13 @@ class UndoPlanned(Data, frozen=True):
 
 
 class Undone(Data, frozen=True):
-    """A step's undo came to its end. partly: of a child run that could not be undone as a whole."""
+    """A step's undo came to its end. partly: of a child run that could not be undone as a whole. left: what that had
+    sent and has not taken back."""
 
     step: str
     error: ErrorRecord | None = None
     partly: bool = False
+    left: list[str] = []
 
 
 class Blocked(Data, frozen=True):

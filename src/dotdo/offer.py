@@ -16,7 +16,7 @@ from dotdo.effect import DEFAULT_RETRY as EFFECT_RETRY
 from dotdo.effect import Effect, EffectCall
 from dotdo.errors import CalledOutside, DefinitionError, HandlerError, InvalidInput, Problem
 from dotdo.policy import Concurrency, Limits, Rate, Retry
-from dotdo.records import Definition, Options
+from dotdo.records import Definition, Options, RunKind
 from dotdo.schema import Parameter, Schema, camel
 from dotdo.secret import JSON_SCHEMA as SECRET
 from dotdo.worker_protocol import ActionOffer, EffectOffer, Reference, RetryOffer
@@ -230,6 +230,24 @@ class OfferedEffect(Effect[..., Any]):
         return await self._perform("lookup", self, call, input, None)
 
 
+class Remote:
+    """A definition that another node has, as far as calling it goes. Raises DefinitionError for one that takes a
+    secret, or whose schema cannot be used."""
+
+    def __init__(self, given: Definition) -> None:
+        self.name, self.version = given.name, given.version
+        self.kind: RunKind = "service" if given.kind == "service" else "action"
+        self.subject = described(self.kind, self.name, self.version)
+        self.pivot = bool(given.policy.get("pivot"))
+        if _holds_secret(given.input_schema):
+            raise DefinitionError(
+                f"The {self.subject} takes a secret, which only a node that defines it can seal: call it there, or "
+                "define it here, too."
+            )
+        self.schema = OfferedSchema(self.subject, given.input_schema, {})
+        self.on_failure: tuple[Action[..., Any], ...] = ()
+
+
 class OfferedCatalogue(Catalogue):
     """A catalogue with what workers offer beside what it defines itself, which comes first."""
 
@@ -241,6 +259,7 @@ class OfferedCatalogue(Catalogue):
         self._offers = 0
         self._has_databases = False
         self.expects = False  # what a service calls and nobody has offered yet may still be offered
+        self.has_peers = False  # other nodes may define what a service calls
         super().__init__()
 
     @property
@@ -289,10 +308,20 @@ class OfferedCatalogue(Catalogue):
 
     def called(self, kind: str, name: str, version: int | None = None) -> Any:
         """What a service means that calls by name. Raises UnknownName for what no worker can be expected to offer."""
-        if self.expects and kind == "action" and self.find(kind, name, version) is None:
+        expects = self.has_peers or (self.expects and kind == "action")
+        if expects and self.find(kind, name, version) is None:
             check_name(kind, name, version or 1)
             return ExpectedAction(name, version, self)
         return self.get(kind, name, version)
+
+    def expected(self, name: str, version: int, like: Any = None) -> Any | None:
+        """A version that this process does not define, if other nodes may. like: another version, for typed calls."""
+        if not self.has_peers:
+            return None
+        expected = ExpectedAction(name, version, self)
+        if like is not None:
+            expected.schema = like.schema
+        return expected
 
     def find(self, kind: str, name: str, version: int | None = None) -> Any | None:
         """The definition of that name and version (None: the newest), if there is one."""
@@ -326,7 +355,9 @@ def _validator(what: str, schema: dict[str, Any]) -> Callable[[Any], list[Proble
     try:
         import jsonschema_rs
     except ModuleNotFoundError:
-        raise DefinitionError("Workers' schemas need jsonschema-rs: pip install 'dotdo[server]'.") from None
+        raise DefinitionError(
+            "Schemas of workers and other nodes need jsonschema-rs: pip install 'dotdo[server]' or 'dotdo[postgres]'."
+        ) from None
 
     def refuse(uri: str) -> NoReturn:
         raise ValueError(f"{uri} is outside of the schema, and nothing is fetched for one")

@@ -76,6 +76,14 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         return random.uniform(0, wait) if self.jitter else wait  # noqa: S311 - spreading load, not a secret
 
 
+def numbers_of(retry: Retry) -> dict[str, Any]:
+    """What of a policy can be written down: all but the types of exceptions."""
+    return {name: getattr(retry, name) for name in _NUMBERS}
+
+
+_NUMBERS = ("attempts", "delay", "factor", "max_delay", "jitter", "max_elapsed")
+
+
 def retry_of(value: "Retry | int | None", default: Retry) -> Retry:
     """The policy that a `retry=` argument means: a Retry, a number of attempts, or None for the default."""
     if value is None:

@@ -55,7 +55,8 @@ def _check_moves(run: dict[str, Any], entries: Rows, has_message: bool, asks: bo
     elif not waits:
         awaited = msgspec.json.decode(run["waiting_for"] or "null")
         assert awaited, f"I4: nothing can move {run['id']}: {run}"
-        kinds = ("event", "child", "limit") if asks else ("event", "child")
+        # Who defines or offers something that is waited for looks for those who wait.
+        kinds = ("event", "child", "action", "worker", *(["limit"] if asks else []))
         assert awaited["kind"] in kinds, f"I4: nothing can move {run['id']}: {run}"
 
 

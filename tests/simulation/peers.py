@@ -32,7 +32,8 @@ drop table nodes;
 create table nodes (
     number integer primary key autoincrement, id text not null unique, host text not null, pid integer not null,
     started_at integer not null, lease_until integer not null, epoch integer not null default 1,
-    expelled_at integer, mark integer not null default 1, offers text not null default '[]'
+    expelled_at integer, mark integer not null default 1, offers text not null default '[]',
+    definitions text not null default '[]'
 );
 create table facts (name text primary key, value text not null);
 create table witness (run text, seq integer, node text, expelled integer, primary key (run, seq));

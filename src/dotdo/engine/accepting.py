@@ -147,6 +147,15 @@ def new_run(
     return AcceptedRun(id, definition, data, entry, row)
 
 
+def left_to_others(row: NewRun) -> NewRun:
+    """The row of a run that another node is to take: it has the definition."""
+    if row.due_at is not None:
+        return row  # it starts later
+    waits = WaitingFor("turn", "a node that takes it")
+    text = msgspec.json.encode(waits).decode()
+    return msgspec.structs.replace(row, status="pending", owner=None, due_at=row.created_at, waiting_for=text)
+
+
 def _check_sealed(definition: Any, input: bytes) -> None:
     if definition.schema.secrets is not None:
         definition.schema.secrets.check_sealed(definition.subject, input)

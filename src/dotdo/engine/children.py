@@ -1,4 +1,5 @@
-"""Child services: each call is a run of its own, accepted in the same commit as the entry that names it.
+"""Child runs: each call of a child service, or of an action that lives on another node (elsewhere.py), is a run of its
+own, accepted in the same commit as the entry that names it.
 
 The child's end reaches the parent as a message in the transaction that ends the child, so neither can be lost. The id
 of a child begins with its root's id.
@@ -6,14 +7,18 @@ of a child begins with its root's id.
 
 import asyncio
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dotdo.engine.accepting import new_run
+from dotdo.action import NO_OVERRIDES, Overrides
+from dotdo.engine.accepting import left_to_others, new_run
 from dotdo.engine.history import OPEN, StepRecord
+from dotdo.engine.remaining import effects_left
 from dotdo.errors import InvalidOperation
 from dotdo.journal import ChildStarted, Completion, Empty, Ended, StepFailed, Undone
+from dotdo.offer import Remote
+from dotdo.policy import numbers_of
 from dotdo.records import ErrorRecord, Options
 from dotdo.store.protocol import Message
 
@@ -23,7 +28,8 @@ if TYPE_CHECKING:
 
 
 class ChildOutcome(msgspec.Struct, frozen=True):
-    """What the message of an ended child says."""
+    """What the message of an ended child says. undoable: whether it can be undone, as far as its definition goes.
+    left: effects of an action that have left, and stay or are undone with it."""
 
     status: str
     generation: int
@@ -31,6 +37,8 @@ class ChildOutcome(msgspec.Struct, frozen=True):
     result: msgspec.Raw = msgspec.Raw(b"null")
     error: ErrorRecord | None = None
     not_undone: list[str] = []
+    undoable: bool = True
+    left: list[str] = []
 
 
 _decode = msgspec.json.Decoder(ChildOutcome)
@@ -41,53 +49,77 @@ def root_of(run: str) -> str:
     return run.partition(".")[0]
 
 
+def has_child(run: "LiveRun", call: "Call") -> bool:
+    """Whether the journal has a child run for a call, be its action defined here by now."""
+    record = run.history.steps.get(call.id)
+    return record is not None and record.child is not None
+
+
 async def start_child(run: "LiveRun", call: "Call") -> None:
     """Starts the child run of a call, unless the journal has it, and waits for its end."""
-    record = run.history.step(call.id)
+    await run_child(run, call.id, call.definition, call.input)
+
+
+async def run_child(
+    run: "LiveRun", step: str, definition: Any, input: bytes, overrides: Overrides = NO_OVERRIDES
+) -> None:
+    """Starts the child run of a step, unless the journal has it, and waits for its end.
+
+    definition: of a service; or a Remote, of which another node has the definition, and so takes the run.
+    """
+    record = run.history.step(step)
     if record.child is None:
         await run.may_attempt()
-        record = _accept_child(run, call, record)
+        _accept_child(run, record, definition, input, overrides)
     child = record.child
     assert child is not None
-    text = f"the child run {child.run} ({child.name})"
+    place = "" if child.kind == "service" else f"@{child.version}, on a node that has it"
     try:
-        message = await run.waiting.for_child(child.run, text, call.id)
+        message = await run.waiting.for_child(child.run, f"the child run {child.run} ({child.name}{place})", step)
     except asyncio.CancelledError:
         if not run.over and run.status != "blocked":
             await cancel_child(run, record)
         raise
-    _finish(run, call.id, record, message, cancelled=False)
+    _finish(run, step, record, message, cancelled=False)
 
 
-def _accept_child(run: "LiveRun", call: "Call", record: StepRecord) -> StepRecord:
-    digest = hashlib.sha256(f"{run.id}|{call.id}|{record.epoch}".encode()).hexdigest()[:16]
+def _accept_child(
+    run: "LiveRun", record: StepRecord, definition: Any, input: bytes, overrides: Overrides = NO_OVERRIDES
+) -> None:
+    digest = hashlib.sha256(f"{run.id}|{record.id}|{record.epoch}".encode()).hexdigest()[:16]
     id = f"{root_of(run.id)}.{digest}"
-    definition = call.definition
-    of = run.accepted.options
+    of, remote = run.accepted.options, isinstance(definition, Remote)
     options = Options(
         trail=of.trail,
         actor=of.actor,
         priority=of.priority,
         traceparent=of.traceparent,
         tracestate=of.tracestate,
+        timeout=overrides.timeout,
+        retry=None if overrides.retry is None else numbers_of(overrides.retry),
     )
     if run.trace is not None:
         options = run.trace.carried(options)
+    kind, pivot = (definition.kind, definition.pivot) if remote else ("service", False)
     accepted = new_run(
         run.engine,
         id,
         definition,
-        "service",
-        call.input,
+        kind,
+        input,
         options,
         parent=run.id,
-        parent_step=call.id,
+        parent_step=record.id,
         pins=run.accepted.pins,
     )
-    run.append("child_started", ChildStarted(id, definition.name, definition.version, msgspec.Raw(call.input)), call.id)
+    if remote:
+        accepted.row = left_to_others(accepted.row)
+    engine, started = run.engine, ChildStarted(id, definition.name, definition.version, msgspec.Raw(input), kind, pivot)
+    run.append("child_started", started, record.id)
     run.journal.accept(accepted)
-    run.journal.when_durable(lambda error: None if error else run.engine.start_child(accepted))
-    return record
+    run.journal.when_durable(
+        lambda error: None if error else engine.hint(id) if remote else engine.start_child(accepted)
+    )
 
 
 async def cancel_child(run: "LiveRun", record: StepRecord) -> None:
@@ -108,17 +140,21 @@ def _finish(run: "LiveRun", step: str, record: StepRecord, message: Message, *, 
     outcome = _decode.decode(message.value)
     run.journal.take(message.id)
     if outcome.status == "completed":
-        run.append(
-            "completed",
-            Completion(child.name, child.version, child.input, outcome.result, run.history.accepted_at, undo=True),
-            step,
-            1,
+        completion = Completion(
+            child.name,
+            child.version,
+            child.input,
+            outcome.result,
+            run.history.accepted_at,
+            undo=outcome.undoable,
+            left=outcome.left,
         )
+        run.append("completed", completion, step, max(record.attempt, 1))
     elif cancelled:
         run.append("step_cancelled", Empty(), step)
     else:
         error = outcome.error or ErrorRecord("Cancelled", "the child run was cancelled")
-        run.append("failed", StepFailed(error, outcome.not_undone), step, 1)
+        run.append("failed", StepFailed(error, outcome.not_undone), step, max(record.attempt, 1))
 
 
 def child_message(run: "LiveRun", ended: Ended) -> Message | None:
@@ -126,12 +162,20 @@ def child_message(run: "LiveRun", ended: Ended) -> Message | None:
     parent, chain = run.accepted.parent, run.accepted.chain
     if parent is None or (ended.continued_as is not None and run.history.plan is None):
         return None
+    undoable, left = _of_action(run, ended) if run.accepted.kind == "action" else (True, [])
     outcome = ChildOutcome(
-        ended.status, run.history.generation, ended.undo, ended.result, ended.error, ended.not_undone
+        ended.status, run.history.generation, ended.undo, ended.result, ended.error, ended.not_undone, undoable, left
     )
     sender = f"{run.id}/{run.history.generation}"
     value = msgspec.json.encode(outcome).decode()
     return Message(parent, "child", chain.first if chain else run.id, value, sender, None, run.engine.clock.now())
+
+
+def _of_action(run: "LiveRun", ended: Ended) -> tuple[bool, list[str]]:
+    """Whether a run of an action can be undone, and the effects of it that have left."""
+    completion = run.history.step(run.accepted.name).completion
+    undoable = ended.status != "completed" or (completion is not None and completion.undo)
+    return undoable, effects_left(run.history) if ended.status == "completed" else []
 
 
 def blocked_message(run: "LiveRun") -> Message | None:
@@ -183,31 +227,34 @@ async def undo_child(run: "LiveRun", record: StepRecord, later: list[StepRecord]
     child = record.child
     assert child is not None
     partly = waits = False
+    left: list[str] = []
     for id in await run.engine.read(lambda: run.engine.store.runs_of_chain(child.run)):
-        undo = await _undo_run(run, record, child, id, is_patient=later is None)
+        undo, remains = await _undo_run(run, record, child, id, is_patient=later is None)
         waits = waits or undo is None
         # In part: down to a pivot of the child's, or because a person said to leave the rest as it is.
         partly = partly or undo == "partial"
+        left += remains
     if waits and later is not None:
         later.append(record)
     else:
-        run.append("undone", Undone(record.id, None, partly))
+        run.append("undone", Undone(record.id, None, partly, left))
 
 
 async def _undo_run(
     run: "LiveRun", record: StepRecord, child: ChildStarted, id: str, *, is_patient: bool
-) -> str | None:
-    """How much of one run is undone now; None when it waits for a person and the parent does not."""
+) -> tuple[str | None, list[str]]:
+    """How much of one run is undone now, and what it had sent and stays; None when it waits for a person and the parent
+    does not."""
     sender = f"{run.id}/{run.history.generation}"
     try:
         await run.engine.post(Message(id, "undo", "", "null", sender, "parent", run.engine.clock.now()))
     except InvalidOperation:
         found = await run.engine.get(id)
         if found.ended:
-            return found.undo  # it is undone already
+            return found.undo, found.not_undone  # it is undone already
         # An earlier owner of this run asked for it, and it is under way.
         if found.status == "blocked" and not is_patient:
-            return None
+            return None, []
     text = f"the child run {id} ({child.name}) to be undone" + (", or what it asks a person" if is_patient else "")
     while True:
         message = await run.waiting.for_child(child.run, text, record.id)
@@ -216,6 +263,6 @@ async def _undo_run(
             continue  # of another run of its chain, undone before this process took over
         outcome = _decode.decode(message.value)
         if outcome.status != "blocked":
-            return outcome.undo
+            return outcome.undo, outcome.not_undone
         if not is_patient:
-            return None
+            return None, []

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
 from dotdo.codec import is_heavy
-from dotdo.engine.accepting import AcceptedRun, check_same_input, new_run, run_id
+from dotdo.engine.accepting import AcceptedRun, check_same_input, left_to_others, new_run, run_id
 from dotdo.engine.answering import Answers, run_record
 from dotdo.engine.children import blocked_message, child_message
 from dotdo.engine.claiming import Claimer
 from dotdo.engine.committing import GroupCommit
+from dotdo.engine.elsewhere import is_left_to_others, leave_to_others
 from dotdo.engine.erasing import take_up
 from dotdo.engine.forgetting import AppliedRows
 from dotdo.engine.guarding import broke
@@ -53,6 +54,7 @@ from dotdo.engine.watching import SPIN_SECONDS, Watch, Watchdog
 from dotdo.engine.workers import Workers
 from dotdo.errors import ClientClosed, StoreError, StoreUnavailable
 from dotdo.journal import LARGE, Blocked, Ended, Entry, input_digest
+from dotdo.offer import Remote
 from dotdo.records import Options, Run, RunKind
 from dotdo.schema import Schema
 from dotdo.secret_provider import SecretSources
@@ -264,7 +266,9 @@ class Engine(Serving):
             raise self.outliving.draining or ClientClosed("The engine is being stopped.")
         if self.lease is not None and not self.lease.lasts:
             await self.lease.returned()
-        definition = self.catalogue.get(kind, name, options.version)
+        definition = self.catalogue.find(kind, name, options.version)
+        if definition is None or is_left_to_others(self, definition):
+            definition = leave_to_others(self, kind, name, options.version)
         id = id or run_id(name, options.key)
         at_rest = partial(self._at_rest, definition.schema, params, id, options)
         input, identity = await self.committer.apart(at_rest) if is_heavy(params) else at_rest()
@@ -279,8 +283,8 @@ class Engine(Serving):
         if self._closed:  # meanwhile: nothing would write it any more
             raise ClientClosed("The client is closed; open a new one.")
         accepted = new_run(self, id, definition, kind, input, options, pins=self.pinned.now.id, identity=identity)
-        if options.delay:
-            await self._accept_delayed(accepted, identity)
+        if options.delay or isinstance(definition, Remote):
+            await self._accept_unowned(accepted, identity)
             return id, None, identity
         run = self._live_run(accepted)
         run.journal.accept(accepted)
@@ -308,13 +312,14 @@ class Engine(Serving):
     def _digest_of(self, run: LiveRun) -> str:
         return input_digest(self.vault.identity(run.definition.schema, bytes(run.accepted.input), run.id))
 
-    async def _accept_delayed(self, accepted: AcceptedRun, identity: bytes) -> None:
+    async def _accept_unowned(self, accepted: AcceptedRun, identity: bytes) -> None:
+        accepted.row = left_to_others(accepted.row)
         run = self._live_run(accepted)
         run.journal.accept(accepted)
         run.release()
         await self._durable(run.journal, identity, accepted.row.key, accepted.row.name)
         self.live.pop(run.id, None)
-        self.claimer.hint()
+        self.hint(run.id)
 
     def _live_run(self, accepted: AcceptedRun) -> LiveRun:
         history = History()

@@ -20,7 +20,8 @@ from dotdo.store.protocol import Filed
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
     from dotdo.engine.following import Follower
-    from dotdo.store.protocol import Rows, SharedStore, Statement
+    from dotdo.store.protocol import Rows, Statement
+    from dotdo.store.sharing_protocol import SharedStore
 
 WAITS = msgspec.json.encode(WaitingFor("turn", "an engine that takes it")).decode()
 

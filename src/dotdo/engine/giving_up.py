@@ -35,7 +35,7 @@ async def give_up(run: "LiveRun", call: "Call") -> None:
     """Brings a step, or a child run, to its end."""
     if call.definition is TAKING_BACK:
         await undoing.take_back(run, call)
-    elif not isinstance(call.definition, Service):
-        await StepRun(run, call.id, call.definition, call.input, call.overrides).give_up()
     elif run.history.step(call.id).child is not None:
         await cancel_child(run, run.history.step(call.id))
+    elif not isinstance(call.definition, Service):
+        await StepRun(run, call.id, call.definition, call.input, call.overrides).give_up()

@@ -355,6 +355,8 @@ class History:
         record = self.step(data.step)
         record.undone, record.undo_error, record.partly = data.error is None, data.error, data.partly
         record.undone_at = entry.seq
+        if data.left:
+            record.not_undone = data.left
         if data.error is None:
             self.handovers.append(Handover("undone", data.step, entry.at))
 

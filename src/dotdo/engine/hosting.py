@@ -91,6 +91,9 @@ class Host:
     def left_for(self, run: str) -> None:
         """Something was left for a run that is not in memory: on a file, nobody else can have it."""
 
+    def workers_changed(self) -> None:
+        """Workers have come or gone: on a file, they are this engine's or nobody's."""
+
     # -- on a line ----------------------------------------------------------------------------------------------------
 
     def _picked_up(self, listener: int) -> None:

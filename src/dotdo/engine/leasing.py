@@ -19,7 +19,7 @@ from dotdo.errors import ClientClosed, NodeExpelled, StoreError, StoreUnavailabl
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
     from dotdo.engine.running import LiveRun
-    from dotdo.store.protocol import SharedStore
+    from dotdo.store.sharing_protocol import SharedStore
 
 # As parts of the lease: how often it is renewed, how soon that is tried again, and for how long the node trusts in it,
 # which ends well before others may take it for dead; how long one renewal may go without an answer once it has ended.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # How long an idle run stays in memory before it is parked, in seconds. A parent stays longer, or each child that ends
 # would have it replayed.
 LINGER = 0.25
+WANTING = ("worker", "action")  # waits for somebody who can do something
 LINGER_FOR_CHILD = 5.0
 
 
@@ -46,8 +47,8 @@ def waits_of(run: "LiveRun") -> list[WaitingFor]:
         if timer is not None:
             waits.append(WaitingFor("timer", f"a timer of the service ({timer.key})", timer.due))
         waits += [WaitingFor("event", f"the event {name!r}") for name in code.awaited_events()]
-    # A worker that comes is looked for by this, so it stands first.
-    return sorted(waits, key=lambda wait: (wait.kind != "worker", wait.until is None, wait.until or 0))
+    # A worker or node that comes is looked for by this, so it stands first.
+    return sorted(waits, key=lambda wait: (wait.kind not in WANTING, wait.until is None, wait.until or 0))
 
 
 def waiting_for(run: "LiveRun") -> WaitingFor:

@@ -1,36 +1,48 @@
-"""The engine's side of several nodes on one store: what others leave for its runs, and how runs end that others have.
+"""The engine's side of several nodes on one store: what others leave for its runs, how runs end that others have, and
+who defines what.
 
 The store is the truth, and is looked at again and again; hints between nodes only make it sooner. So a hint may be
 lost, or never come, as behind a pooler.
 """
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+import logging
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
+from dotdo.action import Action
+from dotdo.catalogue import described
+from dotdo.engine.elsewhere import Elsewhere
 from dotdo.errors import ClientClosed, StoreError, StoreUnavailable
+from dotdo.offer import OfferedAction
+from dotdo.records import Definition
 
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
-    from dotdo.store.protocol import SharedStore
+    from dotdo.store.sharing_protocol import SharedStore
 
 # How often to look, in seconds: in peace, and while somebody waits here for a few runs that other nodes have.
 LOOK, LOOK_OFTEN, FEW = 1.0, 0.1, 20
+# How often runs are looked for that wait for what is there, in seconds: none, unless what told them was lost.
+LOOK_FOR_ALL = 60.0
 # Hints are gathered for so long, in seconds, because those who send them queue up at the server.
 GATHER = 0.05
 MOST = 100  # runs in one hint; with more of them, the others look at everything
 
+log = logging.getLogger("dotdo.engine")
+
 
 class Hint(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one node tells all others. left: something was left for these runs. wanted: somebody there waits for them.
-    over: they have news, or have ended. all: there was too much to say."""
+    over: they have news, or have ended. all: there was too much to say. defines: what it defines is new."""
 
     node: str
     left: list[str] = []
     wanted: list[str] = []
     over: list[str] = []
     all: bool = False
+    defines: bool = False
 
 
 class Bell:
@@ -55,11 +67,19 @@ class Peers:
         self._said: dict[str, set[str]] = {"left": set(), "wanted": set(), "over": set()}
         self._asked: set[str] = set()
         self._bells: dict[str, Bell] = {}
-        self._changes = -1
+        self._due = 0.0  # when to look at what was left, and at the other nodes
+        self._own: list[str] | None = None  # what this node defines, as it was told last
+        self._theirs: dict[str, tuple[list[str], list[Definition]]] = {}  # what the others do, by node
+        self._known: set[str] = set()  # what anybody does, as far as those who wait for it were told
+        self._sure = 0.0  # when to tell them again, whatever they were told
+        self._tells = False
+        self._elsewhere = engine.elsewhere = Elsewhere()
+        engine.workers.catalogue.has_peers = True
+        self._offer()
 
     def open(self) -> None:
         """Begins to look, and to listen."""
-        self._offer([])
+        self._tell_definitions()
         self._task = self._engine.loop.create_task(self._work())
         self._store.listen(self._hear)
 
@@ -83,17 +103,31 @@ class Peers:
     def say(self, what: str, run: str) -> None:
         """Hints something to all other nodes, soon."""
         self._said[what].add(run)
+        self._say_soon()
+
+    def workers_changed(self) -> None:
+        """Workers have come or gone: with them what this node can do."""
+        self._due = 0.0
+        self._turn.set()
+
+    def _tell_definitions(self) -> None:
+        self._tells = True
+        self._say_soon()
+
+    def _say_soon(self) -> None:
         if self._saying is None:
             self._saying = self._engine.loop.create_task(self._say())
 
     async def _say(self) -> None:
         await asyncio.sleep(GATHER)
         said, self._said = self._said, {"left": set(), "wanted": set(), "over": set()}
+        defines, self._tells = self._tells, False
         self._saying = None
         if sum(map(len, said.values())) > MOST:
-            hint = Hint(self._engine.node, all=True)
+            hint = Hint(self._engine.node, all=True, defines=defines)
         else:
-            hint = Hint(self._engine.node, sorted(said["left"]), sorted(said["wanted"]), sorted(said["over"]))
+            left, wanted, over = (sorted(said[what]) for what in ("left", "wanted", "over"))
+            hint = Hint(self._engine.node, left, wanted, over, defines=defines)
         text = msgspec.json.encode(hint).decode()
         try:
             await self._engine.read(lambda: self._store.notify(text))
@@ -128,27 +162,31 @@ class Peers:
                 engine.readers.join(run, self._bells[run])
         for run in hint.over:
             engine.readers.wake(run)
-        if hint.all or any(engine.answers.awaited(run) for run in hint.over):
+        if hint.defines:
+            self._due = 0.0
+        if hint.all or hint.defines or any(engine.answers.awaited(run) for run in hint.over):
             self._turn.set()
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
         engine = self._engine
-        due = 0.0
         while True:
             try:
-                if engine.loop.time() >= due:
-                    due = engine.loop.time() + LOOK
+                if engine.loop.time() >= self._due:
+                    self._due = engine.loop.time() + LOOK
                     await self._look_at_own()
+                    await self._look_at_nodes()
                 await self._look_at_others()
             except ClientClosed:
                 return
             except StoreError as error:
                 engine.log.debug("looking at the store failed: %s", error)
             self._turn.clear()
+            if engine.loop.time() >= self._due:
+                continue  # somebody said so meanwhile
             try:
-                often = 0 < len(self._elsewhere()) <= FEW
+                often = 0 < len(self._awaited()) <= FEW
                 async with asyncio.timeout(LOOK_OFTEN if often else LOOK):
                     await self._turn.wait()
             except TimeoutError:
@@ -160,12 +198,44 @@ class Peers:
             engine.hint(run)
         for run in [run for run in self._bells if run not in engine.live]:
             engine.readers.leave(run, self._bells.pop(run))
+
+    async def _look_at_nodes(self) -> None:
+        """Who defines what; those who wait for something that has come are told."""
+        engine, node = self._engine, self._engine.node
+        if self._offer():
+            await engine.committer.call(lambda: self._store.publish(node))
+            self._tell_definitions()
         nodes = await engine.read(self._store.list_nodes)
-        self._offer([one for node in nodes if node.id != engine.node for one in node.offers])
+        others = {one.id: one.offers for one in nodes if one.id != engine.node and one.lease > 0}
+        new = [id for id, offers in others.items() if id not in self._theirs or self._theirs[id][0] != offers]
+        told = await engine.read(lambda: self._store.published(new)) if new else {}
+        for id in new:
+            self._theirs[id] = others[id], _as_offered(others[id], told.get(id, []))
+        gone = self._theirs.keys() - others.keys()
+        for id in gone:
+            del self._theirs[id]
+        if new or gone:
+            self._elsewhere.learn([one for _, definitions in self._theirs.values() for one in definitions])
+        own = set(self._own or ())
+        theirs = {one for offers, _ in self._theirs.values() for one in offers}
+        self._store.leave_to_others(sorted(theirs - own))
+        await self._wake(own | theirs)
+
+    async def _wake(self, there: set[str]) -> None:
+        """Who waits for what has come goes on; once in a while, who waits for anything that is there, to be sure."""
+        engine = self._engine
+        if engine.loop.time() >= self._sure:
+            self._known, self._sure = set(), engine.loop.time() + LOOK_FOR_ALL
+        come = sorted(there - self._known)
+        if come:
+            self._elsewhere.changed()
+            await engine.committer.call(lambda: self._store.expect_offered(come, engine.clock.now()))
+            engine.claimer.hint()
+        self._known = there
 
     async def _look_at_others(self) -> None:
         engine = self._engine
-        runs = self._elsewhere()
+        runs = self._awaited()
         self._asked &= set(runs)
         for run in runs:
             if run not in self._asked:
@@ -185,13 +255,48 @@ class Peers:
             elif record.status == "blocked":
                 await engine.tell_blocked(run)
 
-    def _elsewhere(self) -> list[str]:
+    def _awaited(self) -> list[str]:
         live = self._engine.live
         return [run for run in self._engine.answers.awaited_runs() if run not in live]
 
-    def _offer(self, theirs: list[str]) -> None:
-        catalogue = self._engine.catalogue
-        kinds: list[Any] = [("action", each) for each in catalogue.all("action")]
-        kinds += [("service", each) for each in catalogue.all("service")]
-        own = sorted(f"{kind} {each.name}@{each.version}" for kind, each in kinds)
-        self._store.offer(own, sorted(set(theirs) - set(own)))
+    def _offer(self) -> bool:
+        """Has the store say what this node defines; whether that is new."""
+        engine = self._engine
+        catalogue, workers = engine.catalogue, engine.workers
+        found: list[Any] = [
+            one
+            for one in catalogue.all("action")
+            if not isinstance(one, OfferedAction) or workers.is_offered(("action", one.name, one.version))
+        ]
+        found += catalogue.all("service")
+        own = sorted(described(_kind_of(one), one.name, one.version) for one in found)
+        if own == self._own:
+            return False
+        self._own = own
+        self._store.offer(own, msgspec.json.encode([_shown(one) for one in found]))
+        return True
+
+
+def _kind_of(definition: Any) -> Literal["action", "service"]:
+    return "action" if isinstance(definition, Action) else "service"
+
+
+def _shown(definition: Any) -> Definition:
+    """What other nodes need to call it."""
+    try:
+        return definition.definition()
+    except Exception as error:  # a class of the user's may raise anything when its schema is asked for
+        log.warning("other nodes cannot check the input of the %s: %r", definition.subject, error)
+        return Definition(kind=_kind_of(definition), name=definition.name, version=definition.version)
+
+
+def _as_offered(offers: list[str], told: list[Definition]) -> list[Definition]:
+    """What a node offers, with what it says of it, if it is of a version of dotdo that does."""
+    by_name = {described(one.kind, one.name, one.version): one for one in told}
+    return [by_name.get(offer) or _bare(offer) for offer in offers]
+
+
+def _bare(offer: str) -> Definition:
+    kind, _, named = offer.partition(" ")
+    name, _, version = named.rpartition("@")
+    return Definition(kind="service" if kind == "service" else "action", name=name, version=int(version))

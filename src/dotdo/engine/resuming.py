@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from dotdo.catalogue import described
+from dotdo.engine.elsewhere import is_left_to_others, missing
 from dotdo.engine.failing import Block, error_record
 from dotdo.engine.guarding import broke
 from dotdo.engine.history import MAX_CRASHES, History
 from dotdo.engine.running import LiveRun
 from dotdo.engine.settling import Unsettled
 from dotdo.errors import DotdoError
-from dotdo.journal import Claimed, Entry
+from dotdo.journal import Accepted, Claimed, Entry
+from dotdo.policy import Retry
 from dotdo.records import WaitingFor
 from dotdo.store.protocol import Claim, Message
 
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
 
-# When to look again for a definition that this process does not have, in ms.
-LOOK_AGAIN, LOOK_AGAIN_SHARED = 60_000, 2_000  # the second where another node with it may come up at any time
+# When to look again for a definition that this process does not have, in ms. A process that comes with it is noticed.
+LOOK_AGAIN = 60_000
 
 
 async def load_runs(engine: "Engine", claims: list[Claim]) -> None:
@@ -54,14 +57,15 @@ def _resume(engine: "Engine", claim: Claim, entries: list[Entry], history: Histo
         return
     journal = engine.journal_of(claim.run, claim.claim, entries[-1], history.generation)
     definition = engine.catalogue.find(accepted.kind, accepted.name, accepted.version)
-    if definition is None and history.ended is not None:
-        definition = _Gone()  # its code has run: what takes it back is the undo of its actions
-    if definition is None:
-        what = f"{accepted.kind} {accepted.name}@{accepted.version}"
-        text = f"the process with the engine does not define the {what}; start it again with that, or another one"
-        due = engine.clock.now() + (LOOK_AGAIN if engine.lease is None else LOOK_AGAIN_SHARED)
-        unsettled = claim.crashed or claim.unseen
-        journal.update("waiting", waiting_for=WaitingFor("action", text, due), due_at=due, unsettled=unsettled)
+    if definition is None and _needs_none(engine, history, entries, messages):
+        definition = _Gone()
+    if definition is None or is_left_to_others(engine, definition):
+        due, unsettled = engine.clock.now() + LOOK_AGAIN, claim.crashed or claim.unseen
+        if definition is None:
+            waits = WaitingFor("action", _missing(engine, accepted), due)
+        else:
+            waits, due = WaitingFor("turn", "a node that takes it"), engine.clock.now()
+        journal.update("waiting", waiting_for=waits, due_at=due, unsettled=unsettled)
         return
     if engine.check_replay:
         journal.kept = list(entries)
@@ -100,10 +104,29 @@ def begin(engine: "Engine", run: LiveRun, claim: Claim, messages: list[Message])
         broke(run, Block("cannot be resumed", f"The run could not be resumed: {what}", error=record))
 
 
+def _needs_none(engine: "Engine", history: History, entries: list[Entry], messages: list[Message]) -> bool:
+    """Whether a run can go on without its definition."""
+    assert history.accepted is not None, "the caller looked"
+    if history.ended is not None:
+        # Its code has run: what takes it back is the undo of its actions. That of an action is with its definition.
+        return engine.elsewhere is None or history.accepted.kind == "service"
+    # One that was cancelled before it began has nothing to take back.
+    return len(entries) == 1 and any(message.kind == "cancel" for message in messages)
+
+
+def _missing(engine: "Engine", accepted: Accepted) -> str:
+    what = described(accepted.kind, accepted.name, accepted.version)
+    if engine.elsewhere is None:
+        return f"the process with the engine does not define the {what}; start it again with that, or another one"
+    return missing(engine, what, accepted.name, accepted.version)
+
+
 class _Gone:
-    """Stands for the definition of a run that had ended, and is to be undone, where that is not defined any more."""
+    """Stands for the definition of a run that was cancelled before it began, or that had ended and is to be undone,
+    where that is not defined (any more)."""
 
     on_failure: tuple[Any, ...] = ()
+    retry = Retry()
     undoes = True
 
 

@@ -15,7 +15,7 @@ import msgspec
 from dotdo.action import Action, Overrides
 from dotdo.engine import finishing, parking, undoing
 from dotdo.engine.attempting import Attempt
-from dotdo.engine.children import start_child
+from dotdo.engine.children import has_child, start_child
 from dotdo.engine.failing import Block
 from dotdo.engine.giving_up import give_up, take_up_left
 from dotdo.engine.guarding import broke, guarded
@@ -262,7 +262,7 @@ class LiveRun(SecretKeeping):
             self._idle()
 
     def _launch(self, call: Call) -> None:
-        if isinstance(call.definition, Service):
+        if isinstance(call.definition, Service) or (not self._fresh and has_child(self, call)):
             self.launch_task(call.id, start_child(self, call))
         elif call.definition is TAKING_BACK:
             self.launch_task(call.id, undoing.take_back(self, call))

@@ -225,7 +225,7 @@ class ServiceCode:
         """A service calls an action or service by name; the result comes as plain JSON values."""
         kind = self._catalogue.kind_of(name) or "action"
         pin = self._pins.get(name) if version is None else None
-        found = self._catalogue.called(kind, name, version) if pin is None else self._kept(kind, name, pin)
+        found = self._catalogue.called(kind, name, version) if pin is None else self._kept(kind, name, pin, None)
         return self._call(found, (), params, NO_OVERRIDES, typed=False)
 
     def now(self) -> datetime:
@@ -322,18 +322,20 @@ class ServiceCode:
     def _pinned(self, definition: Any, version: int | None) -> Any:
         kind = _kind_of(definition)
         if version is not None and version != definition.version:
-            return self._catalogue.get(kind, definition.name, version)
+            found = self._catalogue.find(kind, definition.name, version)
+            found = found or self._catalogue.expected(definition.name, version, like=definition)
+            return found or self._catalogue.get(kind, definition.name, version)
         pin = self._pins.get(definition.name)
         if pin is None or pin == definition.version or version is not None:
             return definition
         # Only "the newest" is subject to the run's pins; an older object was meant as such.
         if definition.version == self._catalogue.newest(kind, definition.name):
-            return self._kept(kind, definition.name, pin)
+            return self._kept(kind, definition.name, pin, definition)
         return definition
 
-    def _kept(self, kind: str, name: str, pin: int) -> Any:
+    def _kept(self, kind: str, name: str, pin: int, like: Any) -> Any:
         """The version that the run started with and keeps."""
-        kept = self._catalogue.find(kind, name, pin)
+        kept = self._catalogue.find(kind, name, pin) or self._catalogue.expected(name, pin, like)
         if kept is None:
             raise ReplayError(
                 f"The run keeps version {pin} of the {kind} {name}, the newest when it started, and this process does "

@@ -11,6 +11,7 @@ from dotdo.clock import Clock
 from dotdo.engine import resolving
 from dotdo.engine.answering import Answers
 from dotdo.engine.doubles import Doubles
+from dotdo.engine.elsewhere import Elsewhere
 from dotdo.engine.erasing import erase
 from dotdo.engine.parking import waiting_for
 from dotdo.engine.previewing import Previewer
@@ -51,6 +52,7 @@ class Serving:
     anchor_key: bytes
     post: Callable[[Message], Awaitable[None]]
     doubles: Doubles | None = None  # of tests
+    elsewhere: Elsewhere | None = None  # what other nodes define
 
     async def preview(
         self, kind: RunKind, name: str, params: Any, options: Options, seconds: float | None = None
@@ -197,5 +199,9 @@ class Serving:
         await self.post(Message(id, "event", name, value.decode(), sender, actor, self.clock.now()))
 
     async def definitions(self, kind: str) -> list[Definition]:
-        """What can be called."""
-        return [definition.definition() for definition in self.catalogue.all(kind)]
+        """What can be called, be it on another node."""
+        own = [definition.definition() for definition in self.catalogue.all(kind)]
+        if self.elsewhere is None:
+            return own
+        both = {(one.name, one.version): one for one in [*self.elsewhere.all(kind), *own]}
+        return [both[key] for key in sorted(both)]

@@ -82,7 +82,8 @@ def steps_in_flight(run: "LiveRun") -> set[str]:
 
 def _is_open(steps: dict[str, StepRecord], id: str) -> bool:
     """Whether a step may have an attempt under way."""
-    return (id not in steps or steps[id].state == OPEN) and not _is_taken_back(steps, id)
+    record = steps.get(id)
+    return (record is None or (record.state == OPEN and record.child is None)) and not _is_taken_back(steps, id)
 
 
 def _is_taken_back(steps: dict[str, StepRecord], id: str) -> bool:

@@ -16,6 +16,7 @@ from dotdo.engine import requesting
 from dotdo.engine.attempting import Attempt
 from dotdo.engine.cancelling import is_cancelled, uncancel
 from dotdo.engine.delivering import deliver
+from dotdo.engine.elsewhere import went_elsewhere
 from dotdo.engine.failing import Block, error_record
 from dotdo.engine.handling import HandlerRun
 from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
@@ -28,10 +29,10 @@ from dotdo.engine.settling import (
     settle_step,
     tell_of_difference,
 )
-from dotdo.engine.working import run_on_worker, tell, until_defined
+from dotdo.engine.working import run_on_worker, tell
 from dotdo.errors import AttemptOver, RetryLater, WorkerLost
 from dotdo.journal import AttemptFailed, Completion, Empty, StepFailed
-from dotdo.offer import ExpectedAction, OfferedAction
+from dotdo.offer import OfferedAction
 from dotdo.policy import Retry
 from dotdo.records import ErrorRecord
 
@@ -85,8 +86,8 @@ class StepRun(HandlerRun):
         try:
             if record.state == OPEN and is_unsettled(self.run, self.id):
                 await self._settle()
-            if isinstance(self.definition, ExpectedAction):
-                self.definition = await until_defined(self.run, self.id, self.definition)
+            if isinstance(self.definition, OfferedAction) and record.state == OPEN and await went_elsewhere(self):
+                return
             if record.state == OPEN and record.is_unheard_of:
                 # Most steps end with their first attempt, which so has one coroutine less behind it.
                 await self._attempt(self.definition, self._retry_of(self.definition))
@@ -142,7 +143,7 @@ class StepRun(HandlerRun):
                 action = action.fallback
                 record.fallback, record.failures, record.first_at = True, 0, None
                 continue
-            self._fail(record.last_error or ErrorRecord("Error", "failed"), [])
+            self.fail(record.last_error or ErrorRecord("Error", "failed"), [])
             return
 
     def _retry_of(self, action: Action[..., Any]) -> Retry:
@@ -317,7 +318,8 @@ class StepRun(HandlerRun):
             number,
         )
 
-    def _fail(self, error: ErrorRecord, not_undone: list[str]) -> None:
+    def fail(self, error: ErrorRecord, not_undone: list[str]) -> None:
+        """Ends the step as failed for good."""
         self.run.append("failed", StepFailed(error, not_undone, self.record.fallback), self.id, self.record.attempt)
 
     async def _undeliverable(self) -> None:
@@ -333,7 +335,7 @@ class StepRun(HandlerRun):
         await run.undo_step(record)
         if not completion.undo:  # else its undo has taken back what it had asked for
             await requesting.take_back(run, record, goes_on=True)
-        self._fail(error, [staged.effect for staged, delivery in pairs if delivery.delivered])
+        self.fail(error, [staged.effect for staged, delivery in pairs if delivery.delivered])
 
     # -- after a crash ------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from dotdo.engine.children import cancel_child, undo_child
 from dotdo.engine.delivering import drop
 from dotdo.engine.failing import Block, message_of, together
 from dotdo.engine.history import CANCELLED, COMMITTED, COMPLETED, FAILED, OPEN, StepRecord
+from dotdo.engine.remaining import effects_left
 from dotdo.engine.service_code import OWN_STEPS
 from dotdo.engine.settling import leaves_unsettled, settle_in_flight
 from dotdo.engine.stepping import StepRun
@@ -24,8 +25,6 @@ from dotdo.records import ErrorRecord, Failure
 if TYPE_CHECKING:
     from dotdo.engine.running import LiveRun
     from dotdo.engine.service_code import Call
-
-PERHAPS = " (perhaps)"  # nobody knows whether it happened
 
 
 async def stop(run: "LiveRun", stopping: Stopping) -> None:
@@ -45,7 +44,7 @@ async def stop(run: "LiveRun", stopping: Stopping) -> None:
     if stopping.status == "failed":
         await tell_of_failure(run, stopping.error)
     undo = how_much_undone(run)
-    run.end(Ended(stopping.status, error=stopping.error, undo=undo, not_undone=_not_undone(run)))
+    run.end(Ended(stopping.status, error=stopping.error, undo=undo, not_undone=effects_left(run.history)))
 
 
 async def undo_ended(run: "LiveRun", ended: Ended) -> None:
@@ -55,7 +54,7 @@ async def undo_ended(run: "LiveRun", ended: Ended) -> None:
         run.append("undo_planned", UndoPlanned(_plan(run)))
         run.journal.update("undoing", owner=run.engine.node, unsettled=leaves_unsettled(run))
     await _undo_planned(run)
-    run.end(msgspec.structs.replace(ended, undo=how_much_undone(run), not_undone=_not_undone(run)))
+    run.end(msgspec.structs.replace(ended, undo=how_much_undone(run), not_undone=effects_left(run.history)))
 
 
 async def _undo_planned(run: "LiveRun") -> None:
@@ -121,9 +120,9 @@ def _plan(run: "LiveRun") -> list[str]:
     for record in sorted(steps, key=lambda item: -item.seq):
         completion = record.completion
         assert completion is not None
-        if _is_pivot(run, completion.action, completion.version):
+        if record.child.pivot if record.child is not None else _is_pivot(run, completion.action, completion.version):
             break
-        if (completion.undo or record.child is not None) and not record.undone and not record.left:
+        if completion.undo and not record.undone and not record.left:
             plan.append(record.id)
     return plan
 
@@ -136,32 +135,11 @@ def _is_pivot(run: "LiveRun", action: str, version: int) -> bool:
 def how_much_undone(run: "LiveRun") -> str:
     """`all` when every committed step that declares an undo is undone, `none` when no step is."""
     declared = [
-        record
-        for record in run.history.steps.values()
-        if record.completion is not None and (record.completion.undo or record.child is not None)
+        record for record in run.history.steps.values() if record.completion is not None and record.completion.undo
     ]
     if not any(record.undone for record in declared):
         return "none"
     return "all" if all(record.undone and not record.partly for record in declared) else "partial"
-
-
-def _not_undone(run: "LiveRun") -> list[str]:
-    """Effects that have left and stay: what was sent is not taken back by a step's undo; a request is, by its own or by
-    that of its step."""
-    found: list[str] = []
-    for id, record in run.history.steps.items():
-        if id.startswith(OWN_STEPS):
-            continue
-        completion = record.completion
-        if completion is not None:
-            for effect, delivery in zip(completion.effects, record.deliveries, strict=False):
-                if delivery.delivered or delivery.unknown:
-                    found.append(f"{id}: {effect.effect}{'' if delivery.delivered else PERHAPS}")
-        if not record.undone:
-            requests = [known for known in record.requests.values() if not known.refused]
-            found += [f"{id}: {known.intent.effect}{PERHAPS if known.in_doubt else ''}" for known in requests]
-        found += [f"{id}: {effect}" for effect in record.not_undone if record.child is not None]
-    return found
 
 
 async def _settle_unseen(run: "LiveRun") -> None:

@@ -301,7 +301,13 @@ class Workers:
                 if not waiting.done():
                     waiting.set_result(None)
         log.info("the worker %s (%s) offers %s definitions", session.name, given.sdk[:100], len(offers))
+        self._tell_nodes()
         return session
+
+    def _tell_nodes(self) -> None:
+        """Where several nodes share the store, those are told who has which workers."""
+        if self._engine.host is not None:
+            self._engine.host.workers_changed()
 
     async def _wake_waiting(self) -> None:
         """Runs that have left memory, because no worker could do what they need, look again."""
@@ -333,6 +339,7 @@ class Workers:
             session.timer.cancel()
         for what in session.offers:
             self._offering[what].pop(session.id, None)
+        self._tell_nodes()
         self._take_back(session)
         held = list(session.tasks.values())
         for task in held:

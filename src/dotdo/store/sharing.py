@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dotdo.errors import InputError, StoreUnavailable
-from dotdo.records import Node
+from dotdo.records import Definition, Node
 from dotdo.store.connecting import CommitUnknown
 from dotdo.store.enlisting import enlist
 from dotdo.store.listening import Listener
 from dotdo.store.protocol import CRASHED, UNSETTLED, Claim, Filed, Message, Rows, Statement
-from dotdo.store.sql import SOON, SqlStore, Step, rows
+from dotdo.store.sql import SqlStore, Step, rows
 
 if TYPE_CHECKING:
     from dotdo.store.postgres import PostgresDatabase
@@ -40,16 +40,16 @@ class SharedStore(SqlStore):
         """lease: seconds after which a node of which nothing is heard is taken for dead."""
         super().__init__(database)
         self.lease = lease
-        self._offers = self._elsewhere = "[]"
+        self._offers = self._elsewhere = self._definitions = "[]"
         self._listener: Listener | None = None
         self.given_up = False
 
     def join(self, node: str, host: str, pid: int, now: int) -> None:
         """A node comes up, for as long as it renews its lease."""
         self._db.act_as_nobody()
-        given = {"node": node, "host": host, "pid": pid, "lease": round(self.lease * 1000), "offers": self._offers}
+        given = {"node": node, "host": host, "pid": pid, "lease": round(self.lease * 1000)}
+        given |= {"offers": self._offers, "definitions": self._definitions}
         with self._db.transaction():
-            self._db.write(self._sql["expect_definitions"], {"now": now, "soon": now + SOON})
             [(number, epoch)] = self._db.write(self._sql["join_shared"], given)
         self._db.act_as(node, number, epoch)
         self._db.patience = PATIENCE * self.lease
@@ -61,9 +61,38 @@ class SharedStore(SqlStore):
         )
         return found[0][0] if found else None
 
-    def offer(self, definitions: list[str], elsewhere: list[str]) -> None:
-        """What the node has, as others are told at the next heartbeat; and what only others have."""
-        self._offers, self._elsewhere = rows(definitions), rows([(one,) for one in elsewhere])
+    def leave_to_others(self, definitions: list[str]) -> None:
+        """What only other nodes have."""
+        self._elsewhere = rows([(one,) for one in definitions])
+
+    def offer(self, definitions: list[str], described: bytes) -> None:
+        """What the node has: others are told when it joins or publishes."""
+        self._offers, self._definitions = rows(definitions), described.decode()
+
+    def publish(self, node: str) -> None:
+        """What the node has is told now."""
+        with self._db.transaction():
+            given = {"node": node, "offers": self._offers, "definitions": self._definitions}
+            self._db.write(self._sql["publish"], given)
+
+    def published(self, nodes: list[str]) -> dict[str, list[Definition]]:
+        """What some nodes define, by node; nothing of one that tells names only."""
+        found: dict[str, list[Definition]] = {}
+        for node, definitions in self._db.read(self._sql["published"], {"rows": rows([(one,) for one in nodes])}):
+            try:
+                found[node] = msgspec.json.decode(definitions, type=list[Definition])
+            except msgspec.MsgspecError as error:  # of another version of dotdo
+                log.info("what %s publishes cannot be read: %s", node, error)
+        return found
+
+    def expect_offered(self, definitions: list[str], now: int) -> None:
+        """Somebody has these now: runs that say that they wait for one of them are due."""
+        exact = {one.partition(" ")[2] for one in definitions}
+        told = [f"% {each}: %" for each in exact | {one.rpartition("@")[0] for one in exact}]
+        told += [f'% {each}"%' for each in exact]
+        with self._db.transaction():
+            given = {"rows": rows([(one,) for one in sorted(told)]), "now": now}
+            self._db.write(self._sql["expect_offered"], given)
 
     def leave(self, node: str, now: int, unseen: Sequence[str] = ()) -> None:
         """A node goes down in order and gives its runs back; those in `unseen` are rescued as crashed."""

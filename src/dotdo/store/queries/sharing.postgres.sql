@@ -12,8 +12,8 @@ select dotdo.enter(:number, :epoch);
 
 -- name: join_shared
 -- A node comes up, for as long as its lease by the server's clock.
-insert into nodes (id, host, pid, started_at, lease_until, offers)
-values (:node, :host, :pid, dotdo.now(), dotdo.now() + :lease, :offers)
+insert into nodes (id, host, pid, started_at, lease_until, offers, definitions)
+values (:node, :host, :pid, dotdo.now(), dotdo.now() + :lease, :offers, :definitions)
 returning number, epoch;
 
 -- name: renew
@@ -21,6 +21,24 @@ returning number, epoch;
 update nodes set lease_until = dotdo.now() + :lease, offers = :offers
 where id = :node and expelled_at is null
 returning dotdo.now();
+
+-- name: publish
+-- What a node defines has changed.
+update nodes set offers = :offers, definitions = :definitions where id = :node and expelled_at is null;
+
+-- name: published
+-- What some nodes define.
+select id, definitions from nodes where id in (select value ->> 0 from each(:rows));
+
+-- name: expect_offered
+-- Runs that wait for somebody who defines or offers what one does now; or for so much that not all of it is named.
+update runs set due_at = :now
+where ended_at is null and owner is null and (due_at is null or due_at > :now)
+    and (waiting_for like '{"kind":"action"%' or waiting_for like '{"kind":"worker"%')
+    and (
+        waiting_for like '% more: %'
+        or exists (select 1 from each(:rows) where waiting_for like value ->> 0)
+    );
 
 -- name: raise_epoch
 -- Nothing that was sent on an earlier connection counts any more.

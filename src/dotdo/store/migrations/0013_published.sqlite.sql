@@ -1,0 +1,2 @@
+-- Nothing on a file, which has one engine: on PostgreSQL, nodes publish what they define, with schemas.
+select 1;

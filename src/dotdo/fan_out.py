@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, cast, overload
 
 from dotdo.action import Action
-from dotdo.context import runner_for
+from dotdo.context import call, runner_for
 from dotdo.errors import ActionFailed, DefinitionError
 from dotdo.service import Service
 
@@ -27,11 +27,20 @@ async def map(
 async def map(
     action: Action[..., R] | Service[..., R], items: Iterable[Any], *, limit: int = 50, return_exceptions: Literal[True]
 ) -> list[R | ActionFailed]: ...
+@overload
 async def map(
-    action: Action[..., R] | Service[..., R], items: Iterable[Any], *, limit: int = 50, return_exceptions: bool = False
+    action: str, items: Iterable[Mapping[str, Any]], *, limit: int = 50, return_exceptions: bool = False
+) -> list[Any]: ...
+async def map(
+    action: Action[..., R] | Service[..., R] | str,
+    items: Iterable[Any],
+    *,
+    limit: int = 50,
+    return_exceptions: bool = False,
 ) -> Any:
     """Calls an action or child service for each item, inside a service; returns the outputs in the order of the items.
 
+    action: also by name (`"charge"`, `"charge@2"`), as in `call`; then all items are mappings.
     items: an item that is a mapping (a dict) is the parameters by name; any other is the first parameter. Taken one by
         one, as there is room.
     limit: how many are under way at a time.
@@ -74,4 +83,9 @@ async def map(
 
 
 def _call(action: Any, item: Any) -> Any:
+    if isinstance(action, str):
+        if not isinstance(item, Mapping):
+            what = f"map({action!r}, ...)"
+            raise DefinitionError(f"{what}: each item is a mapping of parameters by name, not {repr(item)[:100]}.")
+        return call(action, **cast("Mapping[str, Any]", item))
     return action(**cast("Mapping[str, Any]", item)) if isinstance(item, Mapping) else action(item)

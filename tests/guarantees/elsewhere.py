@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import text
 
+import dotdo
 from dotdo import AsyncContext, AsyncDo, Catalogue, Fail, action, call, effect, service
 from tests.guarantees.node import TOLD, tell
 
@@ -48,7 +49,7 @@ def _sales(catalogue: Catalogue) -> None:
 
     @service("orders", catalogue=catalogue)
     async def orders(items: list[str]) -> list[Any]:
-        return await asyncio.gather(*(call("charge", item=item, cents=1) for item in items))
+        return await dotdo.map("charge", [{"item": item, "cents": 1} for item in items], limit=10)
 
     @service("misorder", catalogue=catalogue)
     async def misorder(item: str) -> Any:

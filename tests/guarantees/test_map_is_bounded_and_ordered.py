@@ -96,6 +96,18 @@ async def test_item_is_the_parameters_by_name_or_the_first_one(tmp_path: Path):
 
 
 @in_loop
+async def test_action_may_be_called_by_name(tmp_path: Path):
+    @service("by-name", catalogue=(own := Catalogue()))
+    async def by_name() -> list[list[int]]:
+        with pytest.raises(DefinitionError, match="each item is a mapping of parameters by name, not 3"):
+            await dotdo.map("pair", [3])  # type: ignore[list-item]
+        return await dotdo.map("pair@1", [{"left": 1}, {"left": 2, "right": 3}])
+
+    async with laboratory(tmp_path, catalogue=_both(own)) as lab:
+        assert await lab.client.run(by_name) == [[1, 0], [2, 3]]
+
+
+@in_loop
 async def test_equal_items_are_steps_of_their_own_and_children_work_alike(tmp_path: Path):
     @service("equals", catalogue=(own := Catalogue()))
     async def equals() -> list[int]:

@@ -4,6 +4,7 @@ dies on the way. What no live node has is waited for.
 Nodes here are clients in this process, or real ones that are killed.
 """
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from dotdo import ActionFailed, AsyncDo, InvalidInput, RunBlocked, RunCancelled, UnknownName
+from dotdo import ActionFailed, AsyncDo, Catalogue, InvalidInput, RunBlocked, RunCancelled, UnknownName
 from dotdo.records import Run
+from dotdo.server.listening import serve
+from dotdo.worker.worker import Worker
 from tests.guarantees import node
 from tests.guarantees.elsewhere import definitions
 from tests.guarantees.invariants import check_store
@@ -201,6 +204,42 @@ async def test_undo_of_a_step_waits_for_the_node_that_has_its_action(path: Path)
             assert (run.status, run.undo) == ("completed", "all")
 
 
+# -- workers -----------------------------------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_action_of_a_worker_that_is_connected_to_another_node(path: Path):
+    """One node came before the worker, and has never heard of the action; one comes after it, and knows its offer."""
+    async with nodes(url_of(path), definitions("sales"), Catalogue()) as (before, serving):
+        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        registered, enough = asyncio.Event(), asyncio.Event()
+        server = asyncio.create_task(
+            serve(serving, host="127.0.0.1", port=0, open_access=True, on_ready=ready.set_result, until=enough)
+        )
+        early = await before.service("which").start(names=["version"])
+        await says(before, early.id, "a node that defines the action version")
+        catalogue = definitions("v2")
+        worker = Worker(await ready, None, catalogue=catalogue, on_ready=lambda *_: registered.set())
+        working = asyncio.create_task(worker.run())
+        await registered.wait()
+        assert await early.result(timeout=PATIENCE) == [2]
+        async with nodes(url_of(path), definitions("sales")) as (after,):
+            await knows(after, "version")
+            for client in (before, after):
+                assert await client.service("which").invoke(names=["version", "version@2"]) == [2, 2]
+                assert await client.action("version").invoke() == 2
+            worker.drain()
+            await working
+            await forgets(after, "version")
+            late = await after.service("which").start(names=["version"])
+            await says(after, late.id, "a worker: none that is connected offers the action version@2")
+            await after.runs.cancel(late.id)
+            with pytest.raises(RunCancelled):
+                await late.result(timeout=PATIENCE)
+        enough.set()
+        await server
+
+
 # -- which version, and what does not fit ------------------------------------------------------------------------------
 
 
@@ -253,3 +292,10 @@ async def test_run_is_accepted_by_a_node_that_does_not_define_it(path: Path):
         assert {one.name for one in await sales.action.list()} >= {"charge", "reserve"}
         with pytest.raises(UnknownName, match="Did you mean"):
             await sales.action("reserv").start(item="book")
+        # A process without a node asks the store who is there.
+        async with AsyncDo(url_of(path), catalogue=Catalogue(), engine=False) as filing:
+            assert (await filing.service("order").invoke(item="cup", cents=4))[1] == "cup is on its way"
+            with pytest.raises(InvalidInput, match=r"\$\.cents"):
+                await filing.action("charge").start(item="book", cents="many")
+            with pytest.raises(UnknownName):
+                await filing.action("reserv").start(item="book")

@@ -147,11 +147,11 @@ def new_run(
     return AcceptedRun(id, definition, data, entry, row)
 
 
-def left_to_others(row: NewRun) -> NewRun:
-    """The row of a run that another node is to take: it has the definition."""
+def left_to_others(row: NewRun, who: str = "a node") -> NewRun:
+    """The row of a run that somebody else is to take."""
     if row.due_at is not None:
         return row  # it starts later
-    waits = WaitingFor("turn", "a node that takes it")
+    waits = WaitingFor("turn", f"{who} that takes it")
     text = msgspec.json.encode(waits).decode()
     return msgspec.structs.replace(row, status="pending", owner=None, due_at=row.created_at, waiting_for=text)
 

@@ -7,7 +7,7 @@ action waits, out of memory, and is due again as soon as one comes.
 
 import asyncio
 import difflib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dotdo.catalogue import described
 from dotdo.engine import requesting
@@ -22,7 +22,9 @@ from dotdo.records import Definition, ErrorRecord, WaitingFor
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
     from dotdo.engine.running import LiveRun
+    from dotdo.engine.serving import Serving
     from dotdo.engine.stepping import StepRun
+    from dotdo.store.sharing_protocol import SharedStore
 
 ACTION = "action"  # what a run waits for
 
@@ -78,6 +80,16 @@ def leave_to_others(engine: "Engine", kind: str, name: str, version: int | None)
     """What only other live nodes define. Raises UnknownName when none does, DefinitionError when it cannot be used."""
     found = engine.elsewhere.find(name, version, kind) if engine.elsewhere is not None else None
     return Remote(found) if found is not None else engine.catalogue.get(kind, name, version)
+
+
+async def look_for_others(platform: "Serving", kind: str, name: str, version: int | None) -> Remote:
+    """The same for a process without a node: it asks the store who is alive. Raises UnknownName, DefinitionError."""
+    store, elsewhere = cast("SharedStore", platform.store), Elsewhere()
+    nodes = [one for one in await platform.read(store.list_nodes) if one.lease > 0]
+    told = await platform.read(lambda: store.published([one.id for one in nodes]))
+    elsewhere.learn([each for one in nodes for each in as_offered(one.offers, told.get(one.id, []))])
+    found = elsewhere.find(name, version, kind)
+    return Remote(found) if found is not None else platform.catalogue.get(kind, name, version)
 
 
 def is_left_to_others(engine: "Engine", definition: Any) -> bool:
@@ -184,3 +196,15 @@ def _remote(step: "StepRun", found: Definition) -> Remote:
         return Remote(found)
     except DefinitionError as error:
         raise Block(error.code, error.message, step=step.id) from None
+
+
+def as_offered(offers: list[str], told: list[Definition]) -> list[Definition]:
+    """What a node offers, with what it says of it, if it is of a version of dotdo that does."""
+    by_name = {described(one.kind, one.name, one.version): one for one in told}
+    return [by_name.get(offer) or _bare(offer) for offer in offers]
+
+
+def _bare(offer: str) -> Definition:
+    kind, _, named = offer.partition(" ")
+    name, _, version = named.rpartition("@")
+    return Definition(kind="service" if kind == "service" else "action", name=name, version=int(version))

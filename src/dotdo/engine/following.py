@@ -21,7 +21,8 @@ from dotdo.catalogue import Catalogue, Snapshot
 from dotdo.clock import Clock
 from dotdo.codec import is_heavy
 from dotdo.engine import line as lines
-from dotdo.engine.accepting import check_same_input, new_run, run_id
+from dotdo.engine.accepting import check_same_input, left_to_others, new_run, run_id
+from dotdo.engine.elsewhere import look_for_others
 from dotdo.engine.filing import Filing
 from dotdo.engine.hosting import StartAsked
 from dotdo.engine.line import Answer, Ask, Forget, Hint, Line, News, Watch, error_of
@@ -288,7 +289,9 @@ class Follower(Serving):
             return await self.engine.accept(kind, name, params, options)
         definition = self.catalogue.find(kind, name, options.version)
         id = run_id(name, options.key)
-        if definition is None:
+        if definition is None and self.store.shared:
+            definition = await look_for_others(self, kind, name, options.version)
+        elif definition is None:
             return await self._have_started(id, kind, name, params, options)
         at_rest = partial(self._at_rest, definition.schema, params, id, options)
         input, identity = await self._filing.apart(at_rest) if is_heavy(params) else at_rest()
@@ -299,12 +302,7 @@ class Follower(Serving):
             late.accept(accepted)
             await late.bring(self._filing)
             late.accepted(self.anchor_key)
-        row = accepted.row
-        if not options.delay:
-            waits = WaitingFor("turn", "an engine that takes it")
-            text = msgspec.json.encode(waits).decode()
-            row = msgspec.structs.replace(row, status="pending", owner=None, due_at=row.created_at, waiting_for=text)
-        known = await self._filing.file(Filed(row, accepted.entry))
+        known = await self._filing.file(Filed(left_to_others(accepted.row, "an engine"), accepted.entry))
         if isinstance(known, str):
             check_same_input(known, input_digest(identity), options.key or "", name, id)
         self._hint(id)

@@ -19,6 +19,7 @@ from dotdo.engine.secrets import Unkept, Vault, arguments_of
 from dotdo.engine.service_code import ServiceCode
 from dotdo.errors import DotdoError, InputError, ReplayError
 from dotdo.journal import Accepted
+from dotdo.offer import OfferedCatalogue
 from dotdo.service import Service
 from dotdo.store.protocol import Store
 
@@ -41,6 +42,8 @@ class Outlook(msgspec.Struct, frozen=True):
 def foresee(store: Store, catalogue: Catalogue, vault: Vault) -> Iterator[Outlook]:
     """The outlook of every unfinished run, in order of ids. Raises StoreError."""
     after, pins = "", dict[str, Snapshot]()
+    own, catalogue = catalogue, OfferedCatalogue(catalogue)
+    catalogue.has_peers = store.shared
     while page := store.open_runs(after, PAGE):
         journals = store.read_journals(page)
         for id in page:
@@ -50,6 +53,8 @@ def foresee(store: Store, catalogue: Catalogue, vault: Vault) -> Iterator[Outloo
             history = History()
             history.load(journals[id])
             assert history.accepted is not None, "every journal begins so"
+            if store.shared and run.kind == "action" and run.parent is not None and own.kind_of(run.name) is None:
+                continue  # a step that went to a node with other code
             kept = history.accepted.pins or ""
             if kept not in pins:
                 pins[kept] = Snapshot(kept, store.load_definitions(kept) if kept else {})

@@ -13,7 +13,7 @@ import msgspec
 
 from dotdo.action import Action
 from dotdo.catalogue import described
-from dotdo.engine.elsewhere import Elsewhere
+from dotdo.engine.elsewhere import Elsewhere, as_offered
 from dotdo.errors import ClientClosed, StoreError, StoreUnavailable
 from dotdo.offer import OfferedAction
 from dotdo.records import Definition
@@ -210,7 +210,7 @@ class Peers:
         new = [id for id, offers in others.items() if id not in self._theirs or self._theirs[id][0] != offers]
         told = await engine.read(lambda: self._store.published(new)) if new else {}
         for id in new:
-            self._theirs[id] = others[id], _as_offered(others[id], told.get(id, []))
+            self._theirs[id] = others[id], as_offered(others[id], told.get(id, []))
         gone = self._theirs.keys() - others.keys()
         for id in gone:
             del self._theirs[id]
@@ -288,15 +288,3 @@ def _shown(definition: Any) -> Definition:
     except Exception as error:  # a class of the user's may raise anything when its schema is asked for
         log.warning("other nodes cannot check the input of the %s: %r", definition.subject, error)
         return Definition(kind=_kind_of(definition), name=definition.name, version=definition.version)
-
-
-def _as_offered(offers: list[str], told: list[Definition]) -> list[Definition]:
-    """What a node offers, with what it says of it, if it is of a version of dotdo that does."""
-    by_name = {described(one.kind, one.name, one.version): one for one in told}
-    return [by_name.get(offer) or _bare(offer) for offer in offers]
-
-
-def _bare(offer: str) -> Definition:
-    kind, _, named = offer.partition(" ")
-    name, _, version = named.rpartition("@")
-    return Definition(kind="service" if kind == "service" else "action", name=name, version=int(version))

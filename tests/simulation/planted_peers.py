@@ -86,6 +86,7 @@ def needs_a_hint(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(Claimer, "_wait", wait)
     patch.setattr(Peers, "_look_at_own", nothing)
+    patch.setattr(Peers, "_look_at_nodes", nothing)
 
 
 @planted

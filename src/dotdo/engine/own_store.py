@@ -10,7 +10,8 @@ from typing import Any, TypeVar, cast
 
 from dotdo.engine.threads import Threads
 from dotdo.errors import StoreUnavailable
-from dotdo.store.protocol import SharedStore, Store
+from dotdo.store.protocol import Store
+from dotdo.store.sharing_protocol import SharedStore
 
 T = TypeVar("T")
 

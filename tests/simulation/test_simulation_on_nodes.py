@@ -21,11 +21,11 @@ FOUND = {7: "a node without a lease asked the store for what is due again and ag
 
 # From which seed on each planted bug is found, within a few. `make nightly` begins with the first seed.
 CAUGHT = {
-    "needs_a_hint": 8,
+    "needs_a_hint": 28,
     "expels_nobody": 2,
     "expels_whoever_it_likes": 6,
     "comes_back_under_its_old_name": 7,
-    "forgets_claims_whose_answer_was_lost": 66,
+    "forgets_claims_whose_answer_was_lost": 60,
 }
 FEW = 40
 

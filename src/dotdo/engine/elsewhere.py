@@ -76,14 +76,19 @@ class Elsewhere:
         await future
 
 
-def leave_to_others(engine: "Engine", kind: str, name: str, version: int | None) -> Remote:
-    """What only other live nodes define. Raises UnknownName when none does, DefinitionError when it cannot be used."""
+def defined_anywhere(engine: "Engine", kind: str, name: str, version: int | None) -> Any:
+    """What a run is to be of: a definition of this node's, or a Remote of what only other live nodes have. Raises
+    UnknownName when nobody defines it, DefinitionError when that cannot be used."""
+    own = engine.catalogue.find(kind, name, version)
+    if own is not None and not is_left_to_others(engine, own):
+        return own
     found = engine.elsewhere.find(name, version, kind) if engine.elsewhere is not None else None
     return Remote(found) if found is not None else engine.catalogue.get(kind, name, version)
 
 
 async def look_for_others(platform: "Serving", kind: str, name: str, version: int | None) -> Remote:
-    """The same for a process without a node: it asks the store who is alive. Raises UnknownName, DefinitionError."""
+    """What only other nodes define, for a process without one: it asks the store who is alive. Raises UnknownName,
+    DefinitionError."""
     store, elsewhere = cast("SharedStore", platform.store), Elsewhere()
     nodes = [one for one in await platform.read(store.list_nodes) if one.lease > 0]
     told = await platform.read(lambda: store.published([one.id for one in nodes]))

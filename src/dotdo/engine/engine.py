@@ -22,7 +22,7 @@ from dotdo.engine.answering import Answers, run_record
 from dotdo.engine.children import blocked_message, child_message
 from dotdo.engine.claiming import Claimer
 from dotdo.engine.committing import GroupCommit
-from dotdo.engine.elsewhere import is_left_to_others, leave_to_others
+from dotdo.engine.elsewhere import defined_anywhere
 from dotdo.engine.erasing import take_up
 from dotdo.engine.forgetting import AppliedRows
 from dotdo.engine.guarding import broke
@@ -266,9 +266,7 @@ class Engine(Serving):
             raise self.outliving.draining or ClientClosed("The engine is being stopped.")
         if self.lease is not None and not self.lease.lasts:
             await self.lease.returned()
-        definition = self.catalogue.find(kind, name, options.version)
-        if definition is None or is_left_to_others(self, definition):
-            definition = leave_to_others(self, kind, name, options.version)
+        definition = defined_anywhere(self, kind, name, options.version)
         id = id or run_id(name, options.key)
         at_rest = partial(self._at_rest, definition.schema, params, id, options)
         input, identity = await self.committer.apart(at_rest) if is_heavy(params) else at_rest()

@@ -37,8 +37,13 @@ def on_postgres(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 def use_postgres(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on paths name databases."""
-    monkeypatch.setenv(SERVER, request.getfixturevalue("postgres_template"))
-    monkeypatch.setenv("DOTDO_LEASE", f"{LEASE}")
+    use_server(request.getfixturevalue("postgres_template"), monkeypatch)
+
+
+def use_server(server: str, monkeypatch: pytest.MonkeyPatch, lease: float = LEASE) -> None:
+    """The same with a server that has the migrated database to copy. lease: seconds."""
+    monkeypatch.setenv(SERVER, server)
+    monkeypatch.setenv("DOTDO_LEASE", f"{lease}")
     monkeypatch.setenv("DOTDO_AUDIT_KEY", "00112233445566778899aabbccddeeff")
     hurry()
 
@@ -81,3 +86,12 @@ def rows_of(path: Path | str, statement: str, *values: Any) -> list[dict[str, An
     with psycopg.connect(url, options="-c search_path=dotdo") as reader:
         cursor = reader.cursor(row_factory=dict_row)
         return cursor.execute(statement.replace("?", "%s").encode(), values).fetchall()
+
+
+def forget(path: Path | str) -> None:
+    """Drops the database of a store that is on PostgreSQL; of a file nothing is left once its folder is gone."""
+    url = url_of(path)
+    if not url.startswith("sqlite"):
+        server, _, name = url.rpartition("/")
+        with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+            connection.execute(f"drop database {name} with (force)".encode())

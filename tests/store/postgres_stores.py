@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator
-from contextlib import closing
 
 import psycopg
 import pytest
@@ -27,13 +26,18 @@ def new_database(server: str, *, template: str = "template1") -> str:
     return f"{server.rpartition('/')[0]}/{name}"
 
 
+def make_template(server: str) -> None:
+    """Makes the migrated database to copy."""
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"create database {TEMPLATE}".encode())
+    open_postgres(f"{server.rpartition('/')[0]}/{TEMPLATE}").close()
+
+
 @pytest.fixture(scope="session")
 def postgres_template(postgres_url: str) -> str:
     """The server, with a migrated database to copy."""
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"create database {TEMPLATE}".encode())
-    with closing(open_postgres(f"{postgres_url.rpartition('/')[0]}/{TEMPLATE}")):
-        return postgres_url
+    make_template(postgres_url)
+    return postgres_url
 
 
 @pytest.fixture

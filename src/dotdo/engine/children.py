@@ -164,7 +164,14 @@ def child_message(run: "LiveRun", ended: Ended) -> Message | None:
         return None
     undoable, left = _of_action(run, ended) if run.accepted.kind == "action" else (True, [])
     outcome = ChildOutcome(
-        ended.status, run.history.generation, ended.undo, ended.result, ended.error, ended.not_undone, undoable, left
+        ended.status,
+        run.history.generation,
+        _undone_of(run, ended),
+        ended.result,
+        ended.error,
+        ended.not_undone,
+        undoable,
+        left,
     )
     sender = f"{run.id}/{run.history.generation}"
     value = msgspec.json.encode(outcome).decode()
@@ -176,6 +183,15 @@ def _of_action(run: "LiveRun", ended: Ended) -> tuple[bool, list[str]]:
     completion = run.history.step(run.accepted.name).completion
     undoable = ended.status != "completed" or (completion is not None and completion.undo)
     return undoable, effects_left(run.history) if ended.status == "completed" else []
+
+
+def _undone_of(run: "LiveRun", ended: Ended) -> str:
+    """How much of it is undone, for its parent: of nothing at all, because a person or a pivot said so, not all is."""
+    if ended.undo == "none" and run.history.plan is not None:
+        done = [record for record in run.history.steps.values() if record.completion is not None]
+        if any(record.completion.undo and not record.undone for record in done if record.completion is not None):
+            return "partial"
+    return ended.undo
 
 
 def blocked_message(run: "LiveRun") -> Message | None:

@@ -347,6 +347,9 @@ class History:
 
     def _stopping(self, entry: Entry, data: Stopping) -> None:
         self.stopping, self.stopping_seq, self.blocked = data, entry.seq, None
+        for record in self.steps.values():
+            for known in record.requests.values():
+                known.again = False  # nothing new begins, unless a person says so from here on
 
     def _undo_planned(self, entry: Entry, data: UndoPlanned) -> None:
         self.plan = data.steps
@@ -450,8 +453,12 @@ def resolve(history: History, entry: Entry, data: Resolved) -> None:
     else:
         known.refused, known.again = data.outcome == "did_not_happen", data.outcome == "try_again"
     if data.outcome != "did_not_happen":
-        # The step may go on, also if its retries were used up.
-        record.failures, record.first_at, record.next_at = 0, None, None
+        _allow_attempts(record)
+
+
+def _allow_attempts(record: StepRecord) -> None:
+    """A person has said how the step goes on; so it does, also if its retries were used up."""
+    record.failures, record.first_at, record.next_at = 0, None, None
 
 
 def _resolve_undo(history: History, entry: Entry, data: Resolved) -> None:
@@ -482,6 +489,8 @@ def _try_again(record: StepRecord, asked: set[str]) -> None:
             delivery.again, delivery.given_up = True, False
     for known in record.requests.values():
         known.again = known.in_doubt and known.intent.key in asked
+        if known.again:
+            _allow_attempts(record)
 
 
 # By an entry's kind: the method of the same name behind an underscore.

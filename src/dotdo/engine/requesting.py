@@ -159,7 +159,7 @@ async def take_back(run: "LiveRun", record: StepRecord, *, goes_on: bool = False
             asked += await _settle(run, record, known, goes_on=goes_on, fallback=fallback)
     if asked:
         raise together(asked)  # before anything is undone: what is undone first may depend on it
-    for known in newest_first:
+    for known in [record.requests[known.intent.request] for known in newest_first]:
         if known.answer is not None and not known.left:
             asked += await _undo(run, record, known)
     if asked:
@@ -177,13 +177,18 @@ async def _settle(run: "LiveRun", record: StepRecord, known: Request, *, goes_on
             if move == "look up":
                 await _look_up(run, record, effect, known, record.attempt)
             else:
+                if known.again:  # a person said so, and it is so once
+                    run.append("requested", known.intent, record.id, record.attempt)
+                    known = record.requests[known.intent.request]
+                    await run.journal.durable()
                 await _begin(run, record, effect, known.intent.request, record.attempt, was_unknown=True)
         except Exception as error:
             if not known.in_doubt:
                 return []
             if move == "look up":
                 _note_failure(run, record, known, "request_failed", error)
-            if not await _wait_for_next(run, record, effect, known, error):
+            no_more = _settling_move(run, effect, known) == "ask"
+            if no_more or not await _wait_for_next(run, record, effect, known, error):
                 break
         else:
             return []
@@ -192,6 +197,8 @@ async def _settle(run: "LiveRun", record: StepRecord, known: Request, *, goes_on
 
 
 def _settling_move(run: "LiveRun", effect: Effect[..., Any], known: Request) -> str:
+    if known.again and effect.undo is not None:
+        return "send"  # a person has said so since the run stopped
     if effect.lookup is not None:
         return "look up"  # which changes nothing in the world
     if effect.dedup != "key" or effect.undo is None:

@@ -199,8 +199,9 @@ class ServiceCode:
         if records:
             return leftover_step(self.service, records[0])
         held = [] if fresh else [id.removeprefix("undo:") for id in self._held if id.startswith("undo:")]
-        # One that could not be delivered was undone without being asked for.
-        taken_back = [id for id in held if self._history.steps[id].state != FAILED]
+        # Not asked for: the undo of what could not be delivered, and a person's word on that of a whole run.
+        steps = [self._history.steps[id] for id in held]
+        taken_back = [step.id for step in steps if step.state != FAILED and not step.left]
         if taken_back:
             return leftover_undo(self.service, min(taken_back))
         if self._early_timers:
@@ -461,6 +462,8 @@ class ServiceCode:
                 self._early_timers.remove(key)
                 self.loop.fire(timer)
                 self.loop.drain()
+            elif self.loop.made(key):  # and cancelled: what it was to cut short was there at once
+                self._early_timers.remove(key)
 
 
 def _kind_of(definition: object) -> str:

@@ -89,7 +89,7 @@ async def undo_step(run: "LiveRun", record: StepRecord, later: list[StepRecord] 
     """Takes one committed step back. Raises Block when its undo fails for good. later: takes children that wait for a
     person, so that the rest can be undone first."""
     completion = record.completion
-    if completion is None or record.undone:
+    if completion is None or record.undone or record.left:
         return
     if record.child is not None:
         await undo_child(run, record, later)

@@ -24,8 +24,8 @@ test: $(INSTALLED) $(TYPESCRIPT_BUILT)
 
 # The long proofs: 110,000 seeds, every planted bug from the first seed on, every operation of the store's disk failing in
 # every way, 1,000 processes killed by SIGKILL, every service of the guarantees and of the example killed at every
-# commit and effect; throughput after each fault of PostgreSQL, its nodes and the net; all of it behind PgBouncer; and
-# random histories of what people do beside a reference model, on each door.
+# commit and effect; throughput after each fault of PostgreSQL, its nodes and the net; all of it behind PgBouncer; random
+# histories of what people do beside a reference model, on each door; and the guarantees with PostgreSQL as the store.
 SEEDS := $(shell date +%s)00000
 nightly: $(INSTALLED)
 	$(PYTHON) -m tests.simulation planted
@@ -40,6 +40,7 @@ nightly: $(INSTALLED)
 		tests/guarantees/test_every_service_killed_everywhere.py tests/examples/test_onboarding_killed_everywhere.py
 	$(PYTHON) -m tests.model planted
 	$(PYTHON) -m tests.model --examples 2000 --seed $(SEEDS)
+	$(PYTHON) -m pytest -q -n auto --store=postgres tests/guarantees
 
 check: $(INSTALLED) $(TYPESCRIPT_BUILT)
 	ruff check .

@@ -15,6 +15,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--store", choices=["sqlite", "postgres"], default="sqlite")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is about files is not among the tests of `--store=postgres`."""
+    if config.getoption("--store") == "postgres":
+        others = [item for item in items if item.get_closest_marker("of_files")]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
+
 @pytest.fixture(autouse=True)
 def chosen_store(request: pytest.FixtureRequest) -> None:
     """The kind of store that was asked for on the command line."""

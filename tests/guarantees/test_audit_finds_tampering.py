@@ -21,6 +21,8 @@ from dotdo.audit import Audit, Finding
 from dotdo.embedding import audit_key, open_reader
 from dotdo.journal import Entry, chain, link
 
+pytestmark = pytest.mark.of_files("rows are changed in a copy of the file")
+
 catalogue = Catalogue()
 COLUMNS = ["kind", "step", "generation", "attempt", "at", "data", "data_digest", "digest"]
 

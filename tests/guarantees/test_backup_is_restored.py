@@ -15,6 +15,8 @@ from dotdo.errors import StoreUnusable
 from dotdo.records import RunFilter
 from tests.guarantees.lab import Lab, World, hold, in_loop, laboratory, note
 
+pytestmark = pytest.mark.of_files("`dotdo db backup` and `restore` are for files")
+
 catalogue = Catalogue()
 for given in (hold, note):
     catalogue.add("action", given.name, 1, given, given.handler)

@@ -34,6 +34,8 @@ from dotdo.connectors import email
 from dotdo.connectors.email import Mailer
 from dotdo.errors import ClientClosed, InvalidOperation, InvalidValue, StoreUnusable
 
+pytestmark = pytest.mark.of_files("store files that are missing, torn, newer or of others")
+
 catalogue = Catalogue()
 heard: list[str] = []
 

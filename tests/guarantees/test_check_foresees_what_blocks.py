@@ -11,6 +11,7 @@ from dotdo import Catalogue, Fail, action, service
 from dotdo.embedding import open_reader, vault_of
 from dotdo.engine.foreseeing import Outlook, foresee
 from tests.guarantees.lab import World, book, hold, in_loop, laboratory, note, unbook
+from tests.stores import url_of
 
 
 def application(*omitted: str, **changed: Callable[..., Any]) -> Catalogue:
@@ -62,7 +63,7 @@ async def in_flight(folder: Path) -> dict[str, str]:
 
 def outlooks(folder: Path, catalogue: Catalogue) -> dict[str, Outlook]:
     """What is foreseen, by the runs' names."""
-    reader = open_reader(str(folder / "dotdo.db"))
+    reader = open_reader(url_of(folder / "dotdo.db"))
     before = reader.count_by_status()
     found = {one.name: one for one in foresee(reader, catalogue, vault_of(None))}
     assert reader.count_by_status() == before

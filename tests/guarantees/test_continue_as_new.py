@@ -17,6 +17,7 @@ from tests.guarantees.commits import PATIENCE
 from tests.guarantees.crashing import Crashers, Scene, crashers
 from tests.guarantees.lab import Lab, World, book, hold, in_loop, laboratory, note, refuse, unbook
 from tests.guarantees.test_killed_anywhere_resumes import end_alike
+from tests.stores import url_of
 
 __all__ = ["crashers"]
 
@@ -404,7 +405,7 @@ def test_parent_and_its_childs_chain_killed_anywhere_are_undone_alike(crashers: 
 
 def check_chain(folder: Path) -> None:
     """There is exactly one successor."""
-    reader = open_reader(str(folder / "dotdo.db"))
+    reader = open_reader(url_of(folder / "dotdo.db"))
     runs = reader.list_runs(RunFilter(name="rounds", limit=10))
     reader.close()
     assert len(runs) == 2, folder

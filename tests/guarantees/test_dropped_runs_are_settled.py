@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import msgspec
+import pytest
 from msgspec import Raw
 from sqlalchemy import text
 
@@ -75,6 +76,7 @@ class Trouble:
         return self._get_run(run)
 
 
+@pytest.mark.of_files("an error of one write, which a server does not give")
 @in_loop
 async def test_child_that_its_parent_finds_is_settled_first(tmp_path: Path):
     """Both have lost a write. The parent is back first, and finds that its child is not in memory."""

@@ -20,6 +20,8 @@ from tests.guarantees.invariants import check_store
 from tests.guarantees.ledger import ROOT
 from tests.guarantees.neighbours import until
 
+pytestmark = pytest.mark.of_files("one engine for each file")
+
 WORKERS = 4
 
 

@@ -30,6 +30,8 @@ from tests.patience import PATIENCE
 from tests.server.process import Serving
 from tests.stores import rows_of
 
+pytestmark = pytest.mark.of_files("the servers of the test share a file; test_many_nodes kills those of the others")
+
 KILLS = 4
 EACH = 12  # of each kind of caller
 LIVE = ("pending", "running", "waiting", "stopping", "undoing")

@@ -127,6 +127,7 @@ CASES: dict[str, Case] = {
 }
 
 
+@pytest.mark.of_files("compares the bytes of files")
 def test_every_kind_of_preview_leaves_the_same_bytes_and_a_silent_world(shop: World):
     before = shop.digests()
     assert len(before) >= 3, before  # the store, its audit key, and the application's data

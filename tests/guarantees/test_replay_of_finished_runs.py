@@ -25,6 +25,8 @@ from tests.guarantees.ledger import ROOT
 from tests.guarantees.replays import check_replays
 from tests.unit.engine.random_programs import BRANCHES, LEAVES
 
+pytestmark = pytest.mark.of_files("code is replayed, wherever its journal was; the programs keep theirs in a file")
+
 PROGRAMS = 250
 
 

@@ -15,6 +15,7 @@ from dotdo.embedding import audit_key, open_reader
 from dotdo.engine import pruning
 from dotdo.errors import DefinitionError, InvalidOperation, StoreUnavailable, UnknownName
 from tests.guarantees.lab import Lab, hold, in_loop, laboratory, note
+from tests.stores import url_of
 
 catalogue = Catalogue()
 for given in (hold, note):
@@ -45,7 +46,7 @@ async def endless(number: int) -> None:
 
 def findings(path: Path) -> list[str]:
     """What the audit says."""
-    reader = open_reader(str(path))
+    reader = open_reader(url_of(path))
     try:
         return [f"{one.run} {one.entry}: {one.text}" for one in Audit(reader, audit_key(str(path))).verify()]
     finally:
@@ -161,6 +162,7 @@ async def test_client_keeps_to_its_policies(tmp_path: Path):
         Retention(older_than=1, status="running")
 
 
+@pytest.mark.of_files("rows are changed in the file")
 @in_loop
 async def test_registry_that_was_changed_is_found(tmp_path: Path):
     async with laboratory(tmp_path, catalogue=catalogue) as lab:

@@ -55,6 +55,7 @@ def test_another_key_is_another_run(onboarding: Onboarding, world: Witness, key:
     assert len(onboarding.users()) == len(world.done("email")) == 2
 
 
+@pytest.mark.of_files("the example keeps its store in a file")
 def test_same_key_after_a_kill_resumes_and_then_repeats_that_run(onboarding: Onboarding, world: Witness, key: str):
     world.tell("billing", fail=1, how="timeout")
     killed = onboarding.process(key, "Eva", "eva@example.com")
@@ -72,6 +73,7 @@ def test_same_key_after_a_kill_resumes_and_then_repeats_that_run(onboarding: Onb
     assert_everything_once(onboarding, world)
 
 
+@pytest.mark.of_files("the example keeps its store in a file")
 def test_key_with_another_input_is_refused_also_across_a_restart(onboarding: Onboarding, world: Witness, key: str):
     first, _, _ = outcome(onboarding.process(key, "Eva", "eva@example.com")).partition(" ")
     before = len(world.heard())

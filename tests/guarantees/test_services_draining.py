@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from dotdo.embedding import open_reader
 from dotdo.errors import ClientClosed
 from tests.guarantees.lab import Lab, World, book, catalogue, hold, in_loop, laboratory, note
 from tests.guarantees.ledger import ROOT
+from tests.stores import rows_of, url_of
 
 
 @service("goes-in-steps", catalogue=catalogue)
@@ -53,7 +53,7 @@ async def test_attempt_under_way_ends_and_nothing_new_begins(tmp_path: Path):
             await waiting
         with pytest.raises(ClientClosed):
             await lab.client.start(note, text="too late")
-    reader = open_reader(str(lab.path))
+    reader = open_reader(url_of(lab.path))
     given_back = reader.get_run(handle.id)
     reader.close()
     assert given_back is not None
@@ -199,7 +199,7 @@ def test_sigterm_lets_the_attempt_end_gives_the_run_back_and_ends_the_process(tm
     assert (second.hear() | second.hear()) == {"started": begun["started"], "handler": "two"}
     second.process.communicate("go on\n", timeout=60)
     assert second.process.returncode == 0
-    assert os.path.exists(tmp_path / "dotdo.db")
+    assert [row["status"] for row in rows_of(tmp_path / "dotdo.db", "select status from runs")] == ["completed"]
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])

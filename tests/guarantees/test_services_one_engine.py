@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from dotdo import service
 from tests.guarantees.lab import book, catalogue, hold, in_loop, laboratory
+
+pytestmark = pytest.mark.of_files("one engine for each file")
 
 
 @service("is-left-behind", catalogue=catalogue)

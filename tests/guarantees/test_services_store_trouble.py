@@ -13,6 +13,8 @@ from dotdo.errors import StoreUnavailable
 from dotdo.store.protocol import Message, Write
 from tests.guarantees.lab import Lab, book, catalogue, hold, in_loop, laboratory, note
 
+pytestmark = pytest.mark.of_files("an error of one write, which a server does not give")
+
 Picks = Callable[[Write], bool]
 
 

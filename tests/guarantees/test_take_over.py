@@ -21,6 +21,8 @@ from tests.guarantees.invariants import check_store
 from tests.guarantees.neighbours import catalogue, neighbours, until, where
 from tests.patience import PATIENCE
 
+pytestmark = pytest.mark.of_files("one engine for each file")
+
 
 @pytest.fixture
 def store(tmp_path: Path):

@@ -235,6 +235,7 @@ def _check_that_every_path_was_gone(stage: Stage) -> None:
     assert stored.count(b"dotdo-secret:1:") > 50
 
 
+@pytest.mark.of_files("one engine for each file")
 def test_a_process_beside_the_engine_hands_secrets_over_sealed(stage: Stage):
     store, given = f"sqlite:///{stage.inside}/store/dotdo.db", stage.canaries
     with stage.engine(), Do(store, catalogue=catalogue) as client:

@@ -276,6 +276,22 @@ async def test_retry_after_the_mend_of_a_bug_goes_on_from_where_it_was(tmp_path:
 
 
 @in_loop
+async def test_action_that_is_being_undone_is_not_ended_by_a_hint(tmp_path: Path):
+    """A hint that something was left for the run may come late, or for nothing."""
+    async with laboratory(tmp_path) as lab:
+        handle = await lab.client.start(book, "table")
+        await handle.result()
+        lab.world.failures["unbook table"] = 0  # it stops at its gate
+        await lab.client.runs.undo(handle.id)
+        await lab.world.reached("unbook table")
+        lab.engine.live[handle.id].take([])
+        lab.world.open("unbook table")
+        run = await lab.client.runs.wait(handle.id)
+        assert (run.status, run.undo) == ("completed", "all")
+        assert lab.world.said == ["book table", "unbook table"]
+
+
+@in_loop
 async def test_action_on_its_own_is_retried_and_undone(tmp_path: Path):
     async with laboratory(tmp_path) as lab:
         lab.world.fail("printer", 3)

@@ -97,6 +97,8 @@ def _complete(run: "LiveRun", data: bytes) -> None:
 
 def finish_action(run: "LiveRun") -> None:
     """The one step of a run of an action may have come to its end."""
+    if run.history.ended is not None:
+        return  # it has, and is being undone
     record = run.history.step(run.accepted.name)
     if record.state == COMPLETED and record.completion is not None:
         run.end(Ended("completed", record.completion.result))

@@ -255,6 +255,8 @@ class Run:
             raise Asks(*asked)
         if self.ending == "failed" and not self.reopened_to_undo:
             self._tell()
+        for step in self.stands.values():
+            step.state = "cancelled" if step.state == "open" else step.state
         self.undo = self._how_much_undone()
         self.status, self.ending, self.reopened_to_undo = self.ending, "", False
 
@@ -269,10 +271,11 @@ class Run:
             self._charge(step, again=True)  # it is asked for once more, to be taken back
         if step.charge == "lost":
             raise Asks(("request", step.name))
-        if step.state == "open":
-            if step.charge == "answered":
-                self._do("refund")
-                step.charge = ""
+        if step.charge == "answered" and step.state == "open":
+            self._do("refund")
+        if step.state == "open" and step.charge:
+            step.charge = "settled"  # such a step is shown as open until its run has ended
+        elif step.state == "open":
             step.state = "cancelled"
 
     def _undo(self, step: Step) -> None:

@@ -6,6 +6,7 @@ from typing import cast
 import pytest
 
 from dotdo import AsyncDo, Handle
+from dotdo.engine import parking
 from dotdo.engine.engine import Engine
 from dotdo.store.protocol import Message
 from dotdo.testing import TestDo
@@ -135,3 +136,21 @@ def test_parent_of_a_child_that_a_person_left_as_it_was_is_undone_in_part(do: Te
     outside.troubles = set()
     resolve(do, run.id, "try_again")
     assert (do.runs.get(child.id).undo, run.get().undo) == ("none", "partial")
+
+
+def test_child_is_undone_once_although_its_parent_has_left_memory_meanwhile(
+    do: TestDo, outside: Outside, monkeypatch: pytest.MonkeyPatch
+):
+    run = begin(do, "yes")
+    do.advance(NAP)
+    run.send_event("word", "well")
+    assert run.result(timeout=60)
+    monkeypatch.setattr(parking, "LINGER_FOR_CHILD", 0.0)
+    outside.troubles = {"stuck"}
+    do.runs.undo(run.id)
+    do.settle()
+    (child,) = do.runs.list(parent=run.id)
+    assert (run.get().status, child.status) == ("waiting", "blocked")
+    resolve(do, child.id, "did_not_happen")
+    assert [entry.kind for entry in do.runs.journal(child.id)].count("ended") == 2
+    assert do.runs.get(child.id).generation == 2

@@ -263,7 +263,9 @@ async def _undo_run(
     does not."""
     sender = f"{run.id}/{run.history.generation}"
     try:
-        await run.engine.post(Message(id, "undo", "", "null", sender, "parent", run.engine.clock.now()))
+        # Else it was asked for before the parent left memory, and the answer is here.
+        if not any((known.sender or "").startswith(f"{id}/") for known in run.waiting.early.get(child.run, ())):
+            await run.engine.post(Message(id, "undo", "", "null", sender, "parent", run.engine.clock.now()))
     except InvalidOperation:
         found = await run.engine.get(id)
         if found.ended:

@@ -26,6 +26,7 @@ LEFT_OUT = {
     "crash_services:beside": "stands beside a poison",
     "crash_services:hurries": "its steps are cancelled by real time; test_killed_anywhere_resumes kills it",
     "crash_services:poisoned": "kills its process; test_services_poison runs it",
+    "elsewhere": "needs several nodes; its test kills the one that has the action",
     "neighbours:in-three-steps": "stands at a file of its test's; test_take_over kills its processes",
     "paying": "pays into a real server, which its tests stop or cut off",
     "previewed:Application": "sends to nowhere, since it is only previewed",

@@ -32,7 +32,14 @@ NAME_SCHEMA = {"minLength": 1, "maxLength": 500, "pattern": "^[^\\u0000]*$"}
 LABELS_SCHEMA = {"propertyNames": {**NAME_SCHEMA, "pattern": "^[^\\u0000=]*$"}, "additionalProperties": NAME_SCHEMA}
 _Name = Annotated[str, msgspec.Meta(extra_json_schema=NAME_SCHEMA)]
 _Seconds = Annotated[float, msgspec.Meta(extra_json_schema={"minimum": 0, "maximum": MAX_SECONDS})]
-_Priority = Annotated[int, msgspec.Meta(extra_json_schema={"minimum": LOWEST_PRIORITY, "maximum": HIGHEST_PRIORITY})]
+# In JSON Schema 2.0 is an integer, too.
+_Priority = Annotated[
+    float,
+    msgspec.Meta(
+        multiple_of=1,
+        extra_json_schema={"type": "integer", "minimum": LOWEST_PRIORITY, "maximum": HIGHEST_PRIORITY},
+    ),
+]
 _Limit = Annotated[float, msgspec.Meta(extra_json_schema={"exclusiveMinimum": 0})]
 _Labels = Annotated[dict[str, _Name], msgspec.Meta(extra_json_schema=LABELS_SCHEMA)]
 
@@ -216,7 +223,7 @@ def options_of(request: Request, call: Call, actor: str | None) -> Options:
         trail=call.trail,
         delay=call.delay,
         deadline=call.deadline,
-        priority=call.priority,
+        priority=None if call.priority is None else int(call.priority),
         labels=call.labels,
         actor=actor,
         timeout=call.timeout,

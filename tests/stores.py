@@ -6,6 +6,8 @@ environment, so both find the same store by the same path.
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from tests.store.postgres_stores import TEMPLATE
+from tests.postgres import postgres_server
+from tests.store.postgres_stores import TEMPLATE, make_template
 
 SERVER = "DOTDO_TEST_SERVER"
 # Seconds. So short that what a killed process had is soon taken over.
@@ -46,6 +49,15 @@ def use_server(server: str, monkeypatch: pytest.MonkeyPatch, lease: float = LEAS
     monkeypatch.setenv("DOTDO_LEASE", f"{lease}")
     monkeypatch.setenv("DOTDO_AUDIT_KEY", "00112233445566778899aabbccddeeff")
     hurry()
+
+
+@contextmanager
+def own_server() -> Iterator[None]:
+    """For programs, which have no fixtures: meanwhile paths name databases of a server that ends with it."""
+    with postgres_server() as server, pytest.MonkeyPatch.context() as patch:
+        make_template(server)
+        use_server(server, patch)
+        yield
 
 
 def settings() -> dict[str, str]:
@@ -80,7 +92,12 @@ def rows_of(path: Path | str, statement: str, *values: Any) -> list[dict[str, An
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         try:
             cursor = connection.execute(statement, values)
-            return [dict(zip((name for name, _ in cursor.getdescription()), row, strict=True)) for row in cursor]
+            names: list[str] = []
+            found: list[dict[str, Any]] = []
+            for row in cursor:
+                names = names or [column[0] for column in cursor.getdescription()]
+                found.append(dict(zip(names, row, strict=True)))
+            return found
         finally:
             connection.close()
     with psycopg.connect(url, options="-c search_path=dotdo") as reader:

@@ -1,4 +1,4 @@
-"""Every service that the guarantees define, found by looking: what each is started with, or why it is left out.
+"""Every service of the guarantees and of the docs, found by looking: what it is started with, or why it is left out.
 
 A service added later is found, too, and started with inputs made up from its parameters; if that will not do, its
 inputs belong in `INPUTS`, or it in `LEFT_OUT` with the reason.
@@ -16,12 +16,17 @@ import msgspec
 from dotdo import Catalogue, EffectCall
 from dotdo.service import Service
 from tests.guarantees import crash_services, killed_server_app, lab
+from tests.guarantees.documented import shown_services, source_of
 
 FOLDER = Path(__file__).parent
-OWN = ("every_service", "test_every_service_killed_everywhere", "conftest")
+OWN = ("every_service", "documented", "test_every_service_killed_everywhere", "conftest")
 
-# By `module:service`, `module` for all of a module, or `module:function` for those that a function defines.
+# By `module:service`, `module` for all of a module, or `module:function` for those that a function defines. The module
+# of what a page of the docs shows is the page.
 LEFT_OUT = {
+    "docs/limits.md:endless": "keeps the loop busy until it is interrupted",
+    "docs/service.md:impatient": "is not deterministic, which its sample shows",
+    "docs/workers.md:invoice": "needs a worker, which tests/worker kills",
     "canary_app": "says secrets to a file of its test's; test_secrets_appear_nowhere kills it",
     "crash_services:beside": "stands beside a poison",
     "crash_services:hurries": "its steps are cancelled by real time; test_killed_anywhere_resumes kills it",
@@ -88,6 +93,7 @@ RACES = {
 }
 
 INPUTS: dict[str, list[dict[str, Any]]] = {
+    "README.md:sell-ticket": [{"passenger": "Ada", "cents": 9_900}, {"passenger": "Ben", "cents": 99_000}],
     "crash_services:family": [{"refused": False}, {"refused": True}],
     "crash_services:member": [{"name": "ada", "friend": "ben"}, {"name": "refused", "friend": None}],
     "random_services:random-program": [{"seed": seed} for seed in range(40, 52)],
@@ -121,6 +127,8 @@ class Case(msgspec.Struct, frozen=True):
 def cases() -> list[Case]:
     """All services that are not left out, with each of their inputs."""
     found: list[Case] = []
+    for shown in shown_services():
+        found += _cases_of(shown.page, shown.service, lambda catalogue=shown.catalogue: catalogue)
     for module in modules():
         for service in services_at_top(module):
             found += _cases_of(module, service, lambda catalogue=service.catalogue: catalogue)
@@ -136,6 +144,11 @@ def cases() -> list[Case]:
 def modules() -> list[str]:
     """The names of the modules of this folder."""
     return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", *OWN))
+
+
+def source(module: str) -> str:
+    """The text that defines the services of a module, or page."""
+    return source_of(module) if module.endswith(".md") else (FOLDER / f"{module}.py").read_text()
 
 
 def services_at_top(module: str) -> list[Service[..., Any]]:

@@ -5,6 +5,7 @@ invariants are checked against the store, the application's database and the led
 """
 
 import argparse
+import contextlib
 import random
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 
 from tests.guarantees.crashing import Crasher, Crashers, Scene, State
 from tests.guarantees.ledger import Ledger
+from tests.stores import own_server
 
 SERVICES: list[tuple[str, dict[str, Any]]] = [
     ("onboard", {"name": "ada"}),
@@ -72,9 +74,11 @@ def main() -> int:
     """The program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=1_000)
+    parser.add_argument("--store", choices=["sqlite", "postgres"], default="sqlite")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     given = parser.parse_args()
-    return min(storm(given.kills, given.seed), 1)
+    with own_server() if given.store == "postgres" else contextlib.nullcontext():
+        return min(storm(given.kills, given.seed), 1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every service of the guarantees, killed at every commit and effect, ends as if nothing had happened.
+"""Every service of the guarantees and the docs, killed at every commit and effect, ends as if nothing had happened.
 
 Each lives two lives: it is told what it waits for until it has ended, and then steered by an operator; or it is
 cancelled as soon as it rests. `make test` kills each at a few points, `make nightly` (--crash-sample=all) at all.
@@ -21,6 +21,7 @@ from dotdo.testing import TestDo
 from dotdo.testing.killing import Point
 from tests.guarantees import every_service
 from tests.guarantees.crash_services import TABLES
+from tests.guarantees.documented import shown_services
 from tests.guarantees.every_service import Case, CrashWorld, OpenWorld, ServerWorld
 from tests.guarantees.invariants import check_store
 from tests.guarantees.replays import check_replays
@@ -49,6 +50,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("DOTDO_TEST_SERVER", raising=False)
     monkeypatch.setattr("tests.guarantees.crash_services.point", lambda name: None)
     monkeypatch.setenv("DOTDO_TEST_TOLD", str(tmp_path / "told"))
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -60,10 +62,11 @@ def do_options(case: Case, tmp_path: Path) -> dict[str, Any]:
 def options(case: Case, folder: Path) -> dict[str, Any]:
     """What a client for the service is opened with, on a new database in the folder, if it uses any."""
     sql: str | None = None
-    source = (every_service.FOLDER / f"{case.module}.py").read_text()
+    source = every_service.source(case.module)
     if any(word in source for word in NEEDS_SQL):
         with closing(apsw.Connection(str(folder / "app.db"))) as connection:
             connection.execute(f"{TABLES}; create table notes (text text); create table done (how text)")
+            connection.execute("create table orders (id integer primary key, item text)")
         sql = f"sqlite:///{folder / 'app.db'}"
     mailer = Mailer("smtp://localhost:1", sender="hello@example.com")
     return {
@@ -157,6 +160,8 @@ def operate(do: TestDo, run: Handle[Any]) -> None:
 
 def test_every_service_is_killed_or_left_out_for_a_reason():
     cases = {(case.module, case.service) for case in every_service.cases()}
+    for shown in shown_services():
+        assert (shown.page, shown.service.name) in cases or every_service.is_left_out(shown.page, shown.service.name)
     for module in every_service.modules():
         for service in every_service.services_at_top(module):
             assert (module, service.name) in cases or every_service.is_left_out(module, service.name)
@@ -166,11 +171,13 @@ def test_every_service_is_killed_or_left_out_for_a_reason():
             assert place in every_service.FACTORIES or every_service.is_left_out(module, name) or is_case_of_a_test, (
                 place
             )
-    assert len(cases) > 120
+    assert len(cases) > 150
+    assert sum(module.endswith(".md") for module, _ in cases) > 15
 
 
 def test_every_reason_is_still_needed():
     defined = {
+        *(f"{shown.page}:{shown.service.name}" for shown in shown_services()),
         *every_service.modules(),
         *(
             f"{module}:{one.name}"

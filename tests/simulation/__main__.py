@@ -1,25 +1,32 @@
 """`python -m tests.simulation SEED` plays a seed and shrinks it; `... FIRST LAST` plays many; `... planted` looks for
-every planted bug, from the first seed on. `... nodes SEED`, `... nodes FIRST LAST`, `... nodes planted`: on several
-nodes.
+every planted bug, or for those named behind, from the first seed on. `... nodes SEED`, `... nodes FIRST LAST`, `...
+nodes planted`: on several nodes; `... server SEED`, `... server FIRST LAST`: those on a real PostgreSQL server.
+
+Many seeds must meet each kind of fault, and pass through each state, and enough of them in an hour, or it fails.
 """
 
 import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from tests.simulation import planted_peers
 from tests.simulation.cases import Case, make_case
 from tests.simulation.nodes import play_on_nodes
+from tests.simulation.occurring import EVERYTHING, EVERYTHING_ON_NODES
 from tests.simulation.planted import PLANTED, Plant
+from tests.simulation.server import play_on_server
 from tests.simulation.simulating import Played, play, shrink
+from tests.stores import own_server
 
 Player = Callable[[Case], Played]
 
 MOST = 2_000  # seeds within which a planted bug must be found
+ENOUGH = 1_000  # seeds from which on everything must have occurred
+RATE = 10_000  # seeds in an hour of one core
 
 
 def show(played: Played) -> None:
@@ -33,8 +40,8 @@ def show(played: Played) -> None:
     print("\n".join(played.wrong) or "nothing is wrong")
 
 
-def many(first: int, last: int, play: Player = play) -> int:
-    """Plays seeds; returns how many went wrong."""
+def many(first: int, last: int, play: Player = play, occurs: Sequence[str] = EVERYTHING, rate: int = RATE) -> int:
+    """Plays seeds; returns how much went wrong. occurs: what many seeds must have met. rate: how many in an hour."""
     seen: Counter[str] = Counter()
     wrong, began = 0, time.process_time()
     for seed in range(first, last):
@@ -43,16 +50,25 @@ def many(first: int, last: int, play: Player = play) -> int:
         if played.wrong:
             wrong += 1
             print(f"seed {seed}: {played.wrong[:3]}", flush=True)
-    rate = (last - first) / (time.process_time() - began) * 3600
-    print(f"{last - first} seeds, {wrong} went wrong; {rate:,.0f} seeds per hour and core")
+    reached = (last - first) / (time.process_time() - began) * 3600
+    print(f"{last - first} seeds, {wrong} went wrong; {reached:,.0f} seeds per hour and core")
     print("; ".join(f"{what} {count}" for what, count in sorted(seen.items())))
-    return wrong
+    if last - first < ENOUGH:
+        return wrong
+    never = [what for what in occurs if not seen[what]]
+    if never:
+        print(f"never: {', '.join(never)}")
+    if reached < rate:
+        print(f"too slow: {rate:,} seeds per hour and core are wanted")
+    return wrong + len(never) + (reached < rate)
 
 
-def find_planted(bugs: dict[str, Plant] = PLANTED, play: Player = play) -> int:
-    """Looks for each planted bug; returns how many were not found."""
+def find_planted(bugs: dict[str, Plant] = PLANTED, play: Player = play, names: Sequence[str] = ()) -> int:
+    """Looks for each planted bug, or for those of some names; returns how many were not found."""
     missed = 0
     for name, plant in bugs.items():
+        if names and name not in names:
+            continue
         with pytest.MonkeyPatch.context() as patch:
             plant(patch)
             found = next((seed for seed in range(MOST) if play(make_case(seed)).wrong), None)
@@ -63,12 +79,23 @@ def find_planted(bugs: dict[str, Plant] = PLANTED, play: Player = play) -> int:
 
 def on_nodes(arguments: list[str]) -> int:
     """The same on several nodes."""
-    if arguments == ["planted"]:
-        return find_planted(planted_peers.PLANTED, play_on_nodes)
+    if arguments[:1] == ["planted"]:
+        return find_planted(planted_peers.PLANTED, play_on_nodes, arguments[1:])
+    return one_or_many(arguments, play_on_nodes, EVERYTHING_ON_NODES)
+
+
+def on_server(arguments: list[str]) -> int:
+    """The same on several nodes that share a database of a real server."""
+    with own_server():
+        return one_or_many(arguments, play_on_server, ())
+
+
+def one_or_many(arguments: list[str], play: Player, occurs: Sequence[str]) -> int:
+    """Plays a seed and shows it, or plays several."""
     numbers = [int(argument) for argument in arguments]
     if len(numbers) == 2:
-        return many(numbers[0], numbers[1], play_on_nodes)
-    played = play_on_nodes(make_case(numbers[0]))
+        return many(numbers[0], numbers[1], play, occurs, rate=0)
+    played = play(make_case(numbers[0]))
     show(played)
     return len(played.wrong)
 
@@ -77,8 +104,10 @@ def main(arguments: list[str]) -> int:
     """The program."""
     if arguments[:1] == ["nodes"]:
         return on_nodes(arguments[1:])
-    if arguments == ["planted"]:
-        return find_planted()
+    if arguments[:1] == ["server"]:
+        return on_server(arguments[1:])
+    if arguments[:1] == ["planted"]:
+        return find_planted(names=arguments[1:])
     numbers = [int(argument) for argument in arguments]
     if len(numbers) == 2:
         return many(numbers[0], numbers[1])

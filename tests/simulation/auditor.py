@@ -1,10 +1,14 @@
 """Says what is wrong in the end, from the store's rows, the application's database and the ledger alone.
 
-I4, I5, I10, I11 and I12 are those of tests/guarantees/invariants.py, I9 that of replays.py.
+I4, I5, I10, I11 and I12 are those of tests/guarantees/invariants.py, I9 that of replays.py. The store may be a file, or
+a database that stands for it on a server; see tests/stores.py.
 """
 
+import hashlib
+import hmac
 from collections import Counter, defaultdict
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +17,48 @@ import msgspec
 
 from tests.guarantees.invariants import check_store
 from tests.guarantees.replays import check_replays
+from tests.simulation.cases import Order
+from tests.simulation.hostile import hostile
 from tests.simulation.world import World, catalogue
+from tests.stores import rows_of
 
 ENDED = ("completed", "failed", "cancelled")
 # What is large stands in parts of its own, and nothing of it is looked at here.
 JOURNAL = "select * from journal where data <> '@' || data_digest order by run, seq"
+# Of processes, by one run that nobody has mended. When the store has failed, a death may not have been counted: nobody
+# knows who had the run then.
+MOST_DEATHS = 3
 
 
-def audit(store: Path, app: Path, world: World, answered: dict[str, str], *, over: bool) -> list[str]:
-    """What does not hold, in words. answered: ids that callers were given, by key. over: nothing moves any more."""
+@dataclass
+class Told:
+    """What callers asked for, and were told: the orders and the ids that they were given for them, by key; what was
+    refused, by the senders of events; and how often the store has failed."""
+
+    orders: dict[str, Order]
+    answered: dict[str, str] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+    failures: int = 0
+
+
+def audit(store: Path, app: Path, world: World, told: Told, key: bytes, *, over: bool) -> list[str]:
+    """What does not hold, in words. key: of the anchors. over: nothing moves any more."""
     wrong = list(world.wrong)
     for check in (lambda: check_store(store), (lambda: check_replays(store, catalogue)) if over else lambda: None):
         try:
             check()
         except (AssertionError, LookupError) as error:  # LookupError: rows that refer to what is not there
             wrong.append(f"{type(error).__name__}: {error}")
-    runs = {row["id"]: row for row in _rows(store, "select * from runs")}
-    entries = _rows(store, JOURNAL)
-    wrong += [f"I1: {key} was answered with {id}, which is gone" for key, id in answered.items() if id not in runs]
+    runs = {row["id"]: row for row in rows_of(store, "select * from runs")}
+    entries = rows_of(store, JOURNAL)
+    wrong += [f"I1: {of} was answered with {id}, which is gone" for of, id in told.answered.items() if id not in runs]
     by_key = Counter((run["name"], run["key"]) for run in runs.values() if run["key"])
     wrong += [f"I2: {count} runs for {key}" for key, count in by_key.items() if count > 1]
+    wrong += _refused(runs, entries, told)
+    wrong += _anchors(runs, key)
     wrong += _entries(entries)
     wrong += _effects(entries, world)
+    wrong += _hostile(runs, entries, told, world)
     if over:
         wrong += [
             f"I4: {run['id']} ({run['name']}) is {run['status']} for good: {run['waiting_for']}"
@@ -82,6 +106,48 @@ def _entries(entries: list[dict[str, Any]]) -> list[str]:
     return wrong
 
 
+def _refused(runs: dict[str, Any], entries: list[dict[str, Any]], told: Told) -> list[str]:
+    """I3."""
+    wrong = [
+        f"I3: nobody was given {run['id']} ({run['name']}, key {run['key']})"
+        for run in runs.values()
+        if run["parent"] is None and run["key"] not in told.orders
+    ]
+    for entry in entries if told.refused else ():
+        sender = msgspec.json.decode(entry["data"]).get("sender") if entry["kind"] == "event" else None
+        if sender in told.refused:
+            wrong.append(f"I3: {entry['run']} has taken the event {sender}, which was refused")
+    return wrong
+
+
+def _anchors(runs: dict[str, Any], key: bytes) -> list[str]:
+    """I11: whoever writes to the store can not make up the head of a journal."""
+    return [
+        f"I11: the anchor of {run['id']} does not verify"
+        for run in runs.values()
+        if hmac.new(key, f"{run['id']}|{run['seq']}|{run['digest']}".encode(), hashlib.sha256).hexdigest()
+        != run["anchor"]
+    ]
+
+
+def _hostile(runs: dict[str, Any], entries: list[dict[str, Any]], told: Told, world: World) -> list[str]:
+    """I13: what a run does to its process hurts no other run, and has an end. Nothing else kills processes then."""
+    plans = {told.answered[key]: order.plan for key, order in told.orders.items() if key in told.answered}
+    worst = {id: plan[0]["how"] for id, plan in plans.items() if id in runs and runs[id]["name"] == hostile.name}
+    wrong = [
+        f"I13: {id} returns a {how} value, or leaves, and is {runs[id]['status']}"
+        for id, how in worst.items()
+        if how != "dies" and runs[id]["status"] == "completed"
+    ]
+    most = MOST_DEATHS + told.failures
+    wrong += [f"I13: {id} has killed {count} processes" for id, count in world.deaths.items() if count > most]
+    for entry in entries if worst else ():
+        is_other = entry["kind"] == "blocked" and entry["run"] not in worst
+        if is_other and msgspec.json.decode(entry["data"])["reason"] == "crashed":
+            wrong.append(f"I13: {entry['run']} is blocked for the deaths of its process, which another run killed")
+    return wrong
+
+
 def _effects(entries: list[dict[str, Any]], world: World) -> list[str]:
     """I8, and that nothing happens twice that must not."""
     wrong: list[str] = []
@@ -94,6 +160,7 @@ def _effects(entries: list[dict[str, Any]], world: World) -> list[str]:
         happened = sum(one.happened for one in arrivals)
         if happened > 1 and arrivals[0].system in ("found", "asked"):
             wrong.append(f"{arrivals[0].system}: {arrivals[0].what} ({key}) was guessed: it happened {happened} times")
+    wrong += _keys(entries)
     staged: dict[tuple[str, str, int], str] = {}  # the keys of a step, as its last commit says
     for entry in entries:
         if entry["kind"] == "committed":
@@ -103,6 +170,22 @@ def _effects(entries: list[dict[str, Any]], world: World) -> list[str]:
             key = staged[entry["run"], entry["step"], msgspec.json.decode(entry["data"])["effect"]]
             if key not in by_key:
                 wrong.append(f"{key} is journaled as delivered, and never arrived")
+    return wrong
+
+
+def _keys(entries: list[dict[str, Any]]) -> list[str]:
+    """I8: the same request goes under one key until it is known how it went, and no other goes under that."""
+    wrong: list[str] = []
+    keys: dict[Any, str] = {}
+    owners: dict[str, Any] = {}
+    for entry in entries:
+        if entry["kind"] == "requested":
+            data = msgspec.json.decode(entry["data"])
+            of = entry["run"], entry["step"], data["request"]
+            if keys.setdefault((*of, data["epoch"]), data["key"]) != data["key"]:
+                wrong.append(f"I8: {of} has two keys: {keys[*of, data['epoch']]} and {data['key']}")
+            if owners.setdefault(data["key"], of) != of:
+                wrong.append(f"I8: {of} and {owners[data['key']]} have one key: {data['key']}")
     return wrong
 
 
@@ -130,14 +213,3 @@ def _sql(runs: dict[str, Any], entries: list[dict[str, Any]], app: Path) -> list
         if run["undo"] == "all" and run["id"] in left and run["status"] in ENDED
     ]
     return wrong
-
-
-def _rows(path: Path, sql: str) -> list[dict[str, Any]]:
-    with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
-        cursor = connection.cursor()
-        found: list[dict[str, Any]] = []
-        names: list[str] = []
-        for row in cursor.execute(sql):
-            names = names or [column[0] for column in cursor.get_description()]
-            found.append(dict(zip(names, row, strict=True)))
-        return found

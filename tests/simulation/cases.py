@@ -5,27 +5,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tests.simulation import hostile
 from tests.simulation.durations import skewed
 from tests.simulation.world import EFFECTS
 
 LONG = 2 * 3600.0
 EVENTS = ("a", "b")
+MANY_KILLS = 8.0
+REFUSED = ("bad input", "too much input", "no such service")
 
 
 @dataclass(frozen=True)
 class Order:
-    """A run that a caller wants: at which second, under which key, with which plan."""
+    """A run that a caller wants: at which second, under which key, with which plan, of which service."""
 
     key: str
     at: float
     plan: list[Any]
     deadline: float | None = None
     delay: float | None = None
+    service: str = "sim"
 
 
 @dataclass(frozen=True)
 class Deed:
-    """What somebody does to a run. kind: again, conflict, event, cancel, undo, retry, read."""
+    """What somebody does to a run. kind: again, conflict, refused, event, cancel, undo, retry, read."""
 
     kind: str
     key: str
@@ -36,12 +40,14 @@ class Deed:
 
 @dataclass(frozen=True)
 class Case:
-    """All that is decided before it begins. faults: the numbers of the faults that are allowed; None: all."""
+    """All that is decided before it begins. faults: the numbers of the faults that are allowed; None: all. kills: how
+    many times more often than in most cases processes die."""
 
     seed: int
     orders: tuple[Order, ...]
     deeds: tuple[Deed, ...]
     faults: frozenset[int] | None = None
+    kills: float = 1.0
 
 
 def make_case(seed: int) -> Case:
@@ -70,7 +76,14 @@ def make_case(seed: int) -> Case:
         ):
             if chance.random() < likely:
                 deeds.append(Deed(kind, key, at + skewed(chance, 400 if kind in ("undo", "retry", "read") else 60)))
-    return Case(seed, tuple(orders), tuple(sorted(deeds, key=lambda deed: deed.at)))
+    more = random.Random(f"gate {seed}")
+    if more.random() < 0.12:
+        deeds.append(Deed("refused", "k0", skewed(more, 60), more.choice(REFUSED)))
+    worst = hostile.draw(seed)
+    if worst is not None:
+        orders.append(Order("hostile", skewed(more, 20), worst, service="hostile"))
+    kills = MANY_KILLS if random.Random(f"cruel {seed}").random() < 0.05 else 1.0
+    return Case(seed, tuple(orders), tuple(sorted(deeds, key=lambda deed: deed.at)), kills=kills)
 
 
 class _Plans:

@@ -42,8 +42,8 @@ class Deadlock(AssertionError):
 class Chance:
     """What happens next, drawn from a seed. Each decision has a number; a shrunk case allows some numbers only.
 
-    fired: the numbers of the faults that were injected. seen: what occurred, counted. quiet: no more faults. turns: of
-    the loops of all its processes.
+    fired: the numbers of the faults that were injected. seen: what occurred, counted. quiet: no more faults. kills: how
+    much more often than in most cases processes die by chance. turns: of the loops of all its processes.
     """
 
     seed: int
@@ -51,20 +51,25 @@ class Chance:
     fired: list[int] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
     quiet: bool = False
+    kills: float = 1.0
     decided: int = 0
     turns: int = 0
 
     def __post_init__(self) -> None:
-        self._faults = random.Random(f"faults {self.seed}")
+        self._draws: dict[str, random.Random] = {}
         self._times = random.Random(f"times {self.seed}")
 
-    def fault(self, kinds: dict[str, float]) -> str | None:
-        """The fault that occurs here, if any. kinds: how likely each is."""
+    def fault(self, kinds: dict[str, float], draws: str = "faults") -> str | None:
+        """The fault that occurs here, if any. kinds: how likely each is. draws: those of another name change none of
+        these, so what is added under a name of its own leaves the other seeds as they were."""
         self.decided += 1
-        drawn = self._faults.random()
+        if draws not in self._draws:
+            self._draws[draws] = random.Random(f"{draws} {self.seed}")
+        drawn = self._draws[draws].random()
         if self.quiet:
             return None
-        for kind, likely in kinds.items():
+        for kind, usual in kinds.items():
+            likely = usual * self.kills if "kill" in kind else usual
             if drawn < likely:
                 if self.allowed is not None and self.decided not in self.allowed:
                     return None
@@ -122,6 +127,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         future = self.create_future()
         self.later(lambda: self._execute(func, args, future), 0.002)
         return future
+
+    def before_commit(self) -> None:
+        """Something is about to be written."""
 
     def later(self, function: Callable[[], Any], most: float) -> None:
         """Calls back after a time of at most so many seconds."""
@@ -216,6 +224,7 @@ class WriterQueue:
             self._busy = True
             slow = self._loop.chance.fault({"store.slow": 0.01})
             self._loop.later(self._turn, 60.0 if slow else 0.005)
+            self._loop.before_commit()
 
     def _turn(self) -> None:
         self._busy = False

@@ -27,7 +27,7 @@ from dotdo.errors import ClientClosed, StoreError
 from tests.simulation.auditor import audit
 from tests.simulation.cases import LONG, Case, Order
 from tests.simulation.machine import START, Died, SimulatedLoop, bury, no_threads
-from tests.simulation.peers import LEASE, SCHEMA, PeerClock, PeerDatabase, PeerStore
+from tests.simulation.peers import FREEZE_BEFORE, LEASE, SCHEMA, PeerClock, PeerDatabase, PeerStore
 from tests.simulation.simulating import FAULTS_END, KEY, Play, Played, SeededDoubles, folder_of, silent
 from tests.simulation.witnessing import owners
 from tests.simulation.world import catalogue
@@ -37,15 +37,16 @@ STEPS = 30_000  # turns of loops in one case, after which it does not end
 # Each so many simulated seconds, a node may have something done to it.
 EVERY = 20.0
 TROUBLE = {"node.freeze": 0.10, "node.cut": 0.08, "node.killed": 0.03}
+HEART = {"heart.stops": 0.05}  # only the heartbeat's connection is cut
 MISFORTUNE = 6 * LEASE  # the longest that it lasts, most are far shorter
 
 
 class NodeLoop(SimulatedLoop):
     """A loop that is given its turns, and its time, by a driver."""
 
-    def __init__(self, cluster: "ClusterPlay") -> None:
+    def __init__(self, cluster: "ClusterPlay", node: "Node") -> None:
         super().__init__(cluster.chance, 0.0)
-        self._cluster = cluster
+        self._cluster, self._node = cluster, node
         self.set_exception_handler(cluster.unexpected)
 
     def time(self) -> float:
@@ -65,6 +66,10 @@ class NodeLoop(SimulatedLoop):
             self._timer_cancelled_count = max(0, self._timer_cancelled_count - 1)  # type: ignore[attr-defined]
         return self._scheduled[0]._when if self._scheduled else None  # type: ignore[attr-defined]
 
+    def before_commit(self) -> None:
+        """The process may be stopped now."""
+        self._node.perhaps_freeze(FREEZE_BEFORE)
+
     def turn(self) -> None:
         """One turn."""
         before = events._get_running_loop()
@@ -81,7 +86,7 @@ class Node:
     def __init__(self, cluster: "ClusterPlay", number: int) -> None:
         self.cluster, self.number = cluster, number
         self.is_cut = False
-        self.frozen_until = 0.0
+        self.frozen_until = self.heart_stops_until = 0.0
         self.down_until: float | None = None
         self.heard: Callable[[str], None] | None = None
         self.engine: Engine | None = None
@@ -91,7 +96,7 @@ class Node:
     def begin(self) -> None:
         """A process starts."""
         self.down_until, self.heard, self.engine = None, None, None
-        self.loop = NodeLoop(self.cluster)
+        self.loop = NodeLoop(self.cluster, self)
         self._starting = self.loop.create_task(self._start())
         self.cluster.chance.seen["node.started"] += 1
 
@@ -99,7 +104,7 @@ class Node:
         error = self.cluster.chance.seconds(600) * (1 if self.number % 2 else -1)
         while True:
             try:
-                store = PeerStore(PeerDatabase(str(self.cluster.store), self))
+                store = self.cluster.open_store(self)
                 databases = Databases(f"sqlite:///{self.cluster.app}")
                 clock = PeerClock(self, error)
                 engine = Engine(
@@ -130,6 +135,11 @@ class Node:
         assert self.engine is not None, "it is up"
         return self.engine
 
+    def perhaps_freeze(self, kinds: dict[str, float]) -> None:
+        """The process is stopped, and goes on later as if nothing had been; or not."""
+        if self.cluster.chance.fault(kinds, "freezes"):
+            self.frozen_until = self.cluster.misfortune()
+
     def die(self) -> None:
         """The process is gone; its successor comes some time later."""
         self.down_until = self.cluster.now + 5 + self.cluster.chance.seconds(3 * LEASE)
@@ -143,19 +153,35 @@ class ClusterPlay(Play):
     look = 120.0
 
     def __init__(self, case: Case, folder: Path) -> None:
-        orders = tuple(replace(order, plan=_shorter(order.plan)) for order in case.orders)
-        super().__init__(replace(case, orders=orders), folder)
+        # A hostile run would be one of several reasons for a death here, and which one it was could not be told.
+        wanted = [order for order in case.orders if order.service == "sim"]
+        orders = tuple(replace(order, plan=_shorter(order.plan)) for order in wanted)
+        super().__init__(replace(case, orders=orders, kills=1.0), folder)
         self.now = 0.0
         self._late: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
-        with closing(apsw.Connection(str(self.store))) as connection:
-            connection.create_scalar_function("witnessed_node", lambda *given: "")
-            connection.execute(SCHEMA).fetchall()
+        self.prepare()
         self.nodes = [Node(self, number) for number in range(NODES)]
         self._trouble_at, self._turns = EVERY, 0
         self.world.began = self._began  # type: ignore[attr-defined]
 
     # -- what the nodes share -----------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Makes the tables that nodes need, and those of the witness."""
+        with closing(apsw.Connection(str(self.store))) as connection:
+            connection.create_scalar_function("witnessed_node", lambda *given: "")
+            connection.execute(SCHEMA).fetchall()
+
+    def open_store(self, node: Node) -> Any:
+        """The store as a node sees it."""
+        return PeerStore(PeerDatabase(str(self.store), node))
+
+    def is_there(self, node: str) -> bool:
+        """Whether a node has joined, and was not expelled."""
+        query = "select 1 from nodes where id = ? and expelled_at is null"
+        with closing(apsw.Connection(str(self.store), flags=apsw.SQLITE_OPEN_READONLY, vfs="unix")) as connection:
+            return bool(connection.execute(query, (node,)).fetchall())
 
     def server_time(self) -> int:
         """The server's clock, in ms."""
@@ -184,11 +210,7 @@ class ClusterPlay(Play):
     def _began(self, run: str, step: str) -> None:
         """I5: a handler begins on a node that may begin something."""
         engine = self._node.engine
-        if engine is None:
-            return
-        with closing(apsw.Connection(str(self.store), flags=apsw.SQLITE_OPEN_READONLY, vfs="unix")) as connection:
-            found = connection.execute("select expelled_at is null from nodes where id = ?", (engine.node,)).fetchall()
-        if found != [(1,)]:
+        if engine is not None and not self.is_there(engine.node):
             self.wrong.append(f"I5: {step} of {run} begins on {engine.node}, which was expelled")
 
     # -- time ---------------------------------------------------------------------------------------------------------
@@ -205,7 +227,7 @@ class ClusterPlay(Play):
                 if node.down_until is None:
                     bury(node.engine, node.loop)
         self.world.close()
-        self.wrong += audit(self.store, self.app, self.world, self.answered, over=not self.wrong)
+        self.wrong += audit(self.store, self.app, self.world, self.told, KEY, over=not self.wrong)
         self.wrong += owners(self.store)
         return Played(self.case, self.wrong, self.chance, self._journal(), self.chance.seen["node.started"])
 
@@ -308,13 +330,19 @@ class ClusterPlay(Play):
                 continue
             trouble = self.chance.fault(TROUBLE)
             if trouble == "node.freeze" and not node.loop._ready:  # type: ignore[attr-defined]
-                node.frozen_until = self.now + 1 + self.chance.seconds(MISFORTUNE)
+                node.frozen_until = self.misfortune()
             elif trouble == "node.cut":
                 node.is_cut = True
                 self.later(1 + self.chance.seconds(MISFORTUNE), lambda node=node: setattr(node, "is_cut", False))
             elif trouble == "node.killed":
                 node.loop.dead = True
                 node.die()
+            elif self.chance.fault(HEART, "hearts"):
+                node.heart_stops_until = self.misfortune()
+
+    def misfortune(self) -> float:
+        """Until when something lasts that begins now."""
+        return self.now + 1 + self.chance.seconds(MISFORTUNE)
 
     @contextlib.contextmanager
     def _no_lease_threads(self) -> Generator[None]:
@@ -390,7 +418,7 @@ def _shorter(plan: Any) -> Any:
     return plan
 
 
-def play_on_nodes(case: Case) -> Played:
+def play_on_nodes(case: Case, play: type[ClusterPlay] = ClusterPlay) -> Played:
     """Plays a case on several nodes, in a folder of its own."""
     with folder_of() as folder, no_threads(), silent():
-        return ClusterPlay(case, folder).to_end()
+        return play(case, folder).to_end()

@@ -45,6 +45,8 @@ end;
 """
 
 FAULTS = {"store.before": 0.02, "store.after": 0.03, "store.late": 0.02, "kill.before": 0.004, "kill.after": 0.008}
+# A process is stopped in the moments that matter most: with a commit under way, or done and its answer not heard yet.
+FREEZE_BEFORE, FREEZE_AFTER = {"freeze.before_commit": 0.006}, {"freeze.after_commit": 0.006}
 
 
 def statements() -> dict[str, str]:
@@ -104,6 +106,9 @@ class PeerDatabase(SQLiteDatabase):
     def beat(self, sql: str, parameters: dict[str, Any] | None = None) -> list[Any]:
         """The heartbeat's."""
         self._reach()
+        if self._peer.cluster.now < self._peer.heart_stops_until:
+            self._chance.seen["heart.missed"] += 1
+            raise StoreUnavailable("simulated: the server does not hear the heartbeat")
         with self._errors("answer"):
             return self.writer.execute(sql, parameters).fetchall()
 
@@ -145,6 +150,7 @@ class PeerDatabase(SQLiteDatabase):
         fault = self._chance.fault(FAULTS)
         if fault is None:
             work()
+            self._peer.perhaps_freeze(FREEZE_AFTER)
             return
         self._is_lost = True
         if fault.startswith("kill"):

@@ -20,6 +20,7 @@ from dotdo.engine import (
     messages,
     reloading,
     requesting,
+    resuming,
     running,
     stepping,
     undoing,
@@ -31,6 +32,10 @@ from dotdo.engine.engine import Engine
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.running import LiveRun
 from dotdo.engine.waking import Alarm
+from dotdo.errors import InputError
+from dotdo.journal import anchor
+from dotdo.records import Options
+from dotdo.schema import Schema
 from dotdo.store.sql import SqlStore
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -330,3 +335,51 @@ def tries_again_what_nobody_was_asked(patch: pytest.MonkeyPatch) -> None:
                 try_again(record, Everything())
 
     patch.setitem(history._CHANGES, "reopened", careless)
+
+
+@planted
+def leaves_a_run_of_what_it_refuses(patch: pytest.MonkeyPatch) -> None:
+    accept = Engine._accept
+
+    async def careless(self: Engine, kind: Any, name: str, params: Any, options: Options, id: str | None = None) -> Any:
+        try:
+            return await accept(self, kind, name, params, options, id)
+        except InputError:
+            if name == "sim":
+                await accept(self, kind, name, {"plan": []}, Options())
+            raise
+
+    patch.setattr(Engine, "_accept", careless)
+
+
+@planted
+def anchors_without_the_key(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(journaling, "anchor", lambda key, run, seq, digest: anchor(b"", run, seq, digest))
+
+
+@planted
+def suspects_nobody(patch: pytest.MonkeyPatch) -> None:
+    """All that was in flight at a death goes on at once, beside what has caused it."""
+
+    def add(self: resuming.Suspects, run: Any, claim: Any, messages: Any) -> None:
+        resuming.begin(self._engine, run, claim, messages)
+
+    patch.setattr(resuming.Suspects, "add", add)
+
+
+@planted
+def never_blocks_what_kills(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(resuming, "MAX_CRASHES", 1_000_000)
+
+
+@planted
+def keeps_nothing_for_what_cannot_be_kept(patch: pytest.MonkeyPatch) -> None:
+    dump = Schema.dump
+
+    def lenient(self: Schema, *given: Any, **options: Any) -> Any:
+        try:
+            return dump(self, *given, **options)
+        except Exception:
+            return b"null", None
+
+    patch.setattr(Schema, "dump", lenient)

@@ -1,17 +1,19 @@
 """Bugs of several nodes on one store that are planted by hand: the simulation must find every one of them."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
+from dotdo.engine import claiming
 from dotdo.engine.claiming import Claimer
 from dotdo.engine.leasing import Lease
 from dotdo.engine.peering import Peers
 from dotdo.store.sharing import SharedStore
 from dotdo.store.sql import SqlStore
-from tests.simulation.peers import PeerStore
+from tests.simulation.peers import PeerDatabase, PeerStore
 from tests.simulation.planted import nothing
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -93,3 +95,36 @@ def needs_a_hint(patch: pytest.MonkeyPatch) -> None:
 def forgets_claims_whose_answer_was_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lease, "take_up_strays", nothing)
     patch.setattr(SqlStore, "own_runs", lambda self, node: [])
+
+
+@planted
+def drops_the_fence(patch: pytest.MonkeyPatch) -> None:
+    """A node that was expelled may still write, as long as no other has taken what it writes to."""
+    patch.setattr(PeerDatabase, "enter", lambda self, number, epoch: None)
+
+
+@planted
+def believes_its_lease_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """A node that could not renew its lease, or stood still for as long, begins what it had in memory."""
+    patch.setattr(Lease, "lasts", property(lambda self: True))
+    patch.setattr(Lease, "_tell", lambda self, node, why: None)
+
+
+@planted
+def rings_without_a_lease(patch: pytest.MonkeyPatch) -> None:
+    """Rings its alarm for what is due, also while it may claim nothing."""
+
+    async def wait(self: Claimer) -> None:
+        engine = self._engine
+        due = await engine.read(engine.store.next_due)
+        if due is not None and not self._hint.is_set():
+            engine.alarm.at(due, self.hint)
+        try:
+            async with asyncio.timeout(claiming.POLL_SECONDS):
+                await self._hint.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._hint.clear()
+
+    patch.setattr(Claimer, "_wait", wait)

@@ -18,11 +18,11 @@ import apsw
 from dotdo.engine.applying import Databases
 from dotdo.engine.engine import Engine
 from dotdo.engine.failing import Block
-from dotdo.errors import InvalidOperation, KeyConflict, StoreError, UnknownName
+from dotdo.errors import InputError, InvalidOperation, KeyConflict, StoreError, UnknownName
 from dotdo.records import Options, Run, RunFilter, keyed_run_id
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase
-from tests.simulation.auditor import ENDED, audit
+from tests.simulation.auditor import ENDED, Told, audit
 from tests.simulation.cases import Case, Deed, Order, smaller
 from tests.simulation.machine import (
     Chance,
@@ -35,13 +35,22 @@ from tests.simulation.machine import (
     no_threads,
 )
 from tests.simulation.world import TABLES, World, catalogue
+from tests.stores import rows_of
 
 MEMORY = "/dev/shm"
 FAULTS_END = 700.0  # simulated seconds from the beginning, after which nothing fails any more
 LIVES = 60
 PATIENCE = 24 * 3600.0  # simulated seconds that a case may take: its longest sleeps are of hours
+STORE_FAILS = ("store.before", "store.after", "store.read")
 CLOCK_FAULTS = {"clock.forward": 0.15, "clock.back": 0.15}
 KEY = b"simulation" * 4
+# Notes which states runs pass through.
+CHANGES = """
+create table changes (was text, now text, count integer, primary key (was, now));
+create trigger noted after update of status on runs when old.status <> new.status begin
+    insert into changes values (old.status, new.status, 1) on conflict do update set count = count + 1;
+end;
+"""
 
 
 class SeededDoubles:
@@ -85,10 +94,13 @@ class Play:
         self.case, self.chance = case, Chance(case.seed, case.faults)
         self.store, self.app = folder / "dotdo.db", folder / "app.db"
         self.world = World(str(self.store))
-        self.answered: dict[str, str] = {}
+        self.told = Told({order.key: order for order in case.orders})
+        # Where a run kills its process, nothing else does, so that it is known whose fault that was.
+        self.chance.kills = 0.0 if any(order.service == "hostile" for order in case.orders) else case.kills
         self.results: dict[tuple[str, int], Any] = {}
         self.wrong: list[str] = []
         self.cancelled: set[str] = set()
+        self._tried: set[Deed] = set()
         self._left: list[Order | Deed] = sorted([*case.orders, *case.deeds], key=lambda one: one.at)
         self._now, self._offset, self._lives, self._retried = 0.0, 0.0, 0, 0
 
@@ -97,10 +109,14 @@ class Play:
         over = False
         while not over:
             self._lives += 1
+            if self._lives > 3 * LIVES:
+                self.wrong.append("I13: its process dies again and again")
+                break
             self.chance.quiet = self.chance.quiet or self._lives > LIVES
             over = self._live()
         self.world.close()
-        self.wrong += audit(self.store, self.app, self.world, self.answered, over=not self.wrong)
+        self.told.failures = sum(self.chance.seen[kind] for kind in STORE_FAILS)
+        self.wrong += audit(self.store, self.app, self.world, self.told, KEY, over=not self.wrong)
         return Played(self.case, self.wrong, self.chance, self._journal(), self._lives)
 
     def _live(self) -> bool:
@@ -163,23 +179,27 @@ class Play:
         options = Options(key=order.key, deadline=order.deadline, delay=order.delay)
         for _ in range(20):
             try:
-                id = await engine.accept("service", "sim", {"plan": plan}, options)
+                id = await engine.accept("service", order.service, {"plan": plan}, options)
             except StoreError:
                 await asyncio.sleep(1)
                 continue
-            if self.answered.setdefault(order.key, id) != id:
-                self.wrong.append(f"I2: {order.key} was answered with {id} and {self.answered[order.key]}")
+            if self.told.answered.setdefault(order.key, id) != id:
+                self.wrong.append(f"I2: {order.key} was answered with {id} and {self.told.answered[order.key]}")
             return
 
     async def _do(self, engine: Engine, deed: Deed) -> None:
         order = next(one for one in self.case.orders if one.key == deed.key)
         id = keyed_run_id("sim", deed.key)
         self.chance.seen[f"deed.{deed.kind}"] += 1
+        first = deed not in self._tried
+        self._tried.add(deed)
         try:
             if deed.kind == "again":
                 await self._start(engine, order, order.plan)
             elif deed.kind == "conflict":
                 await self._conflict(engine, order)
+            elif deed.kind == "refused":
+                await self._refused(engine, deed)
             elif deed.kind == "event":
                 await engine.send_event(id, deed.name, b'"news"', deed.sender, None)
             elif deed.kind == "cancel":
@@ -193,12 +213,22 @@ class Play:
                     await engine.retry(id, None)
             else:
                 self._compare(await engine.get(id))
-        except (StoreError, InvalidOperation, UnknownName):
+        except (StoreError, InvalidOperation, UnknownName) as error:
             self.chance.seen[f"deed.{deed.kind}.refused"] += 1
+            if deed.kind == "event" and first and isinstance(error, InvalidOperation):
+                self.told.refused.add(str(deed.sender))
+
+    async def _refused(self, engine: Engine, deed: Deed) -> None:
+        """I3: what cannot be run is refused; that it leaves nothing is for the auditor to see."""
+        params = {"bad input": {"plan": 7}, "too much input": {"plan": [], "more": 1}}.get(deed.name, {"plan": []})
+        service = "nobody" if deed.name == "no such service" else "sim"
+        with contextlib.suppress(InputError, UnknownName):
+            await engine.accept("service", service, params, Options(key=f"{deed.key} refused"))
+            self.wrong.append(f"I3: {deed.name} is accepted")
 
     async def _conflict(self, engine: Engine, order: Order) -> None:
         """The same key with another input: refused, whatever happens."""
-        if order.key not in self.answered:
+        if order.key not in self.told.answered:
             return
         with contextlib.suppress(KeyConflict):
             await engine.accept("service", "sim", {"plan": ["another"]}, Options(key=order.key))
@@ -235,7 +265,10 @@ class Play:
                 for question in run.questions:
                     await self._answer(engine, run, question)
                 if run.error is not None and "when its process died" in run.error.message:
+                    self.world.mended.add(run.id)
                     await engine.retry(run.id, None)
+                elif run.name == "hostile":
+                    await engine.cancel(run.id, None)
                 elif not run.questions:
                     self.wrong.append(f"{run.id} is blocked, and asks nothing: {run.error}")
             elif waits is not None and waits.kind == "event":
@@ -256,14 +289,16 @@ class Play:
         await engine.resolve(run.id, question.key, outcome, answer, None)  # type: ignore[arg-type]
 
     def _journal(self) -> str:
-        with closing(apsw.Connection(str(self.store), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
-            rows = connection.execute("select run, seq, kind, step, at, attempt from journal order by run, seq")
-            text = "\n".join(map(str, rows)) + "\n" + "\n".join(map(str, self.world.arrivals))
-            for kind, count in connection.execute("select kind, count(*) from journal group by kind"):
-                self.chance.seen[f"entry.{kind}"] += int(count)  # type: ignore[arg-type]
-            for status, undo, count in connection.execute("select status, undo, count(*) from runs group by 1, 2"):
-                self.chance.seen[f"run.{status}.{undo}"] += int(count)  # type: ignore[arg-type]
-        return text
+        entries = rows_of(self.store, "select run, seq, kind, step, at, attempt from journal order by run, seq")
+        seen = self.chance.seen
+        seen.update(f"entry.{entry['kind']}" for entry in entries)
+        seen.update(
+            f"run.{run['status']}.{run['undo']}" for run in rows_of(self.store, "select status, undo from runs")
+        )
+        for change in rows_of(self.store, "select * from changes"):
+            seen[f"change.{change['was']}.{change['now']}"] += change["count"]
+        told = [*(tuple(entry.values()) for entry in entries), *self.world.arrivals]
+        return "\n".join(map(str, told))
 
 
 _template: Path | None = None
@@ -284,6 +319,8 @@ def folder_of() -> Generator[Path]:
             tempfile.mkdtemp(prefix="dotdo-simulation-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None)
         )
         SqlStore(SQLiteDatabase(str(_template / "dotdo.db"))).close()
+        with closing(apsw.Connection(str(_template / "dotdo.db"))) as connection:
+            connection.execute(CHANGES)
         with closing(apsw.Connection(str(_template / "app.db"))) as connection:
             connection.execute("pragma journal_mode = wal")
             connection.execute(TABLES)

@@ -11,6 +11,7 @@ from collections import Counter
 import pytest
 
 from tests.simulation.cases import make_case
+from tests.simulation.occurring import SOMETIMES
 from tests.simulation.planted import PLANTED
 from tests.simulation.simulating import Played, play, shrink
 
@@ -24,6 +25,7 @@ FOUND = {
     21: "a claim whose answer was lost was never begun",
     98: "a parent stood still when the store failed at its word to a child, with nothing left to write",
     159: "a request was sent, and taken back, before its intent was durable",
+    523: "a run that may have killed its process was read again, and then began beside the others",
     852: "a cancellation began the undo of a run anew that an operator was undoing",
     1131: "retrying a run that was blocked for its crashes sent again what nobody was asked about",
 }
@@ -31,46 +33,42 @@ FOUND = {
 # The seed that found each planted bug last. What a seed plays changes with the engine, so others are tried after it;
 # `python -m tests.simulation planted` says which one is the first now; it also looks for those that few seeds find.
 CAUGHT = {
-    "answers_before_the_commit": 37,
+    "answers_before_the_commit": 16,
     "believes_everything_durable": 0,
     "requests_before_the_intent_is_durable": 2,
-    "drops_a_batch_that_failed": 2,
-    "forgets_runs_whose_write_failed": 1,
-    "forgets_claims_whose_answer_was_lost": 2,
+    "drops_a_batch_that_failed": 12,
+    "forgets_runs_whose_write_failed": 10,
+    "forgets_claims_whose_answer_was_lost": 0,
     "leaves_runs_that_the_store_has_failed": 337,
     "rescues_once_at_most": 2,
     "polls_never": 1,
-    "sends_again_what_nobody_knows_of": 2,
-    "looks_up_and_does_not_listen": 7,
+    "sends_again_what_nobody_knows_of": 18,
+    "looks_up_and_does_not_listen": 2,
     "makes_a_new_key_for_each_attempt": 2,
-    "never_asks_the_database_how_an_attempt_ended": 40,
+    "never_asks_the_database_how_an_attempt_ended": 8,
     "keeps_what_a_failed_attempt_had_staged": 98,
     "undoes_oldest_first": 10,
-    "forgets_what_was_undone": 27,
+    "forgets_what_was_undone": 18,
     "forgets_undo_when_a_run_fails": 10,
-    "begins_undoing_again_when_cancelled": 494,
+    "begins_undoing_again_when_cancelled": 392,
     "takes_events_twice": 7,
     "loses_the_end_of_a_child": 2,
     "rings_early": 1,
     "parks_without_an_alarm": 1,
     "accepts_a_key_twice": 0,
     "does_not_compare_inputs_of_a_key": 6,
-    "does_not_check_the_fence": 267,
+    "does_not_check_the_fence": 23,
     "goes_on_after_a_write_that_failed": 9,
     "breaks_the_chain": 0,
     "cancels_in_words_only": 4,
-    "forgets_children_whose_start_was_lost": 60,
+    "forgets_children_whose_start_was_lost": 457,
+    "tries_again_what_nobody_was_asked": 640,
+    "leaves_a_run_of_what_it_refuses": 6,
+    "anchors_without_the_key": 0,
+    "suspects_nobody": 162,
+    "never_blocks_what_kills": 34,
+    "keeps_nothing_for_what_cannot_be_kept": 59,
 }
-
-# What must have occurred in any few dozen seeds, or they would prove little.
-SOMETIMES = [
-    *("store.before", "store.after", "store.slow", "kill.before", "kill.after"),
-    *("effect.lost", "effect.not_done", "effect.refused", "effect.kill", "effect.kill_after"),
-    *("deed.again", "deed.conflict", "deed.cancel", "deed.undo", "deed.event", "deed.retry"),
-    *("entry.lost", "entry.blocked", "entry.resolved", "entry.reopened", "entry.undone", "entry.effects_dropped"),
-    *("entry.child_started", "entry.fired", "entry.event", "entry.step_cancelled"),
-    *("run.completed.none", "run.failed.all", "run.cancelled.all", "run.completed.all"),
-]
 
 
 def explained(played: Played) -> str:

@@ -1,23 +1,21 @@
 """Says whether at each moment one node wrote for a run, by what the witness has noted beside the journal."""
 
-from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 
-import apsw
 import msgspec
+
+from tests.stores import rows_of
+
+NOTED = "select run, seq, kind, data, node, expelled from journal join witness using (run, seq) order by run, seq"
 
 
 def owners(store: Path) -> list[str]:
     """What does not hold, in words: entries of two owners between each other, or of a node that had been expelled."""
     wrong: list[str] = []
-    with closing(apsw.Connection(str(store), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
-        rows = connection.execute(
-            "select run, seq, kind, data, node, expelled from journal join witness using (run, seq) order by run, seq"
-        ).fetchall()
-    for run, entries in groupby(rows, key=lambda row: row[0]):
+    for run, entries in groupby(rows_of(store, NOTED), key=lambda row: row["run"]):
         owner, claim = "", 0
-        for _, seq, kind, data, node, expelled in entries:
+        for _, seq, kind, data, node, expelled in (entry.values() for entry in entries):
             if expelled:
                 wrong.append(f"fence: {node} was expelled, and wrote {kind} {seq} of {run}")
             if kind == "claimed":

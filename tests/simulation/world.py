@@ -52,8 +52,11 @@ class World:
         self.answers: dict[tuple[str, str], str] = {}
         self.asked: Counter[str] = Counter()
         self.wrong: list[str] = []
+        self.deaths: Counter[str] = Counter()  # of processes, by the hostile run that has killed them
+        self.mended: set[str] = set()  # hostile runs whose code was mended
         self.loop: SimulatedLoop | None = None
         self.began: Callable[[str, str], None] = lambda run, step: None  # called with each attempt of a handler
+        self.is_intended = self._is_intended  # looks into a file; other stores are looked into otherwise
         self._store = store
         self._reader: apsw.Connection | None = None
 
@@ -74,7 +77,7 @@ class World:
         )
         await asyncio.sleep(chance.seconds(0.2))
         if fault == "effect.kill":
-            return await self._die()
+            return await self.die()
         if fault == "effect.refused":
             raise RetryLater("busy", after=7)
         if fault == "effect.not_done":
@@ -86,7 +89,7 @@ class World:
         if fault == "effect.silent":
             await asyncio.get_running_loop().create_future()
         if fault == "effect.kill_after":
-            return await self._die()
+            return await self.die()
         return answer
 
     def look(self, call: EffectCall, system: str) -> str | None:
@@ -107,12 +110,14 @@ class World:
 
     def _look_for_intent(self, call: EffectCall) -> None:
         """I6: what is sent stands in the journal, and is durable."""
+        if not self.is_intended(call.run_id, call.key.removesuffix(".undo")):
+            self.wrong.append(f"I6: {call.key} is sent, and its intent is not durable")
+
+    def _is_intended(self, run: str, key: str) -> bool:
         if self._reader is None:
             self._reader = apsw.Connection(self._store, flags=apsw.SQLITE_OPEN_READONLY, vfs="unix")
-        key = call.key.removesuffix(".undo")
         query = "select 1 from journal where run = ? and kind in ('requested', 'committed') and instr(data, ?)"
-        if not self._reader.execute(query, (call.run_id, key)).fetchall():
-            self.wrong.append(f"I6: {call.key} is sent, and its intent is not durable")
+        return bool(self._reader.execute(query, (run, key)).fetchall())
 
     def close(self) -> None:
         """Nothing more is asked."""
@@ -120,7 +125,8 @@ class World:
             self._reader.close()
             self._reader = None
 
-    async def _die(self) -> Any:
+    async def die(self) -> Any:
+        """The process is gone before anything else happens in it."""
         assert self.loop is not None, "somebody calls"
         self.loop.die()
         await self.loop.create_future()

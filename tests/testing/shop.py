@@ -61,6 +61,11 @@ async def thank(ctx: AsyncContext, name: str) -> str:
     return name
 
 
+@action("ask", retry=SOON, catalogue=catalogue)
+async def ask(ctx: AsyncContext, name: str) -> str:
+    return await ctx.request(letter, to=name, text="how are you")
+
+
 @action("check", catalogue=catalogue)
 def check(fine: bool) -> None:
     if not fine:

@@ -9,7 +9,7 @@ import pytest
 
 from dotdo import ActionFailed
 from dotdo.testing import TestDo
-from tests.testing.shop import Outside, approval, charge, letter, order, pay, thank
+from tests.testing.shop import Outside, approval, ask, charge, letter, order, pay, thank
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,6 +70,17 @@ def test_question_without_a_kill_is_left_to_the_test(do: TestDo):
     run = do.start(thank, name="ada")
     do.advance("5 minutes")
     assert run.get().status == "blocked"
+
+
+@pytest.mark.crash_everywhere
+def test_question_of_a_run_that_the_test_cancels_is_left_to_the_test(do: TestDo):
+    do.fake(letter, raises=TimeoutError)
+    run = do.start(ask, name="ada")
+    do.advance("5 minutes")
+    assert run.get().status == "blocked"
+    run.cancel()
+    do.settle()
+    assert run.get().status == "cancelled"
 
 
 # -- what is wrong is told -------------------------------------------------------------------------------------------

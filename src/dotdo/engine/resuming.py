@@ -70,8 +70,10 @@ def _resume(engine: "Engine", claim: Claim, entries: list[Entry], history: Histo
     if engine.check_replay:
         journal.kept = list(entries)
     run = engine.live[claim.run] = LiveRun(engine, history, journal, definition)
-    crashes = history.crashes + 1 if claim.crashed else 0
-    if crashes >= MAX_CRASHES - 1:
+    # One that was only read again after trouble with the store may still be what kills the process; not one that is
+    # blocked, of which a person has just said something.
+    suspected = claim.crashed or history.blocked is None
+    if suspected and history.crashes + claim.crashed >= MAX_CRASHES - 1:
         engine.suspects.add(run, claim, messages)
     else:
         begin(engine, run, claim, messages)

@@ -24,9 +24,8 @@ from dotdo.engine.engine import Engine
 from dotdo.engine.resting import rests
 from dotdo.engine.secrets import Vault, temporary_vault
 from dotdo.errors import UnknownName
-from dotdo.journal import Entry, Undone
+from dotdo.journal import Entry, Undone, read
 from dotdo.platform import Platform
-from dotdo.questions import the_question
 from dotdo.records import Options, Outcome, Run, RunFilter, RunKind, keyed_run_id
 from dotdo.secret_provider import Given, SecretSources
 from dotdo.store.protocol import ALL
@@ -179,7 +178,7 @@ class TestDo(Do):
 
     @property
     def asked(self) -> set[str]:
-        """Keys of the questions that the test has answered, or left, as far as `state` has seen them."""
+        """Keys of the questions that were for the test, whatever it did about them, as far as `state` has seen them."""
         return self._tested.asked
 
     def expect(self, questions: set[str]) -> None:
@@ -219,7 +218,7 @@ class _TestedDo(AsyncDo):
         self.engine: Engine | None = None
         self.store: KillableStore | None = None
         self.was_killed = False
-        self.asked: set[str] = set()  # keys of the questions that the test answers, or leaves
+        self.asked: set[str] = set()  # keys of the questions that are for the test
         self.expected: set[str] = set()  # those of the undisturbed run
         self.runs: AsyncRuns = _TestedRuns(self)
 
@@ -365,9 +364,11 @@ class _TestedDo(AsyncDo):
         engine = await self.come_to_rest()
         found: dict[str, dict[str, Any]] = {}
         for run in await engine.list_runs(RunFilter(limit=10_000)):
-            steps = timeline(await engine.journal(run.id)).steps
+            entries = await engine.journal(run.id)
+            steps = timeline(entries).steps
             error = run.error
-            self.asked |= {question.key for question in run.questions}
+            blocked = [entry for entry in entries if entry.kind == "blocked" and entry.data]
+            self.asked |= {question.key for entry in blocked for question in read(entry).questions}
             # Steps come first: what came of the run follows from them.
             found[f"{run.name} {run.id}"] = {
                 **{f"step {step.id}": _of_step(step) for step in steps if step.purpose != "on_failure"},
@@ -393,12 +394,6 @@ class _TestedRuns(AsyncRuns):
             run = await within(timeout, (await self._tested.platform()).result(id), id)
             if run.status != "blocked" or not await self._tested.answer_questions():
                 return checked(run)
-
-    async def resolve(self, id: str, outcome: Outcome, **which: Any) -> None:
-        """Answers a question of a blocked run."""
-        question = the_question(await self.get(id), which.get("step"), which.get("key"))
-        self._tested.asked.add(question.key)
-        await super().resolve(id, outcome, **which)
 
 
 def _forget_rows(databases: Any, is_own: Callable[[str], bool]) -> None:

@@ -73,6 +73,8 @@ RACES = {
     "crash_services:onboard-refused": "an action fails in its first attempt only, also where that is lost",
     "crash_services:steered": "an action fails in its first attempt only, also where that is lost",
     "random_services:random-program": "its steps race",
+    "test_dropped_runs_are_settled:parent": "its result says which attempt it is of",
+    "test_dropped_runs_are_settled:writer": "its result says which attempt it is of",
     "test_services_asyncio:gathers-errors": "its steps race",
     "test_services_asyncio:groups": "the first failure cancels the other steps",
     "test_services_asyncio:handles-groups": "the first failure cancels the other steps",

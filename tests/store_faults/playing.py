@@ -26,7 +26,7 @@ from dotdo.engine.engine import Engine
 from dotdo.errors import StoreError
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase
-from tests.simulation.auditor import audit
+from tests.simulation.auditor import Told, audit
 from tests.simulation.machine import Chance, Deadlock, Died, SimulatedClock, SimulatedLoop, bury, no_threads
 from tests.simulation.simulating import MEMORY, SeededDoubles
 from tests.simulation.world import TABLES, World
@@ -176,9 +176,9 @@ class Play:
             there = {row[0] for row in connection.execute("select id from runs").fetchall()}
             journal = connection.execute("select run, data from journal where kind in ('requested', 'committed')")
             intents = "\n".join(str(data) for _, data in journal.fetchall())
-        answered = {} if self.stage.deleting else self.stage.ids
+        told = Told(None, {} if self.stage.deleting else self.stage.ids)
         is_over = not wrong and self.workload != "migrating"
-        wrong += audit(store, self.stage.app, self.world, answered, over=is_over)
+        wrong += audit(store, self.stage.app, self.world, told, KEY, over=is_over)
         wrong += [f"I3: {id} was refused, and is there" for id in self.stage.refused & there]
         if not self.stage.deleting:
             keys = {arrival.key.removesuffix(".undo") for arrival in self.world.arrivals}

@@ -103,6 +103,7 @@ class Node:
     async def _start(self) -> None:
         error = self.cluster.chance.seconds(600) * (1 if self.number % 2 else -1)
         while True:
+            store: Any = None
             try:
                 store = self.cluster.open_store(self)
                 databases = Databases(f"sqlite:///{self.cluster.app}")
@@ -121,6 +122,8 @@ class Node:
                 await engine.start()
                 return
             except StoreError:
+                if store is not None and self.engine is None:
+                    store.close()  # else the engine has closed it
                 self.engine = None
                 await asyncio.sleep(5)
 

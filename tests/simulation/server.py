@@ -55,6 +55,7 @@ class ServedDatabase(PostgresDatabase):
 
     def __init__(self, url: str, node: Node) -> None:
         self._peer, self._chance = node, node.loop.chance
+        self._is_closed = False
         self._reach()
         super().__init__(url)
 
@@ -91,6 +92,16 @@ class ServedDatabase(PostgresDatabase):
         with super().transaction():
             yield
 
+    def reach(self) -> None:
+        """Raises StoreUnavailable while the server cannot be asked."""
+        self._reach()
+        super().reach()
+
+    def close(self) -> None:
+        """For good."""
+        self._is_closed = True
+        super().close()
+
     def act_as(self, node: str, number: int, epoch: int) -> None:
         """Each transaction is one of this node, which the witness can tell."""
         super().act_as(node, number, epoch)
@@ -109,8 +120,10 @@ class ServedDatabase(PostgresDatabase):
     def _reach(self) -> None:
         if self._peer.loop.dead:
             raise StoreUnavailable("the process is dead")
+        if self._is_closed:  # the simulated executor does not wait, when it ends, for what it was given before
+            raise StoreUnavailable("the store is closed")
         if self._peer.is_cut:
-            self.close()
+            super().close()
             self._chance.seen["cut.noticed"] += 1
             raise StoreUnavailable("simulated: the server cannot be reached")
         self._peer.cluster.tell_time()  # type: ignore[attr-defined]

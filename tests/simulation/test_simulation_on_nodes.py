@@ -23,13 +23,13 @@ FOUND = {7: "a node without a lease asked the store for what is due again and ag
 # From which seed on each planted bug is found, within a few. `make nightly` begins with the first seed.
 CAUGHT = {
     "needs_a_hint": 28,
-    "expels_nobody": 2,
-    "expels_whoever_it_likes": 6,
-    "comes_back_under_its_old_name": 7,
-    "forgets_claims_whose_answer_was_lost": 80,
-    "drops_the_fence": 60,
-    "believes_its_lease_for_ever": 24,
-    "rings_without_a_lease": 60,
+    "expels_nobody": 8,
+    "expels_whoever_it_likes": 8,
+    "comes_back_under_its_old_name": 12,
+    "forgets_claims_whose_answer_was_lost": 114,
+    "drops_the_fence": 354,
+    "believes_its_lease_for_ever": 30,
+    "rings_without_a_lease": 63,
 }
 FEW = 40
 

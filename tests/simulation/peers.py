@@ -46,7 +46,7 @@ end;
 
 FAULTS = {"store.before": 0.02, "store.after": 0.03, "store.late": 0.02, "kill.before": 0.004, "kill.after": 0.008}
 # A process is stopped in the moments that matter most: with a commit under way, or done and its answer not heard yet.
-FREEZE_BEFORE, FREEZE_AFTER = {"freeze.before_commit": 0.006}, {"freeze.after_commit": 0.006}
+FREEZE_BEFORE, FREEZE_AFTER = {"freeze.before_commit": 0.015}, {"freeze.after_commit": 0.006}
 
 
 def statements() -> dict[str, str]:

@@ -160,8 +160,10 @@ class StepRun(HandlerRun):
 
     async def _attempt(self, action: Action[..., Any], retry: Retry) -> None:
         run, record = self.run, self.record
-        # A service's step is launched when all that led to it is durable; what others append meanwhile need not be.
-        if run.engine.draining or not self._launched:
+        # A service's step is launched when all that led to it is durable; what others append meanwhile need not be. But
+        # this process may have stood still in between, for longer than its lease.
+        lease = run.engine.lease
+        if run.engine.draining or not self._launched or (lease is not None and not lease.lasts):
             await run.may_attempt()
         self._launched = False
         slots = None if action.limits is None else await take_slots(self, action, action.limits)

@@ -261,6 +261,9 @@ class ClusterPlay(Play):
                 return
             if not isinstance(error, StoreError | ClientClosed):
                 raise error
+            again = self.now + 1  # who is refused comes again a little later
+            while self.now < again:
+                self._advance(again)
 
     def _some_node(self) -> Node:
         while True:

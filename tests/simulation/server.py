@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from dotdo.errors import StoreUnavailable
-from dotdo.store.connecting import CommitUnknown, Connection
+from dotdo.store.connecting import CommitUnknown, Connection, Link
 from dotdo.store.postgres import PostgresDatabase
 from dotdo.store.sharing import SharedStore
 from tests.simulation.cases import Case
@@ -56,6 +56,7 @@ class ServedDatabase(PostgresDatabase):
     def __init__(self, url: str, node: Node) -> None:
         self._peer, self._chance = node, node.loop.chance
         self._is_closed = False
+        self._writer = self._reader = self._heart = Link("", "")  # as long as there are none
         self._reach()
         super().__init__(url)
 

@@ -81,6 +81,22 @@ def test_wait_for_what_no_time_brings_is_told_at_once(do: TestDo):
     assert handle.result() == "ben by payment of 100"
 
 
+def test_what_comes_while_it_is_looked_for_a_wait_is_no_wait_for_ever(do: TestDo, monkeypatch: pytest.MonkeyPatch):
+    """The last look before a test is called stuck finds that something moves again."""
+    handle, tested = do.start(approval), do._tested
+    look, sent = tested.answer_questions, list[str]()
+
+    async def look_while_it_comes() -> bool:
+        if not sent:
+            sent.append("approved")
+            await tested.handle(handle.id).send_event("approved", "ben")
+        return await look()
+
+    monkeypatch.setattr(tested, "answer_questions", look_while_it_comes)
+    assert handle.result() == "ben by payment of 100"
+    assert sent == ["approved"]
+
+
 # -- fakes -----------------------------------------------------------------------------------------------------------
 
 

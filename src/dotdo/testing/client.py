@@ -319,7 +319,9 @@ class _TestedDo(AsyncDo):
             engine = self.engine
             if engine is None or call.done() or not _is_awaited(engine) or not await rests(engine):
                 continue
-            if await self.answer_questions() or call.done() or not _is_awaited(engine):
+            if await self.answer_questions() or not await rests(engine):
+                continue  # what was awaited at first may have come meanwhile, and the call have started something else
+            if call.done() or engine is not self.engine or not _is_awaited(engine):
                 continue
             due = self._clock.next_due()
             if due is None:

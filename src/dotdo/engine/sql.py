@@ -311,6 +311,10 @@ class SqlWork:
         for left in reversed(range(ROLLBACKS)):
             cancel()
             try:
+                if hasattr(driver, "interrupt"):
+                    # SQLite would commit by itself what the thread is just about to execute, once its transaction is
+                    # rolled back. Now that fails instead; the connection is nobody else's any more.
+                    driver.execute("pragma query_only = on")
                 return driver.rollback()  # both drivers wait for the statement that was just cancelled
             except Exception:
                 if not left:

@@ -5,9 +5,7 @@ and undos. What they do to the world is told as in node.py.
 """
 
 import asyncio
-import logging
 import os
-import sys
 from typing import Any
 
 from sqlalchemy import text
@@ -15,6 +13,7 @@ from sqlalchemy import text
 import dotdo
 from dotdo import AsyncContext, AsyncDo, Catalogue, Fail, action, call, effect, service
 from tests.guarantees.node import TOLD, tell
+from tests.guarantees.node_process import be_node
 
 
 def definitions(*roles: str) -> Catalogue:
@@ -95,17 +94,5 @@ def _versioned(version: int) -> Any:
 _ROLES: dict[str, Any] = {"sales": _sales, "billing": _billing, "v1": _versioned(1), "v2": _versioned(2)}
 
 
-async def main(url: str, *roles: str) -> None:
-    """Runs the node."""
-    async with AsyncDo(url, catalogue=definitions(*roles)) as client:
-        platform = await client.platform()
-        print("ready", getattr(platform, "node", ""), flush=True)
-        await asyncio.to_thread(sys.stdin.read)
-
-
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
-    from tests.stores import hurry
-
-    hurry()
-    asyncio.run(main(*sys.argv[1:]))
+    be_node(lambda url, *roles: AsyncDo(url, catalogue=definitions(*roles)))

@@ -6,11 +6,11 @@ Its attempts tell a file when they begin and end; `most_at_a_time` reads of it h
 import asyncio
 import logging
 import os
-import sys
 from pathlib import Path
 
 from dotdo import AsyncContext, AsyncDo, Catalogue, Concurrency, action
 from tests.guarantees.node import TOLD, tell
+from tests.guarantees.node_process import be_node
 
 LIMIT = 3
 EACH = 1
@@ -65,17 +65,5 @@ def most_at_a_time() -> tuple[int, int]:
     return most, most_of_one
 
 
-async def main(url: str) -> None:
-    """Runs the node."""
-    async with AsyncDo(url, catalogue=definitions()) as client:
-        platform = await client.platform()
-        print("ready", getattr(platform, "node", ""), flush=True)
-        await asyncio.to_thread(sys.stdin.read)
-
-
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.ERROR)
-    from tests.stores import hurry
-
-    hurry()
-    asyncio.run(main(*sys.argv[1:]))
+    be_node(lambda url: AsyncDo(url, catalogue=definitions()), level=logging.ERROR)

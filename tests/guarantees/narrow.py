@@ -3,28 +3,19 @@
 Its runs stand at gates, files of the test's, and tell a file when they begin and end.
 """
 
-import asyncio
 import logging
 import sys
 
 from dotdo import AsyncDo
 from dotdo.engine.engine import Engine
 from tests.guarantees.node import definitions
+from tests.guarantees.node_process import be_node
 
 
-async def main(url: str, room: str) -> None:
-    """Runs the node."""
-    async with AsyncDo(url, catalogue=definitions()) as client:
-        platform = await client.platform()
-        assert isinstance(platform, Engine)
-        platform.capacity = int(room)
-        print("ready", platform.node, flush=True)
-        await asyncio.to_thread(sys.stdin.read)
+def narrowed(engine: Engine) -> None:
+    """The node has room for as many runs as the command says."""
+    engine.capacity = int(sys.argv[2])
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.ERROR)
-    from tests.stores import hurry
-
-    hurry()
-    asyncio.run(main(*sys.argv[1:]))
+    be_node(lambda url, _: AsyncDo(url, catalogue=definitions()), prepare=narrowed, level=logging.ERROR)

@@ -4,12 +4,11 @@
 """
 
 import asyncio
-import logging
 import os
-import sys
 from pathlib import Path
 
 from dotdo import AsyncDo, Catalogue, action, service
+from tests.guarantees.node_process import be_node
 
 TOLD = "DOTDO_TEST_TOLD"
 
@@ -70,17 +69,5 @@ def keep(name: str) -> Path:
     return path
 
 
-async def main(url: str, *left_out: str) -> None:
-    """Runs the node."""
-    async with AsyncDo(url, catalogue=definitions(*left_out)) as client:
-        platform = await client.platform()
-        print("ready", getattr(platform, "node", ""), flush=True)
-        await asyncio.to_thread(sys.stdin.read)
-
-
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
-    from tests.stores import hurry
-
-    hurry()
-    asyncio.run(main(*sys.argv[1:]))
+    be_node(lambda url, *left_out: AsyncDo(url, catalogue=definitions(*left_out)))

@@ -5,21 +5,19 @@ under a flood of payments. `python -m tests.guarantees.paying URL HOST PORT WORL
 """
 
 import asyncio
-import logging
 import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
 
 from dotdo import AsyncContext, AsyncDo, Catalogue, EffectCall, Retry, StoreError, action, effect, service
-from dotdo.engine.engine import Engine
-from tests.guarantees.ledger import ROOT, Ledger, act
+from tests.guarantees.ledger import Ledger, act
+from tests.guarantees.node_process import be_node, node_process
 
 T = TypeVar("T")
 
@@ -65,18 +63,9 @@ def definitions() -> Catalogue:
     return catalogue
 
 
-@contextmanager
-def node(url: str, ledger: Ledger, world: str) -> Iterator["subprocess.Popen[str]"]:
+def node(url: str, ledger: Ledger, world: str) -> AbstractContextManager["subprocess.Popen[str]"]:
     """A node in a process of its own, once it is ready."""
-    command = [sys.executable, "-m", "tests.guarantees.paying", url, *map(str, ledger.address), world]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    return node_process("paying", url, *map(str, ledger.address), world)
 
 
 class Payers:
@@ -148,18 +137,10 @@ def query(url: str, sql: str) -> list[tuple[Any, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
-async def main(url: str, host: str, port: str, world: str) -> None:
-    """A node, until its input ends."""
-    resources = [Billing((host, int(port)), world)]
-    async with AsyncDo(url, catalogue=definitions(), resources=resources) as client:
-        assert isinstance(await client.platform(), Engine)
-        print("ready", flush=True)
-        await asyncio.to_thread(sys.stdin.read)
+def client(url: str, host: str, port: str, world: str) -> AsyncDo:
+    """What the node's program opens."""
+    return AsyncDo(url, catalogue=definitions(), resources=[Billing((host, int(port)), world)])
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
-    from tests.stores import hurry
-
-    hurry()
-    asyncio.run(main(*sys.argv[1:]))
+    be_node(client)

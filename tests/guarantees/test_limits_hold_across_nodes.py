@@ -5,10 +5,8 @@ A file to which all attempts append is the witness; the store is only asked whet
 
 import contextlib
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import pytest
 from dotdo import Do
 from tests.guarantees import limited, node
 from tests.guarantees.invariants import check_store
-from tests.guarantees.ledger import ROOT
+from tests.guarantees.node_process import node_process
 from tests.stores import url_of
 
 PATIENCE = 60.0
@@ -32,20 +30,6 @@ def path(on_postgres: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path = tmp_path / "dotdo.db"
     yield path
     check_store(path)
-
-
-@contextmanager
-def process(path: Path) -> "Iterator[subprocess.Popen[str]]":
-    """A node in a process of its own, once it is ready."""
-    command = [sys.executable, "-m", "tests.guarantees.limited", url_of(path)]
-    started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True)
-    try:
-        assert started.stdout is not None
-        assert started.stdout.readline().startswith("ready")
-        yield started
-    finally:
-        started.kill()
-        started.communicate()
 
 
 def kill(one: "subprocess.Popen[str]") -> None:
@@ -72,7 +56,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_no_more_at_a_time_and_no_slot_is_lost_when_nodes_are_killed(path: Path):
     with contextlib.ExitStack() as stack:
-        nodes = [stack.enter_context(process(path)) for _ in range(2)]
+        nodes = [stack.enter_context(node_process("limited", url_of(path))) for _ in range(2)]
         held = {str(one.pid): one for one in nodes}
         gates = [limited.keep(number) for number in range(limited.LIMIT)]
         client = stack.enter_context(Do(url_of(path), engine=False, catalogue=limited.definitions()))
@@ -82,7 +66,7 @@ def test_no_more_at_a_time_and_no_slot_is_lost_when_nodes_are_killed(path: Path)
         until(lambda: sum(what == "begins" for _, what, *_ in limited.lines()) >= limited.LIMIT)
         victim = next(pid for pid, what, *_ in limited.lines() if what == "begins")
         kill(held.pop(victim))
-        stack.enter_context(process(path))
+        stack.enter_context(node_process("limited", url_of(path)))
         for gate in gates:
             gate.unlink()
         assert sorted(handle.result(timeout=PATIENCE) for handle in handles) == list(range(RUNS))

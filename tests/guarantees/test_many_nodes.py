@@ -8,12 +8,10 @@ import contextlib
 import itertools
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +38,7 @@ from tests.contract_sql.lossy import lossy_wire
 from tests.guarantees import node
 from tests.guarantees.invariants import check_store
 from tests.guarantees.lab import in_loop
-from tests.guarantees.ledger import ROOT
+from tests.guarantees.node_process import node_process
 from tests.patience import PATIENCE
 from tests.postgres import restartable_server
 from tests.stores import url_of
@@ -77,20 +75,6 @@ async def engine_of(client: AsyncDo) -> Engine:
     platform = await client.platform()
     assert isinstance(platform, Engine)
     return platform
-
-
-@contextmanager
-def process(url: str, *left_out: str) -> Iterator["subprocess.Popen[str]"]:
-    """A node in a process of its own, once it is ready."""
-    command = [sys.executable, "-m", "tests.guarantees.node", url, *left_out]
-    started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True)
-    try:
-        assert started.stdout is not None
-        assert started.stdout.readline().startswith("ready")
-        yield started
-    finally:
-        started.kill()
-        started.communicate()
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
@@ -200,7 +184,7 @@ async def test_what_a_node_gives_back_in_order_is_taken_up_at_once_and_counts_as
 
 @in_loop
 async def test_what_a_killed_node_had_is_done_by_another(path: Path):
-    with process(url_of(path)) as victim:
+    with node_process("node", url_of(path)) as victim:
         lingering = node.keep("x")
         handle = await file_run(path, "lingers", name="x")
         await until(lambda: node.told() == ["begins x"])
@@ -221,7 +205,7 @@ async def file_run(path: Path, service: str, **params: Any) -> str:
 
 @in_loop
 async def test_frozen_node_commits_nothing_when_it_wakes_and_comes_back_as_another(path: Path):
-    with process(url_of(path)) as zombie:
+    with node_process("node", url_of(path)) as zombie:
         lingering = node.keep("x")
         async with AsyncDo(url_of(path), catalogue=node.definitions(), engine=False) as filing:
             handle = await filing.service("lingers").start(name="x")

@@ -6,11 +6,8 @@ two do.
 
 import asyncio
 import contextlib
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,25 +17,11 @@ from dotdo.store.fairness import ONE_IN
 from tests.guarantees import node
 from tests.guarantees.invariants import check_store
 from tests.guarantees.lab import Lab, World, catalogue, in_loop, laboratory
-from tests.guarantees.ledger import ROOT
+from tests.guarantees.node_process import node_process
 from tests.patience import PATIENCE
 from tests.stores import url_of
 
 ROOM, FLOOD = 2, 30
-
-
-@contextmanager
-def narrow_node(path: Path) -> "Iterator[subprocess.Popen[str]]":
-    """A node with little room in a process of its own, once it is ready."""
-    command = [sys.executable, "-m", "tests.guarantees.narrow", url_of(path), f"{ROOM}"]
-    started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True)
-    try:
-        assert started.stdout is not None
-        assert started.stdout.readline().startswith("ready")
-        yield started
-    finally:
-        started.kill()
-        started.communicate()
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -62,7 +45,7 @@ def test_urgent_run_is_claimed_before_a_flood_that_nodes_have_no_room_for(
     gates = {name: node.keep(name) for name in (f"low{number}" for number in range(FLOOD))}
     with contextlib.ExitStack() as stack:
         for _ in range(nodes):
-            stack.enter_context(narrow_node(path))
+            stack.enter_context(node_process("narrow", url_of(path), f"{ROOM}"))
         client = stack.enter_context(Do(url_of(path), engine=False, catalogue=node.definitions()))
         low = [client.action("linger", priority=-1).start(name=name) for name in gates]
         until(lambda: len(begun()) == nodes * ROOM)

@@ -6,11 +6,8 @@ Nodes here are clients in this process, or real ones that are killed.
 
 import asyncio
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,7 +20,7 @@ from tests.guarantees import node
 from tests.guarantees.elsewhere import definitions
 from tests.guarantees.invariants import check_store
 from tests.guarantees.lab import in_loop
-from tests.guarantees.ledger import ROOT
+from tests.guarantees.node_process import node_process
 from tests.guarantees.test_many_nodes import engine_of, nodes, sql, until
 from tests.patience import PATIENCE
 from tests.stores import url_of
@@ -37,20 +34,6 @@ def path(on_postgres: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     sql(path, "create table charges (item text primary key, cents bigint not null)")
     yield path
     check_store(path)
-
-
-@contextmanager
-def process(path: Path, *roles: str) -> Iterator["subprocess.Popen[str]"]:
-    """A node in a process of its own, once it is ready."""
-    command = [sys.executable, "-m", "tests.guarantees.elsewhere", url_of(path), *roles]
-    started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True)
-    try:
-        assert started.stdout is not None
-        assert started.stdout.readline().startswith("ready")
-        yield started
-    finally:
-        started.kill()
-        started.communicate()
 
 
 def charges(path: Path) -> list[str]:
@@ -92,7 +75,7 @@ async def says(client: AsyncDo, run: str, text: str) -> None:
 
 @in_loop
 async def test_steps_are_done_where_their_action_is_with_its_sql_and_effects(path: Path):
-    with process(path, "billing") as billing:
+    with node_process("elsewhere", url_of(path), "billing") as billing:
         async with nodes(url_of(path), definitions("sales")) as (sales,):
             result = await sales.service("order").invoke(item="book", cents=1250)
             assert result == [{"item": "book", "cents": 1250, "by": billing.pid}, "book is on its way"]
@@ -139,12 +122,12 @@ async def test_failure_here_undoes_what_was_done_there(path: Path):
 async def test_node_that_is_killed_within_the_action_does_it_once_when_it_is_back(path: Path):
     async with nodes(url_of(path), definitions("sales")) as (sales,):
         lingering = node.keep("book")
-        with process(path, "billing") as victim:
+        with node_process("elsewhere", url_of(path), "billing") as victim:
             handle = await sales.service("order").start(item="book", cents=1)
             await until(lambda: "charges book" in node.told())
             victim.kill()
         lingering.unlink()
-        with process(path, "billing") as again:
+        with node_process("elsewhere", url_of(path), "billing") as again:
             receipt, _ = await handle.result(timeout=PATIENCE)
             assert receipt == {"item": "book", "cents": 1, "by": again.pid}
         assert charges(path) == ["book"]

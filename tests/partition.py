@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from tests.sockets import end, receive, send
+
 
 class Partition:
     """Forwards connections to the server of a URL; `url` leads through here.
@@ -45,7 +47,7 @@ class Partition:
             if not delivers:
                 self._lost |= self._sockets
                 for one in self._sockets:
-                    _end(one)
+                    end(one)
             self._there = self._back = True
             self._change.notify_all()
 
@@ -76,7 +78,7 @@ class Partition:
         """Speaks to a client; its first piece opens the connection to the server."""
         server: socket.socket | None = None
         while True:
-            piece = _receive(client)
+            piece = receive(client)
             with self._change:
                 if piece and not self._there:
                     self.held += 1
@@ -90,21 +92,21 @@ class Partition:
                     try:
                         server = socket.create_connection(self._server)
                     except OSError:  # it is down just now
-                        _end(client)
+                        end(client)
                         return
                     thread = threading.Thread(target=self._return, args=(client, server))
                     self._sockets.add(server)
                     self._threads.append(thread)
                     thread.start()
             if not piece:
-                _end(server)
+                end(server)
                 return
-            if not _send(server, piece):
+            if not send(server, piece):
                 return
 
     def _return(self, client: socket.socket, server: socket.socket) -> None:
         while True:
-            piece = _receive(server)
+            piece = receive(server)
             with self._change:
                 if piece and not self._back:
                     self.held += 1
@@ -113,32 +115,10 @@ class Partition:
                 if client in self._lost:
                     return
             if not piece:
-                _end(client)
+                end(client)
                 return
-            if not _send(client, piece):
+            if not send(client, piece):
                 return
-
-
-def _receive(one: socket.socket) -> bytes:
-    try:
-        return one.recv(65536)
-    except OSError:
-        return b""  # it is gone
-
-
-def _send(one: socket.socket, piece: bytes) -> bool:
-    try:
-        one.sendall(piece)
-    except OSError:
-        return False  # it is gone
-    return True
-
-
-def _end(one: socket.socket) -> None:
-    try:
-        one.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return  # it was gone before
 
 
 @contextmanager

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from tests.sockets import end, receive, send
+
 
 class Wire:
     """Forwards connections to a server. lose: at the next COMMIT the connection is cut, `before` it reaches the server,
@@ -34,7 +36,7 @@ class Wire:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for one in self._sockets:
-            _end(one)
+            end(one)
         for thread in self._threads:
             thread.join()
         for one in self._sockets:
@@ -58,7 +60,7 @@ class Wire:
                 thread.start()
 
     def _forward(self, client: socket.socket, server: socket.socket) -> None:
-        while piece := _receive(client):
+        while piece := receive(client):
             if self.down_at and self.down_at in piece:
                 self.down, self.down_at = True, b""
             if self.down:
@@ -70,46 +72,24 @@ class Wire:
                 return
             if self.lose == "after" and b"COMMIT" in piece:
                 self.lose = "answer"
-            if not _send(server, piece):
+            if not send(server, piece):
                 return
-        _end(server)
+        end(server)
 
     def _return(self, client: socket.socket, server: socket.socket) -> None:
-        while piece := _receive(server):
+        while piece := receive(server):
             if self.lose == "answer" and b"COMMIT\0" in piece:  # the tag of the answer
                 self.lose, self.down = None, self.down or self.down_with_loss
                 self._cut(client, server)
                 return
-            if not _send(client, piece):
+            if not send(client, piece):
                 return
-        _end(client)
+        end(client)
 
     def _cut(self, client: socket.socket, server: socket.socket) -> None:
         self.cuts += 1
-        _end(client)
-        _end(server)
-
-
-def _receive(one: socket.socket) -> bytes:
-    try:
-        return one.recv(65536)
-    except OSError:
-        return b""  # cut
-
-
-def _send(one: socket.socket, piece: bytes) -> bool:
-    try:
-        one.sendall(piece)
-    except OSError:
-        return False  # cut meanwhile
-    return True
-
-
-def _end(one: socket.socket) -> None:
-    try:
-        one.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return  # it was gone before
+        end(client)
+        end(server)
 
 
 @contextmanager

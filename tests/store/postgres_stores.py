@@ -1,6 +1,7 @@
 """Stores on the tests' PostgreSQL server: each test has a database of its own, copied from one that is migrated."""
 
 import itertools
+import re
 from collections.abc import Iterator
 
 import psycopg
@@ -31,6 +32,12 @@ def make_template(server: str) -> None:
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f"create database {TEMPLATE}".encode())
     open_postgres(f"{server.rpartition('/')[0]}/{TEMPLATE}").close()
+
+
+def numbered(statement: str) -> str:
+    """A statement of ours with its parameters as PREPARE and EXPLAIN want them."""
+    names = sorted({*re.findall(r"%\((\w+)\)s", statement)})
+    return re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", statement).replace("%%", "%")
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,19 @@
 """What a store is asked for each run, and by each look of the engine, does not depend on how much is in it.
 
-SQLite says how it would go about a statement (EXPLAIN QUERY PLAN): it must search an index for each table that grows.
+Both databases say how they would go about a statement: it must search an index for each table that grows. PostgreSQL is
+asked while its tables are empty, when it would rather read them whole, and keeps that plan while they fill.
 """
+
+from collections.abc import Iterator
+from typing import Any
 
 import apsw
 import pytest
 
+from dotdo.store.connecting import Link
 from dotdo.store.migrate import migrations
 from dotdo.store.queries import load_queries
+from tests.store.postgres_stores import TEMPLATE, new_database, numbered
 
 GROWING = ("runs", "journal", "told", "links", "labels", "inbox", "blobs")
 OF_EACH_RUN = [
@@ -64,3 +70,34 @@ def test_a_statement_of_each_run_scans_no_table_that_grows(connection: apsw.Conn
 @pytest.mark.parametrize("name", ["get_run", "list_runs", "list_labelled_runs", "read_published"])
 def test_progress_is_found_without_the_rest_of_the_journal(connection: apsw.Connection, name: str):
     assert any("USING INDEX journal_published" in step for step in plan_of(connection, name))
+
+
+@pytest.fixture(scope="module")
+def link(postgres_template: str) -> Iterator[Link]:
+    """To a store in which nothing has been yet, as an engine connects to it."""
+    url = new_database(postgres_template, template=TEMPLATE)
+    link = Link(url, "a store in which nothing has been yet")
+    yield link
+    link.drop()
+
+
+def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", []):
+        yield from nodes_of(below)
+
+
+@pytest.mark.parametrize("name", OF_EACH_RUN)
+def test_postgresql_scans_no_table_that_grows_even_while_it_is_small(link: Link, name: str):
+    statement = f"explain (generic_plan, format json) {numbered(load_queries('postgres')[name])}"
+    [(found,)] = link.get().execute(statement.encode()).fetchall()
+    scans = [node for node in nodes_of(found[0]["Plan"]) if node.get("Relation Name") in GROWING]
+    scans = [node for node in scans if node["Node Type"].endswith("Scan")]
+    bounded = ("Bitmap Heap Scan", "Tid Scan")  # what is found for them is
+    assert not [
+        node
+        for node in scans
+        if node["Node Type"] not in bounded
+        and "Index Cond" not in node
+        and node.get("Index Name") not in ("runs_open", "runs_due")
+    ]

@@ -1,6 +1,5 @@
 """PostgreSQL itself: statements are understood, roles without rights told, lossy settings refused, fences hold."""
 
-import re
 import socket
 import threading
 import time
@@ -19,7 +18,7 @@ from dotdo.store.queries import load_queries
 from dotdo.store.sharing import SharedStore
 from tests.contract_sql.lossy import Wire
 from tests.patience import PATIENCE
-from tests.store.postgres_stores import new_database, open_postgres
+from tests.store.postgres_stores import new_database, numbered, open_postgres
 from tests.store.runs import NODE, Runs, message
 
 
@@ -41,10 +40,8 @@ def test_server_understands_every_statement(postgres_store: str):
     statements = load_queries("postgres")
     with psycopg.connect(postgres_store) as connection:
         for name, statement in statements.items():
-            names = sorted({*re.findall(r"%\((\w+)\)s", statement)})
-            numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", statement)  # noqa: B023
-            if not numbered.startswith("lock"):
-                connection.execute(f"explain (generic_plan) {numbered.replace('%%', '%')}".encode())
+            if not statement.startswith("lock"):
+                connection.execute(f"explain (generic_plan) {numbered(statement)}".encode())
             assert statement.count("dotdo.") or "pg_" in statement, f"{name} does not say in which schema"
     assert len(statements) > 90
 

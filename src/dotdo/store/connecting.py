@@ -37,10 +37,25 @@ DEFAULTS = {
 }
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
 REPEATABLE = (errors.DeadlockDetected, errors.SerializationFailure)
-SET_LOCAL = (
-    f"select set_config('idle_in_transaction_session_timeout', '{IDLE}', true), "
-    f"set_config('lock_timeout', '{LOCK}', true)"
-)
+# Every statement finds its rows by an index, but a planner that sees a small table prefers to read all of it; and that
+# plan is kept for a statement that is prepared while the table grows.
+SETTINGS = {
+    "idle_in_transaction_session_timeout": IDLE,
+    "lock_timeout": LOCK,
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
+
+
+def settings(*, local: bool) -> str:
+    """A statement that has SETTINGS hold for a connection, or for its transaction only."""
+    each = (f"set_config('{name}', '{value}', {str(local).lower()})" for name, value in SETTINGS.items())
+    return f"select {', '.join(each)}"
+
+
+SET_LOCAL = settings(local=True)
 
 
 class CommitUnknown(StoreUnavailable):
@@ -161,8 +176,7 @@ class Link:
             if self.pooled:
                 connection.prepare_threshold = None
             else:
-                settings = f"set idle_in_transaction_session_timeout = {IDLE}; set lock_timeout = {LOCK}"
-                connection.execute(statement(settings))
+                connection.execute(statement(settings(local=False)))
             # Types that do not depend on the value, so that each statement is prepared once.
             connection.adapters.register_dumper(str, StrDumper)
             connection.adapters.register_dumper(int, Int8Dumper)

@@ -155,13 +155,13 @@ class Action(Generic[P, R]):
         return Action(f"{self.name}.undo", handler, version=self.version, catalogue=self.catalogue)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Step[R]:
-        runner = runner_for(
-            f"{self.subject}",
+        return runner_for(self.subject, self._teach).call(self, args, kwargs, self.overrides)
+
+    def _teach(self) -> str:
+        return (
             f"Call {self.__name__}.plain(...) for the bare handler, client.run({self.__name__}, ...) to run it "
-            "durably, "
-            "or call it inside a service.",
+            "durably, or call it inside a service."
         )
-        return runner.call(self, args, kwargs, self.overrides)
 
     def plain(self, /, *args: Any, **kwargs: Any) -> Any:
         """Calls the bare handler, for unit tests; the context comes first if it takes one."""

@@ -174,8 +174,8 @@ _SIZED = frozenset((str, bytes, list, tuple, dict))
 def is_heavy(value: Any) -> bool:
     """Whether turning a value into JSON is worth a thread: a guess by its sizes, one level deep."""
     # Asked for every input and output, so without calls of its own for each part.
-    kind = cast("type[object]", type(value))
-    if kind not in _SIZED:
+    kind = value.__class__
+    if kind not in _SIZED or not value:
         return False
     if len(value) > HEAVY:
         return True
@@ -201,11 +201,15 @@ def _check(value: Any, data: bytes, what: str) -> None:
 
 
 def _has(data: bytes, part: bytes) -> bool:
+    if len(data) <= _CHUNK:
+        return part in data
     starts = range(0, len(data), _CHUNK)
     return any(data.find(part, start, start + _CHUNK + len(part) - 1) >= 0 for start in starts)
 
 
 def _count(data: bytes, byte: bytes) -> int:
+    if len(data) <= _CHUNK:
+        return data.count(byte)
     return sum(data.count(byte, start, start + _CHUNK) for start in range(0, len(data), _CHUNK))
 
 

@@ -246,7 +246,7 @@ def current_context() -> Context | AsyncContext:
     raise CalledOutside(f"This needs the context of an action's handler, but was called {where}.")
 
 
-def runner_for(what: str, teach: str) -> Runner:
+def runner_for(what: str, teach: str | Callable[[], str] = "It works inside a service only.") -> Runner:
     """The run of the service that is running. Raises CalledOutside, with what to do instead, anywhere else."""
     found = current.get()
     if isinstance(found, _Context):
@@ -255,7 +255,7 @@ def runner_for(what: str, teach: str) -> Runner:
             "them in a service, or move the shared code into a plain function."
         )
     if found is None:
-        raise CalledOutside(f"{what} was called outside a service. {teach}")
+        raise CalledOutside(f"{what} was called outside a service. {teach if isinstance(teach, str) else teach()}")
     return found
 
 
@@ -311,7 +311,7 @@ def continue_as_new(**params: Any) -> NoReturn:
 async def call(name: str, /, **params: Any) -> Any:
     """Calls an action or service by name (`"charge"`, `"charge@2"`) and returns its output as plain JSON values."""
     bare, version = split_version(name)
-    return await runner_for("call()", "It works inside a service only.").call_by_name(bare, version, params)
+    return await runner_for("call()").call_by_name(bare, version, params)
 
 
 def _service(what: str) -> Runner:
@@ -321,4 +321,4 @@ def _service(what: str) -> Runner:
             f"{what} was called inside the handler of an action ({found.step}), but works inside a service only. "
             "A handler is ordinary code: use what Python has, such as asyncio.sleep, datetime or random."
         )
-    return runner_for(what, "It works inside a service only.")
+    return runner_for(what)

@@ -51,7 +51,7 @@ async def map(
     and once they have ended that first ActionFailed is raised (itself, not in a group). Each item is a step of its
     own, so what was done is not done again when the run is retried.
     """
-    runner_for("map()", "It works inside a service only.")
+    runner_for("map()")
     if not isinstance(limit, int) or limit < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DefinitionError(f"map(limit={limit!r}): a whole number from 1 is needed.")
     results: list[Any] = []

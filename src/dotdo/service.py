@@ -61,12 +61,13 @@ class Service(Generic[P, R]):
         self.catalogue.add("service", name, version, self, handler)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Step[R]:
-        runner = runner_for(
-            f"{self.subject}",
+        return runner_for(self.subject, self._teach).call(self, args, kwargs, self.overrides)
+
+    def _teach(self) -> str:
+        return (
             f"Call client.start({self.__name__}, ...) or client.run(...) to run it durably, or call it inside a "
-            "service.",
+            "service."
         )
-        return runner.call(self, args, kwargs, self.overrides)
 
     def plain(self, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, R]:
         """Calls the bare function."""

@@ -116,10 +116,7 @@ def _missing_for_what_is_done(history: History, catalogue: Catalogue) -> str:
 def _replay(code: ServiceCode, history: History) -> tuple[str, str]:
     try:
         code.start()
-        for item in list(history.handovers):
-            if code.main.done():
-                break
-            code.hand_over(item)
+        code.hand_over(history.handovers)
         if not code.main.done():
             mismatch = code.mismatch(code.unmatched(), code.new) or _left_open(code, history)
         else:

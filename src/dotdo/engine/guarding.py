@@ -7,7 +7,7 @@ that are compared. Whatever comes out of these, the run waits for a person and s
 import traceback
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, TypeVarTuple
 
 from dotdo.engine import reloading
 from dotdo.engine.failing import MAX_FRAMES, Block, error_record, together
@@ -17,18 +17,18 @@ from dotdo.errors import InvalidInput, InvalidValue, ReplayError, RunEvicted, St
 if TYPE_CHECKING:
     from dotdo.engine.running import LiveRun
 
-P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
 
 
 def guarded(
-    callback: "Callable[Concatenate[LiveRun, P], None]",
-) -> "Callable[Concatenate[LiveRun, P], None]":
+    callback: "Callable[[LiveRun, *Ts], None]",
+) -> "Callable[[LiveRun, *Ts], None]":
     """For plain callbacks of a run: what they raise blocks the run instead of leaving it to hang."""
 
     @wraps(callback)
-    def call(run: "LiveRun", /, *args: P.args, **kwargs: P.kwargs) -> None:
+    def call(run: "LiveRun", /, *args: *Ts) -> None:
         try:
-            callback(run, *args, **kwargs)
+            callback(run, *args)
         except BaseException as error:
             broke(run, error)
 

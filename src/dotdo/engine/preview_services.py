@@ -173,7 +173,7 @@ class ServicePreview:
 
     async def _hand_over(self, kind: str, name: str, at: int) -> None:
         item = Handover(kind, name, at)
-        await self._outside(lambda: self.code.hand_over(item))
+        await self._outside(lambda: self.code.hand_over([item]))
 
     def _tell_of_cancelled(self) -> None:
         cancelled, self.code.cancelled = self.code.cancelled, []

@@ -64,10 +64,7 @@ def replay_history(
     code = ServiceCode(run, service, history, pins, catalogue, watch, keeper)
     try:
         code.start()
-        for item in list(history.handovers):
-            if code.main.done():
-                break
-            code.hand_over(item)
+        code.hand_over(history.handovers)
         asked = [call.id for call in code.calls.values() if call.step.begun]
         actions = [id for id in asked if not isinstance(code.calls[id].definition, Service)]
         new = [call.id for call in code.new if call.id.removeprefix("undo:") not in history.steps]

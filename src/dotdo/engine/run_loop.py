@@ -104,38 +104,24 @@ class RunLoop(asyncio.AbstractEventLoop):
         if now > self.now:
             self.now = now
 
-    def drain(self) -> None:
+    def drain(self, more: Callable[[], bool] | None = None) -> None:
         """Run until nothing is ready: the service then waits for steps, timers or events only.
 
+        more: asked whenever nothing is ready; it hands one thing over, if there is one, and says whether there was.
         Call it from a plain callback of the outer loop, or without one; never from inside a task.
-        Raises ServiceSpins once more than `budget` callbacks have run, or the watchdog has interrupted it; the run can
-        then only be evicted.
+        Raises what `more` raises; ServiceSpins once more than `budget` callbacks have run, or the watchdog has
+        interrupted it: the run can then only be evicted.
         """
         if self._closed:
             raise RunEvicted(_EVICTED)
-        if not self._ready:
+        if not self._ready and (more is None or not more()):
             return
         outside = self._enter()
         try:
-            left = self._budget
-            while self._ready:
-                ready, self._ready = self._ready, []
-                for handle in cast("list[Any]", ready):  # what every loop needs of it is private
-                    callback = handle._callback
-                    if callback is None:
-                        continue  # cancelled
-                    if not left:
-                        raise ServiceSpins(
-                            f"The service ran {self._budget} callbacks without waiting for a step, timer or event. "
-                            "Look for a loop around `await asyncio.sleep(0)`, or split the work into steps."
-                        )
-                    left -= 1
-                    try:
-                        handle._context.run(callback, *handle._args)
-                    except BaseException as error:
-                        # A task lets SystemExit and KeyboardInterrupt through, having failed with them: that is enough.
-                        if not isinstance(getattr(callback, "__self__", None), asyncio.Task):
-                            self.call_exception_handler({"message": "Exception in a callback", "exception": error})
+            self._run_ready()
+            while more is not None and more():
+                self._watch.begin()  # each has the time that one may take
+                self._run_ready()
         except Interrupted:
             pass  # told below, wherever it came out
         finally:
@@ -149,6 +135,27 @@ class RunLoop(asyncio.AbstractEventLoop):
                 f"The service ran on and on without waiting for a step, timer or event, and was interrupted at "
                 f"{self._watch.place}. Put what computes or blocks into an action."
             )
+
+    def _run_ready(self) -> None:
+        left = self._budget
+        while self._ready:
+            ready, self._ready = self._ready, []
+            for handle in cast("list[Any]", ready):  # what every loop needs of it is private
+                callback = handle._callback
+                if callback is None:
+                    continue  # cancelled
+                if not left:
+                    raise ServiceSpins(
+                        f"The service ran {self._budget} callbacks without waiting for a step, timer or event. "
+                        "Look for a loop around `await asyncio.sleep(0)`, or split the work into steps."
+                    )
+                left -= 1
+                try:
+                    handle._context.run(callback, *handle._args)
+                except BaseException as error:
+                    # A task lets SystemExit and KeyboardInterrupt through, having failed with them: that is enough.
+                    if not isinstance(getattr(callback, "__self__", None), asyncio.Task):
+                        self.call_exception_handler({"message": "Exception in a callback", "exception": error})
 
     def next_timer(self) -> RunTimer | None:
         """The live timer that is due first; of those due together, the one made first."""

@@ -192,9 +192,7 @@ class LiveRun(SecretKeeping):
         self._pumping = True
         handovers = self.history.handovers
         try:
-            while self.handed < len(handovers) and not code.main.done():
-                self.handed += 1
-                code.hand_over(handovers[self.handed - 1])
+            self.handed = code.hand_over(handovers, self.handed)
         except (ReplayError, InvalidValue) as error:
             self.block_for(error)
             return

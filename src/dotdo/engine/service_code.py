@@ -126,8 +126,26 @@ class ServiceCode:
         self.main = self.loop.create_task(self.service.handler(**arguments), context=context)
         self.loop.drain()
 
-    def hand_over(self, item: Handover) -> None:
-        """Hands one thing over, and runs the code until it waits again."""
+    def hand_over(self, items: Sequence[Handover], handed: int = 0) -> int:
+        """Hands things over, one by one, and each time runs the code until it waits again or has ended.
+
+        handed: how many of the items it has been given already. Returns how many it then has been given.
+        """
+
+        def more() -> bool:
+            nonlocal handed
+            if self._early_timers and self._fire_early():
+                return True
+            if handed >= len(items) or self.main.done():
+                return False
+            handed += 1
+            self._take(items[handed - 1])
+            return True
+
+        self.loop.drain(more)
+        return handed
+
+    def _take(self, item: Handover) -> None:
         loop = self.loop
         loop.advance(item.at)
         if item.kind == "step":
@@ -152,9 +170,6 @@ class ServiceCode:
             # else it fired while the step that it was to cut short had just ended: it was cancelled, and is late
         else:
             self._event(item)
-        loop.drain()
-        if self._early_timers:
-            self._fire_early()
 
     def outcome(self) -> tuple[Any, BaseException | None]:
         """The result or exception of the code; only when `main` is done."""
@@ -455,15 +470,17 @@ class ServiceCode:
             self._events = {}
         self._events.setdefault(item.name, deque()).append(item.event)
 
-    def _fire_early(self) -> None:
+    def _fire_early(self) -> bool:
+        """Fires the first timer that the code has made since, and says whether there was one."""
         for key in list(self._early_timers):
             timer = self.loop.timer(key)
+            if timer is not None or self.loop.made(key):
+                self._early_timers.remove(key)
             if timer is not None:
-                self._early_timers.remove(key)
                 self.loop.fire(timer)
-                self.loop.drain()
-            elif self.loop.made(key):  # and cancelled: what it was to cut short was there at once
-                self._early_timers.remove(key)
+                return True
+            # else it was cancelled, if it was made: what it was to cut short was there at once
+        return False
 
 
 def _kind_of(definition: object) -> str:

@@ -36,8 +36,11 @@ class AsyncByName:
     async def invoke(self, /, **params: Any) -> Any:
         """Runs it and returns its output as plain JSON values. Raises ActionFailed when it failed for good."""
         self._refuse_within("invoke")
-        run = await self._client.execute(self._kind, self._name, params, self._options, self._wait)
-        return plain(run)
+        return plain(await self.execute(params))
+
+    async def execute(self, params: Mapping[str, Any]) -> Run:
+        """Runs it and returns the run. Raises ActionFailed when it failed for good."""
+        return await self._client.execute(self._kind, self._name, params, self._options, self._wait)
 
     async def start(self, /, **params: Any) -> AsyncHandle[Any]:
         """Starts it; the handle's id is durable when this returns."""
@@ -120,17 +123,18 @@ class AsyncNames:
         labels: dict[str, str] | None = None,
     ) -> Run:
         """Runs it by name and returns the run: `.id`, `.status`, `.result`. Raises ActionFailed."""
-        bare, pinned = split_version(name)
-        options = Options(
+        called = self(
+            name,
             key=key,
-            version=version or pinned,
+            version=version,
             trail=trail,
             deadline=deadline,
             delay=delay,
             priority=priority,
-            labels=labels or {},
+            wait=wait,
+            labels=labels,
         )
-        return await self._client.execute(self._kind, bare, params or {}, self._client.options(options), wait)
+        return await called.execute(params or {})
 
     async def list(self) -> list[Definition]:
         """What can be called, with schemas."""

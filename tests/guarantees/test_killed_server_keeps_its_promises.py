@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dotdo import ActionFailed, AsyncDo, InvalidInput, KeyConflict, RunBlocked
+from dotdo import ActionFailed, AsyncDo, InvalidInput, KeyConflict, RunBlocked, remote
 from dotdo.errors import InvalidOperation, OutcomeUnknown, Unreachable
 from dotdo.records import Run
 from tests.guarantees import killed_server_app
@@ -147,6 +147,7 @@ async def _ended(client: AsyncDo, id: str) -> Run:
 
 
 def test_server_killed_at_random_keeps_every_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(remote, "TRIES", 2)  # sooner than a server can be there again: callers themselves must repeat
     with Ledger() as ledger:
         killed = Killed(tmp_path, ledger, monkeypatch)
         callers = Callers(killed)

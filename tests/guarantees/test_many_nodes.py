@@ -33,6 +33,8 @@ from dotdo import (
 from dotdo.engine import running
 from dotdo.engine.engine import Engine
 from dotdo.engine.running import LiveRun
+from dotdo.errors import StoreError, StoreUnavailable
+from dotdo.store.protocol import Write
 from dotdo.store.sharing import SharedStore
 from tests.contract_sql.lossy import lossy_wire
 from tests.guarantees import node
@@ -271,8 +273,6 @@ async def test_connections_that_are_cut_again_and_again_lose_nothing(path: Path)
 
 async def insist(ask: Callable[[], Awaitable[Any]]) -> Any:
     """Asks again, with the same key, while the store cannot be reached."""
-    from dotdo.errors import StoreError
-
     async with asyncio.timeout(PATIENCE):
         while True:
             try:
@@ -388,6 +388,48 @@ async def test_lease_that_lapsed_and_was_renewed_after_all_leaves_nothing_standi
         renewed.set()
         assert [await handle.result(timeout=PATIENCE) for handle in handles] == [2, "child"]
         assert (engine.node, tries) == (before, [1, 2])
+
+
+@pytest.mark.usefixtures("lasting")
+@in_loop
+async def test_run_that_is_accepted_while_its_node_is_lost_is_not_held_for_ever(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its key was being looked for when the store went away. It is not written, and the key must be free again."""
+    async with nodes(url_of(path), node.definitions()) as (client,):
+        engine = await engine_of(client)
+        store = engine.store
+        assert engine.lease is not None
+        assert isinstance(store, SharedStore)
+        lease, refused = engine.lease, threading.Event()
+        known, write, rejoin = engine._known, store.write, store.rejoin
+
+        async def known_just_before(*asked: Any) -> Any:
+            found = await known(*asked)
+            if not refused.is_set():
+                lease.lost(StoreUnavailable("it has gone away"))
+            return found
+
+        def write_or_tell(writes: list[Write]) -> None:
+            try:
+                write(writes)
+            except StoreUnavailable:
+                refused.set()
+                raise
+
+        def rejoin_after_that(*given: Any) -> None:
+            if not refused.is_set():
+                raise StoreUnavailable("it is away")
+            rejoin(*given)
+
+        monkeypatch.setattr(engine, "_known", known_just_before)
+        monkeypatch.setattr(store, "write", write_or_tell)
+        monkeypatch.setattr(store, "rejoin", rejoin_after_that)
+        call = client.service("sum", key="one")
+        with pytest.raises(StoreError):
+            await call.invoke(numbers=[1, 2])
+        assert refused.is_set()
+        assert await insist(partial(call.invoke, numbers=[1, 2])) == 3
 
 
 @pytest.mark.usefixtures("lasting")

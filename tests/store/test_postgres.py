@@ -112,6 +112,15 @@ def test_node_that_was_expelled_writes_nothing(store: SharedStore, postgres_stor
         assert [claim.run for claim in store.claim_due("node_b", 9, 10)] == ["run_1"]
 
 
+def test_heartbeat_does_not_tell_the_names_of_definitions_before_these_are_there(store: SharedStore):
+    Runs(store)
+    store.offer(["action greet@1"], b"[]")
+    assert store.renew(NODE) is not None
+    assert [node.offers for node in store.list_nodes()] == [[]]
+    store.publish(NODE)
+    assert [node.offers for node in store.list_nodes()] == [["action greet@1"]]
+
+
 def test_node_whose_lease_lasts_is_left_alone(store: SharedStore, postgres_store: str):
     Runs(store).accept("run_1")
     with closing(open_postgres(postgres_store)) as other:

@@ -188,8 +188,8 @@ def _of_action(run: "LiveRun", ended: Ended) -> tuple[bool, list[str]]:
 def _undone_of(run: "LiveRun", ended: Ended) -> str:
     """How much of it is undone, for its parent: of nothing at all, because a person or a pivot said so, not all is."""
     if ended.undo == "none" and run.history.plan is not None:
-        done = [record for record in run.history.steps.values() if record.completion is not None]
-        if any(record.completion.undo and not record.undone for record in done if record.completion is not None):
+        steps = run.history.steps.values()
+        if any(step.completion is not None and step.completion.undo and not step.undone for step in steps):
             return "partial"
     return ended.undo
 

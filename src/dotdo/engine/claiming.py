@@ -29,13 +29,18 @@ class Claimer:
         self._next_rescue = 0.0
         self._sleeps = False
         self.coming = 0  # claimed runs on their way into memory
-        self.full = False  # there was no room for more; whoever makes some says so
+        self._full = False  # there was no room for more
         self._unsure = False  # a sweep failed: runs may have been claimed that nobody has begun
         self._task = engine.loop.create_task(self._work())
 
     def hint(self) -> None:
         """Something may be due, now or earlier than was known."""
         self._hint.set()
+
+    def made_room(self) -> None:
+        """A run has left memory."""
+        if self._full:
+            self._hint.set()
 
     @property
     def at_rest(self) -> bool:
@@ -83,8 +88,8 @@ class Claimer:
         await engine.limiter.sweep()
         while True:
             room = min(BATCH, engine.capacity - len(engine.live) - self.coming)
-            self.full = room <= 0
-            if self.full:
+            self._full = room <= 0
+            if self._full:
                 return
             claim = partial(engine.store.claim_due, engine.node, engine.clock.now(), room)
             claims = await engine.committer.call(claim)
@@ -95,7 +100,7 @@ class Claimer:
     async def _wait(self) -> None:
         engine = self._engine
         # Without room or a lease nothing can be claimed: what is due then must not ring the alarm over and over.
-        may_claim = not self.full and (engine.lease is None or engine.lease.lasts)
+        may_claim = not self._full and (engine.lease is None or engine.lease.lasts)
         due = await engine.read(engine.store.next_due) if may_claim else None
         if due is not None and not self._hint.is_set():
             if self._wake is not None:

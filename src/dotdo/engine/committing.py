@@ -24,8 +24,8 @@ log = logging.getLogger("dotdo.engine")
 
 _STOP = object()
 MAX_ROWS = 1_000
-# In a flood the writer need not wait until the loop has been round: both work at the same time. Smaller batches cost
-# more than they win; 500 runs in flight went from 1,800 to 2,650 runs/s on two busy cores.
+# In a flood the writer need not wait until the loop has been round: both work at the same time. But each commit costs
+# both of them: with 500 runs in flight, flushing at 128 gives 3,600 runs/s, at 256 3,900, at 400 3,800, never 3,400.
 FLUSH_AT = 256
 MAX_BYTES = 1024 * 1024
 

@@ -402,8 +402,7 @@ class Engine(Serving):
         def durable(error: BaseException | None) -> None:
             if error is None:
                 self.live.pop(run.id, None)
-                if self.claimer.full:
-                    self.claimer.hint()
+                self.claimer.made_room()
                 if self.answers.awaited(run.id):
                     self._answer(run, ended)
                 self.readers.wake(run.id)
@@ -429,8 +428,7 @@ class Engine(Serving):
         def written(error: BaseException | None) -> None:
             if error is None:
                 self.live.pop(run.id, None)
-                if self.claimer.full:
-                    self.claimer.hint()
+                self.claimer.made_room()
                 self.log.warning("run %s (%s) is blocked: %.1000s", run.id, run.accepted.name, data.error.message)
                 if self.answers.awaited(run.id):
                     self.spawn(self.tell_blocked(run.id))

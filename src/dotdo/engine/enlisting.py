@@ -7,14 +7,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, cast
 
-import msgspec
-
 from dotdo import codec
-from dotdo.engine.accepting import check_same_input, new_run, run_id
+from dotdo.engine.accepting import check_same_input, left_to_others, new_run, run_id
 from dotdo.engine.spilling import Late
 from dotdo.errors import DefinitionError
 from dotdo.journal import input_digest
-from dotdo.records import Options, RunKind, WaitingFor
+from dotdo.records import Options, RunKind
 from dotdo.store.protocol import Filed
 
 if TYPE_CHECKING:
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from dotdo.engine.following import Follower
     from dotdo.store.protocol import Rows, Statement
     from dotdo.store.sharing_protocol import SharedStore
-
-WAITS = msgspec.json.encode(WaitingFor("turn", "an engine that takes it")).decode()
 
 
 async def enlisting(
@@ -54,11 +50,8 @@ async def enlisting(
         late.accept(accepted)
         await late.bring(_Parts(parts))
         late.accepted(platform.anchor_key)
-    row = accepted.row
-    if not options.delay:
-        row = msgspec.structs.replace(row, status="pending", owner=None, due_at=row.created_at, waiting_for=WAITS)
     place = await platform.read(store.identity)
-    statements = store.enlist(Filed(row, accepted.entry), parts, place)
+    statements = store.enlist(Filed(left_to_others(accepted.row, "an engine"), accepted.entry), parts, place)
 
     def checked() -> "Generator[Statement, Rows, str]":
         known = yield from statements

@@ -16,10 +16,10 @@ Outcome = str | InputError | None
 
 
 class Filing:
-    """The requests of one client. store, apart, call: what `spilling` writes the parts of something large with."""
+    """The requests of one client."""
 
     def __init__(self, own: OwnStore) -> None:
-        self.store, self.apart, self.call = own.store, own.apart, own.call
+        self._own = own
         self._requests: list[tuple[Filed | Message, asyncio.Future[Outcome]]] = []
         self._writing: asyncio.Task[None] | None = None
         self._closed = False
@@ -47,7 +47,7 @@ class Filing:
                 batch, self._requests = self._requests, []
                 requests = [request for request, _ in batch]
                 try:
-                    outcomes = await self.call(partial(self.store.file, requests))
+                    outcomes = await self._own.call(partial(self._own.store.file, requests))
                 except Exception as error:  # handed to whoever waits
                     for _, future in batch:
                         if not future.done():

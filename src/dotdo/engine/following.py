@@ -245,7 +245,7 @@ class Follower(Serving):
         if self.engine is not None:
             await self.engine.post(message)
             return
-        refused = await self._filing.file(await spilled(self._filing, message))
+        refused = await self._filing.file(await spilled(self._at_own, message))
         if isinstance(refused, InputError):
             raise refused
         self._hint(message.run)
@@ -294,13 +294,13 @@ class Follower(Serving):
         elif definition is None:
             return await self._have_started(id, kind, name, params, options)
         at_rest = partial(self._at_rest, definition.schema, params, id, options)
-        input, identity = await self._filing.apart(at_rest) if is_heavy(params) else at_rest()
+        input, identity = await self._at_own.apart(at_rest) if is_heavy(params) else at_rest()
         pins = await self.newest_versions()
         accepted = new_run(self, id, definition, kind, input, options, pins=pins, identity=identity)
         if not accepted.entry.digest:
             late = Late()
             late.accept(accepted)
-            await late.bring(self._filing)
+            await late.bring(self._at_own)
             late.accepted(self.anchor_key)
         known = await self._filing.file(Filed(left_to_others(accepted.row, "an engine"), accepted.entry))
         if isinstance(known, str):

@@ -74,10 +74,7 @@ class Lease:
         self._until = monotonic() + self._lasts
         self._asked: float | None = None  # when the renewal was asked for that has no answer yet
         self._returning: asyncio.Task[None] | None = None
-        self._is_lost, self._trusting = (
-            False,
-            threading.Lock(),
-        )  # a renewal that is just being answered must not undo a loss
+        self._is_lost, self._trusting = False, threading.Lock()  # an answer that just comes must not undo a loss
         self._losses = self._store.losses
         self._closing = False
         self._stop = threading.Event()
@@ -100,10 +97,13 @@ class Lease:
 
     def lost(self, error: BaseException) -> None:
         """The lease is over, or it cannot be known whether it is."""
-        if self._returning is not None or self._closing:
+        if self._closing:
+            return
+        cannot_be_asked = isinstance(error, StoreUnavailable)
+        if self._returning is not None:
+            self._give_up_runs(error, cannot_be_asked)  # those that were being accepted at that moment
             return
         engine = self._engine
-        cannot_be_asked = isinstance(error, StoreUnavailable)
         with self._trusting:
             self._until, self._is_lost = 0.0, True
         engine.outliving.excused = True
@@ -111,6 +111,13 @@ class Lease:
             "%s gives up its %s runs, which go on wherever they are claimed, and comes back as a new node: %s",
             engine.node, len(engine.live), error,
         )  # fmt: skip
+        self._give_up_runs(error, cannot_be_asked)
+        self._store.give_up(message_of(error) if cannot_be_asked else "")
+        engine.committer.flush()  # what is in the queue is written before the node is a new one, or never
+        self._returning = engine.loop.create_task(self._return())
+
+    def _give_up_runs(self, error: BaseException, cannot_be_asked: bool) -> None:
+        engine = self._engine
         for run in list(engine.live.values()):
             if run.journal.is_late:
                 engine.committer.condemn(run.journal)
@@ -119,15 +126,12 @@ class Lease:
                 engine.answers.fail(run.id, not_known(error))
         engine.dropped.update(engine.live)
         engine.live.clear()
-        self._store.give_up(message_of(error) if cannot_be_asked else "")
-        engine.committer.flush()  # what is in the queue is written before the node is a new one, or never
-        self._returning = engine.loop.create_task(self._return())
 
     def _look(self) -> None:
         """A server, or a net, that goes silent breaks no connection: then the thread waits for an answer for ever."""
         now, asked = monotonic(), self._asked
         if now >= self._until and asked is not None and now - asked >= self._silent and not self._is_lost:
-            error = StoreUnavailable(f"The store {self._store.where} has not said a word for {now - asked:.0f} s.")
+            error = StoreUnavailable(f"The store {self._store.where} has not said a word for {now - asked:.1f} s.")
             if self._closing:
                 self._store.give_up(error.message)
             else:

@@ -36,6 +36,8 @@ DEFAULTS = {
     "target_session_attrs": "read-write",  # among several hosts, the one that is not a standby
 }
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
+# After such an error the server ends the connection, which the driver may not have noticed yet.
+ENDING = ("FATAL", "PANIC")
 REPEATABLE = (errors.DeadlockDetected, errors.SerializationFailure)
 # Every statement finds its rows by an index, but a planner that sees a small table prefers to read all of it; and that
 # plan is kept for a statement that is prepared while the table grows.
@@ -125,7 +127,7 @@ class Link:
         if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
             return False
         connection = self._connection
-        if connection is None or connection.closed:
+        if connection is None or connection.closed or error.diag.severity_nonlocalized in ENDING:
             return True
         # A server that ended in the middle of a pipeline may leave the driver in it ("cannot exit pipeline mode while
         # busy"), on a connection that still looks open and can do nothing more.

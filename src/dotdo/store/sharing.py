@@ -56,9 +56,7 @@ class SharedStore(SqlStore):
 
     def renew(self, node: str) -> int | None:
         """Lengthens the lease; the server's time, or None when the node was expelled. On a connection of its own."""
-        found = self._db.beat(
-            self._sql["renew"], {"node": node, "lease": round(self.lease * 1000), "offers": self._offers}
-        )
+        found = self._db.beat(self._sql["renew"], {"node": node, "lease": round(self.lease * 1000)})
         return found[0][0] if found else None
 
     def leave_to_others(self, definitions: list[str]) -> None:
@@ -231,18 +229,17 @@ class SharedStore(SqlStore):
     def _write(self, steps: list[Step], entries: list[Any]) -> None:
         """A batch whose answer was lost is looked for before it is written again: the fence of the new connection sees
         to it that the lost one is there by then, or never will be."""
-        end = time.monotonic() + max(self._db.patience, 1.0)
+        end, unknown = time.monotonic() + max(self._db.patience, 1.0), False
         while True:
             try:
-                self._db.batch(steps)
+                if not (unknown and entries and self._is_there(entries[0])):
+                    self._db.batch(steps)
                 return
-            except CommitUnknown:
+            except CommitUnknown:  # or the connection was lost when that was asked
                 if time.monotonic() > end:
                     raise
-            if entries and self._is_there(entries[0]):
-                return
+                unknown = True
 
     def _is_there(self, entry: Sequence[Any]) -> bool:
         run, seq, digest = entry[0], entry[1], entry[9]
-        with self._db.transaction():
-            return self._db.write(self._sql["entry_digest"], {"run": run, "seq": seq}) == [(digest,)]
+        return self._db.once(self._sql["entry_digest"], {"run": run, "seq": seq}) == [(digest,)]

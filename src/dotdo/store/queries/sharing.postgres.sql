@@ -18,9 +18,7 @@ returning number, epoch;
 
 -- name: renew
 -- The heartbeat. A node that was expelled stays so.
-update nodes set lease_until = dotdo.now() + :lease, offers = :offers
-where id = :node and expelled_at is null
-returning dotdo.now();
+update nodes set lease_until = dotdo.now() + :lease where id = :node and expelled_at is null returning dotdo.now();
 
 -- name: publish
 -- What a node defines has changed.

@@ -84,7 +84,7 @@ def _environment(folder: Path) -> "jinja2.Environment":
                     raise TemplateSyntaxError("it must be `Subject: ...`", 1, path.name)
                 # Emptied, not cut off, so that errors in the text are reported with their line in the file.
                 source = first.removeprefix("Subject:") if kind == "subject" else "\n" + rest
-            return source, str(path), lambda: path.exists() and path.stat().st_mtime_ns == modified
+            return source, str(path), lambda: _is_unchanged(path, modified)
 
     return ImmutableSandboxedEnvironment(
         loader=Loader(),
@@ -94,6 +94,13 @@ def _environment(folder: Path) -> "jinja2.Environment":
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+
+
+def _is_unchanged(path: Path, modified: int) -> bool:
+    try:
+        return path.stat().st_mtime_ns == modified
+    except OSError:
+        return False  # reading it again says what is wrong
 
 
 def _is_html(file: str | None) -> bool:

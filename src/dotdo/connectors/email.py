@@ -12,7 +12,6 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from email.headerregistry import Address
 from email.message import EmailMessage
-from email.policy import SMTP
 from email.utils import format_datetime, localtime
 from functools import lru_cache
 from importlib.util import find_spec
@@ -22,13 +21,12 @@ from typing import Any, NoReturn, Self
 import msgspec
 
 from dotdo import DefinitionError, EffectCall, Fail, FromSecret, Retry, Secret, StandIn, current_context, effect
+from dotdo.connectors._mime import POLICY, set_addresses, set_texts
 from dotdo.connectors._smtp import Connections, NotAccepted, Server
 from dotdo.connectors._templates import Rendered, Templates
 
 __all__ = ["Mailer", "NotAccepted", "Rendered", "Sent", "send", "send_message"]
 
-# Without 8-bit text, which servers may refuse and which must not be rewritten on the way.
-POLICY = SMTP.clone(cte_type="7bit")
 DOMAIN = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
 LOCAL = re.compile(r"(?=.{1,64}$)[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
 # A name is bare or in quotes. RFC 5322 allows more (comments, routes, groups), which people do not write.
@@ -162,17 +160,12 @@ def message_of(content: Rendered, to: Sequence[str], sender: str, reply_to: str 
     check_message(content, to, sender, reply_to)
     message = EmailMessage(policy=POLICY)
     message["Subject"] = content.subject
-    message["From"] = _parsed("sender", sender)
-    message["To"] = [_parsed("recipient", one) for one in to]
+    set_addresses(message, "From", [_parsed("sender", sender)])
+    set_addresses(message, "To", [_parsed("recipient", one) for one in to])
     if reply_to is not None:
-        message["Reply-To"] = _parsed("reply_to", reply_to)
+        set_addresses(message, "Reply-To", [_parsed("reply_to", reply_to)])
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: keeps holiday notices from answering
-    if content.text:
-        message.set_content(content.text)
-        if content.html:
-            message.add_alternative(content.html, subtype="html")
-    else:
-        message.set_content(content.html or "", subtype="html")
+    set_texts(message, content.text, content.html)
     return message
 
 

@@ -9,7 +9,7 @@ import asyncio
 import os
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import msgspec
@@ -32,6 +32,7 @@ from dotdo.engine.completing import completion_statement
 from dotdo.engine.settling import Undecided
 from dotdo.engine.sql import Key, SqlWork, applied, applied_row, encode_completion, guard, metadata
 from dotdo.engine.sweeping import Leftover
+from dotdo.engine.turns import Turns
 from dotdo.errors import DefinitionError, StoreUnavailable, StoreUnusable
 from dotdo.journal import Completion
 
@@ -72,6 +73,7 @@ class Databases:
         self._async: dict[str, AsyncEngine] = {}
         self._own: list[str] = []
         self._urls: dict[str, URL] = {}
+        self._turns: dict[str, Turns] = {}  # of those on SQLite
         self._asking: dict[str, Engine] = {}  # where handlers may hold all connections of the pool
         for name, item in by_name.items():
             self._add(name, item)
@@ -82,8 +84,8 @@ class Databases:
         name = self.known(name)
         if is_async:
             engine = self._async_engine(name)
-            return self._work(name, engine.sync_engine, engine, check)
-        return self._work(name, self._sync[name], None, check)
+            return self._work(name, engine.sync_engine, engine, check, self._turns.get(name))
+        return self._work(name, self._sync[name], None, check, self._turns.get(name))
 
     def engines(self, name: str, is_async: bool | None) -> tuple[Engine, AsyncEngine | None]:
         """The engine for handlers of one kind, or (None) one that serves both kinds if there is such a driver."""
@@ -161,11 +163,17 @@ class Databases:
     def _transaction(self, database: str) -> Generator[Connection]:
         engine = self._sync[database]
         try:
-            with engine.begin() as connection:
+            turns = self._turns.get(database)
+            with nullcontext() if turns is None else turns.turn(), engine.begin() as connection:
                 yield connection
         except (SQLAlchemyError, OSError) as error:
             where, why = f"database {database!r} ({engine.url!r})", _first_line(getattr(error, "orig", None) or error)
             raise StoreUnavailable(f"The application's {where} did not answer: {why}.") from error
+
+    def end_turns(self) -> None:
+        """Attempts that wait for one to end go on: they are over themselves."""
+        for turns in self._turns.values():
+            turns.end()
 
     async def close(self) -> None:
         """Closes the engines that were made here."""
@@ -196,6 +204,8 @@ class Databases:
 
     def _add(self, name: str, item: Given) -> None:
         url = self._urls[name] = _url_of(item)
+        if url.get_backend_name() == "sqlite":
+            self._turns[name] = Turns()
         if isinstance(item, AsyncEngine):
             self._async[name] = item
         self._sync[name] = item if isinstance(item, Engine) else self._create(name, url)
@@ -226,7 +236,7 @@ class Databases:
         if engine is None:
             url = self._urls[name]
             engine = self._async[name] = create_async_engine(
-                _async_url(url), connect_args=_prompt(_async_url(url)), **_pool(url)
+                _async_url(url), connect_args=_async_options(_async_url(url)), **_pool(url)
             )
             _prepare_engine(engine.sync_engine, lasting=self._lasting)
         return engine
@@ -284,6 +294,14 @@ def _prompt(url: URL) -> dict[str, Any]:
     if url.drivername not in ("postgresql+psycopg", "postgresql+psycopg2"):
         return {}
     return {name: value for name, value in PROMPT.items() if name not in url.query}
+
+
+def _async_options(url: URL) -> dict[str, Any]:
+    if url.drivername != "sqlite+aiosqlite":
+        return _prompt(url)
+    from dotdo.engine import aio_sqlite  # here: aiosqlite is needed with the first async handler that uses SQL
+
+    return {"async_creator_fn": aio_sqlite.connect}
 
 
 def _sync_url(url: URL) -> URL:

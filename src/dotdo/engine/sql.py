@@ -29,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from dotdo.engine.turns import Turns
 from dotdo.errors import DefinitionError
 from dotdo.journal import Completion
 
@@ -194,12 +195,18 @@ class SqlWork:
     """The transaction of one attempt on one database. Sync methods run on the handler's thread, or in a greenlet."""
 
     def __init__(
-        self, database: str, engine: Engine, async_engine: AsyncEngine | None, check: Callable[[], None]
+        self,
+        database: str,
+        engine: Engine,
+        async_engine: AsyncEngine | None,
+        check: Callable[[], None],
+        turns: Turns | None = None,
     ) -> None:
         self.database = database
         self.opened: AttemptConnection | None = None
         self.in_doubt = False  # a COMMIT was sent and not answered
         self._engine, self._async_engine, self._check = engine, async_engine, check
+        self._turns, self._has_turn = turns, False
         self._opening = threading.Lock() if async_engine is None else asyncio.Lock()
         self._ending = threading.Lock()
         self._abandoned: Any = None  # the driver's connection, once it was taken from a thread that goes on
@@ -225,16 +232,35 @@ class SqlWork:
 
     def _begin(self) -> AttemptConnection:
         self._check()
-        connection = AttemptConnection(self._engine)
-        connection.check = self._check
+        self._take_turn()
         try:
-            self._root = connection.begin_attempt()
-            self._check()  # the attempt may have ended meanwhile, and whoever abandoned it has found nothing open
+            self._check()
+            connection = AttemptConnection(self._engine)
+            connection.check = self._check
+            try:
+                self._root = connection.begin_attempt()
+                self._check()  # the attempt may have ended meanwhile, and whoever abandoned it has found nothing open
+            except BaseException:
+                connection.close_attempt()
+                raise
         except BaseException:
-            connection.close_attempt()
+            self._end_turn()
             raise
         self.opened = connection
         return connection
+
+    def _take_turn(self) -> None:
+        if self._turns is not None:
+            if self._async_engine is None:
+                self._turns.take()
+            else:
+                self._turns.take_in_greenlet()
+            self._has_turn = True
+
+    def _end_turn(self) -> None:
+        if self._turns is not None and self._has_turn:
+            self._has_turn = False
+            self._turns.give_back()
 
     def connection(self) -> Any:
         """What `ctx.sql` is."""
@@ -303,7 +329,10 @@ class SqlWork:
                 return True
             self._abandoned = driver
             connection.detach()
-            self._end(driver, cancel)
+            try:
+                self._end(driver, cancel)
+            finally:
+                self._end_turn()
         return True
 
     @staticmethod
@@ -325,7 +354,10 @@ class SqlWork:
         if self._session is not None:
             self._session.expunge_all()
         if connection is not None:
-            connection.close_attempt()
+            try:
+                connection.close_attempt()
+            finally:
+                self._end_turn()
 
     async def commit_async(self, key: Key, completion: Completion) -> None:
         """`commit` for an `async def` handler."""

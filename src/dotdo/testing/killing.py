@@ -224,6 +224,8 @@ def bury(engine: "Engine", loop: asyncio.AbstractEventLoop) -> Remains:
         run.over = True
         for attempt in run.attempts:
             attempt.end("was killed")
+    if engine.databases is not None:
+        engine.databases.end_turns()
     if not engine.threads.drain(PATIENCE):
         raise RuntimeError(
             f"A function on a thread did not end within {PATIENCE:g} s of the kill. Functions that wait for something "

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import TimeoutError
-from sqlalchemy.util import greenlet_spawn
 
 from dotdo import AsyncContext, Context, Retry, action, service
 from dotdo.engine.turns import Turns
@@ -81,7 +79,7 @@ def test_turns_come_in_order_to_threads_and_the_loop():
         turns.give_back()
 
     async def on_the_loop(name: str) -> None:
-        await greenlet_spawn(turns.take_in_greenlet)
+        await turns.take_async()
         order.append(name)
         turns.give_back()
 
@@ -105,7 +103,7 @@ def test_a_turn_is_not_lost_with_who_is_cancelled_as_it_comes(given_back_first: 
     async def main() -> None:
         turns = Turns()
         turns.take()
-        waiting = asyncio.ensure_future(greenlet_spawn(turns.take_in_greenlet))
+        waiting = asyncio.ensure_future(turns.take_async())
         await until(lambda: len(turns._waiting) == 1)  # pyright: ignore[reportPrivateUsage]
         if given_back_first:
             turns.give_back()
@@ -126,7 +124,7 @@ def test_who_waits_for_too_long_is_told_so(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(TimeoutError, match="one writer at a time"):
         turns.take()
     with pytest.raises(TimeoutError, match="one writer at a time"):
-        asyncio.run(greenlet_spawn(turns.take_in_greenlet))
+        asyncio.run(turns.take_async())
     turns.give_back()
     turns.take()
 

@@ -254,7 +254,7 @@ class SqlWork:
             if self._async_engine is None:
                 self._turns.take()
             else:
-                self._turns.take_in_greenlet()
+                await_only(self._turns.take_async())
             self._has_turn = True
 
     def _end_turn(self) -> None:

@@ -11,9 +11,6 @@ from collections.abc import Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
-from sqlalchemy.exc import TimeoutError
-from sqlalchemy.util import await_only
-
 PATIENCE = 60.0  # seconds, like that of the pools
 
 
@@ -27,7 +24,7 @@ class Turns:
         self._is_over = False
 
     def take(self) -> None:
-        """Waits for a turn, on a thread. Raises SQLAlchemy's TimeoutError."""
+        """Waits for a turn, on a thread. Raises TimeoutError."""
         asked = self._ask()
         if asked is not None:
             try:
@@ -36,11 +33,16 @@ class Turns:
                 self._leave(asked, error)
                 raise
 
-    def take_in_greenlet(self) -> None:
-        """The same on the loop, within SQLAlchemy's `greenlet_spawn`; cancelled, it has taken none."""
+    async def take_async(self) -> None:
+        """The same on the loop; who is cancelled meanwhile has none."""
         asked = self._ask()
         if asked is not None:
-            await_only(self._come(asked))
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await asyncio.wrap_future(asked)
+            except BaseException as error:
+                self._leave(asked, error)
+                raise
 
     def give_back(self) -> None:
         """The next one may write."""
@@ -82,18 +84,10 @@ class Turns:
             self._waiting.append(asked)
             return asked
 
-    async def _come(self, asked: Future[None]) -> None:
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await asyncio.wrap_future(asked)
-        except BaseException as error:
-            self._leave(asked, error)
-            raise
-
     def _leave(self, asked: Future[None], error: BaseException) -> None:
         if not asked.cancel():
             self.give_back()  # it had come just now
-        if isinstance(error, asyncio.TimeoutError):
+        if isinstance(error, TimeoutError):
             raise TimeoutError(
                 f"The application's SQLite database was in use by other attempts for {PATIENCE:g} s: "
                 "SQLite has one writer at a time."

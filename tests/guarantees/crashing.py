@@ -12,10 +12,11 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Self, TypeVar
@@ -26,6 +27,7 @@ import pytest
 
 from dotdo import AsyncDo, AsyncHandle
 from dotdo.engine.engine import Engine
+from dotdo.engine.history import MAX_CRASHES, PROGRESS
 from dotdo.errors import InvalidOperation, OutcomeError
 from dotdo.records import Outcome, Run
 from tests.guarantees import crash_points, crash_services
@@ -41,6 +43,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 KEY = "the one"
+PARDON = "one who knows that it was not to blame"
+DIED_TOO_OFTEN = "when its process died, and never got any further"
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,14 @@ class State:
     effects: set[tuple[str, str, str]]
     steps: list[tuple[str, str]]
 
+    def untold(self) -> "State":
+        """Without what on_failure tells the admin, who hears of a run once more when it is blocked before it fails."""
+        return replace(
+            self,
+            effects={effect for effect in self.effects if not effect[1].endswith(" admin")},
+            steps=[step for step in self.steps if not step[1].startswith("on_failure:")],
+        )
+
 
 class Crasher:
     """The program that forks, as a context manager. Safe to use from one thread at a time."""
@@ -85,13 +97,16 @@ class Crasher:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def run(self, folder: Path, service: str, input: dict[str, Any], deadly: str = "") -> Died:
-        """Runs or resumes the service in a process of its own, which dies at that point."""
+    def run(
+        self, folder: Path, service: str, input: dict[str, Any], deadly: str = "", *, pardons: bool = False
+    ) -> Died:
+        """Runs or resumes the service in a process of its own, which dies at that point. pardons: see Scene."""
         order = {
             "folder": str(folder),
             "service": service,
             "input": input,
             "deadly": deadly,
+            "pardons": pardons,
             "ledger": self.ledger.address,
             "environment": settings(),
         }
@@ -104,7 +119,10 @@ class Crasher:
 
 @dataclass
 class Scene:
-    """One run of a service in a folder and a world of its own, through as many processes as it takes."""
+    """One run of a service in a folder and a world of its own, through as many processes as it takes.
+
+    pardons: what is blocked because it died too often without getting anywhere is retried, by one who knows better.
+    """
 
     crasher: Crasher
     folder: Path
@@ -112,6 +130,8 @@ class Scene:
     input: dict[str, Any]
     points: list[str] = field(default_factory=list)
     deaths: int = 0
+    pardons: bool = False
+    pardoned: int = 0
 
     def __post_init__(self) -> None:
         self.folder.mkdir()
@@ -121,7 +141,7 @@ class Scene:
 
     def live(self, deadly: str = "") -> Died:
         """One process more. With a deadly point it may or may not come there; `signal` says."""
-        died = self.crasher.run(self.folder, self.service, self.input, deadly)
+        died = self.crasher.run(self.folder, self.service, self.input, deadly, pardons=self.pardons)
         assert died.signal in (0, signal.SIGKILL), died
         if died.signal:
             assert deadly in died.points  # other threads may pass points while the process dies
@@ -137,7 +157,8 @@ class Scene:
         assert died.run is not None
         check_store(self.folder / "dotdo.db")
         check_replays(self.folder / "dotdo.db", crash_services.catalogue)
-        journals = rows_of(self.folder / "dotdo.db", "select kind, step, data from journal order by run, seq")
+        journals = rows_of(self.folder / "dotdo.db", "select run, kind, step, data from journal order by run, seq")
+        self.pardoned = self._check_blocks(journals)
         entries = [(row["kind"], row["step"], row["data"]) for row in journals]
         arrivals = self.crasher.ledger.arrivals(str(self.folder))
         self._check_intents(entries, arrivals)
@@ -153,6 +174,22 @@ class Scene:
             effects={(one.system, one.what, one.key) for one in arrivals},
             steps=sorted((kind, step) for kind, step, _ in entries if kind in ("committed", "completed", "undone")),
         )
+
+    def _check_blocks(self, journals: list[dict[str, Any]]) -> int:
+        """I13: who was blocked for it had died three times without getting anywhere. Returns how often one was."""
+        crashes, claimed, blocked = Counter[str](), Counter[str](), 0
+        for row in journals:
+            run, kind, data = row["run"], row["kind"], msgspec.json.decode(row["data"])
+            if kind in PROGRESS:
+                crashes[run] = 0
+            elif kind == "claimed":
+                crashes[run] += data.get("crashed", False)
+                claimed[run] = crashes[run]  # on_failure is told before it is blocked, and that gets somewhere
+            elif kind == "blocked" and DIED_TOO_OFTEN in data["error"]["message"]:
+                assert claimed[run] >= MAX_CRASHES, f"I13: {run} was blocked after {claimed[run]} deaths"
+                blocked += 1
+        assert blocked == 0 or self.deaths >= MAX_CRASHES, f"I13: {blocked} were blocked after {self.deaths} deaths"
+        return blocked
 
     def _check_intents(self, entries: list[Any], arrivals: list[Arrival]) -> None:
         """I6 and I8: each effect was journaled before, under one key; who honours keys has done it once."""
@@ -255,39 +292,103 @@ def _be_killed(order: dict[str, Any], tell: int) -> None:
 
 
 @asynccontextmanager
-async def _opened(order: dict[str, Any]) -> AsyncIterator[tuple[AsyncDo, AsyncHandle[Any], World]]:
-    """A client; the service, started or by its key found; the world."""
+async def _opened(order: dict[str, Any]) -> AsyncIterator["Life"]:
+    """With the service started, or found by its key."""
     folder = Path(order["folder"])
     world = World(tuple(order["ledger"]), folder)
     sql, store = f"sqlite:///{folder / 'app.db'}", url_of(folder / "dotdo.db")
     async with AsyncDo(store, sql=sql, resources=[world], catalogue=crash_services.catalogue) as client:
-        yield client, await client.service(order["service"], key=KEY).start(**order["input"]), world
+        handle = await client.service(order["service"], key=KEY).start(**order["input"])
+        if not order["pardons"]:
+            yield Life(client, handle, world)
+            return
+        pardons = Pardons(client)
+        going_on = asyncio.create_task(pardons.go_on())
+        yield Life(client, handle, world, pardons)
+        going_on.cancel()
+        await asyncio.wait([going_on])
+
+
+class Pardons:
+    """Retries what is blocked because it died too often, children, too."""
+
+    def __init__(self, client: AsyncDo) -> None:
+        self._client, self._granted, self._granting = client, set[tuple[str, int]](), asyncio.Lock()
+
+    async def go_on(self) -> None:
+        """Whenever there is such a run."""
+        engine = await self._client.platform()
+        assert isinstance(engine, Engine)
+        await Commits(engine).until(self.grant)
+
+    async def grant(self) -> bool:
+        """Each run once; it is a generation older afterwards. Not over with that: never true."""
+        async with self._granting:
+            for run in await self._client.runs.list(status="blocked"):
+                if _died_too_often(run) and (run.id, run.generation) not in self._granted:
+                    self._granted.add((run.id, run.generation))
+                    await self._client.runs.retry(run.id, actor=PARDON)
+        return False
+
+
+def _died_too_often(run: Run) -> bool:
+    return run.status == "blocked" and run.error is not None and DIED_TOO_OFTEN in run.error.message
+
+
+@dataclass
+class Life:
+    """One process of a run."""
+
+    client: AsyncDo
+    handle: AsyncHandle[Any]
+    world: World
+    pardons: Pardons | None = None
+
+    async def end(self, handle: AsyncHandle[Any] | None = None) -> Run:
+        """How the run ends, or another one."""
+        handle = handle or self.handle
+        while True:
+            try:
+                await handle.result(timeout=PATIENCE)
+            except OutcomeError as outcome:
+                if outcome.code == "still_running":
+                    raise
+            run = await handle.get()
+            if self.pardons is None or not _died_too_often(run):
+                return run
+            await self.pardons.grant()
 
 
 async def _live(order: dict[str, Any]) -> dict[str, Any]:
     """Waits for the end of the run."""
-    async with _opened(order) as (_, handle, _):
-        return _report(await _end_of(handle))
+    async with _opened(order) as life:
+        return _report(await life.end())
 
 
 async def _live_operated(order: dict[str, Any]) -> dict[str, Any]:
     """What failed is mended and retried; what then completes is undone."""
-    async with _opened(order) as (client, handle, world):
-        run = await _end_of(handle)
-        if run.generation == 0:
-            world.mend()
-            await client.runs.retry(run.id)
-            run = await _end_of(handle)
-        if run.generation == 1:
-            await client.runs.undo(run.id)
-            run = await _end_of(handle)
+    async with _opened(order) as life:
+        run = await life.end()
+        if await _generation(life.handle) == 0:
+            life.world.mend()
+            await life.client.runs.retry(run.id)
+            run = await life.end()
+        if await _generation(life.handle) == 1:
+            await life.client.runs.undo(run.id)
+            run = await life.end()
         return _report(run)
+
+
+async def _generation(handle: AsyncHandle[Any]) -> int:
+    """How often the run was reopened, other than by a pardon."""
+    reopened = [entry.data for entry in await handle.journal() if entry.kind == "reopened"]
+    return sum(msgspec.json.decode(data).get("actor") != PARDON for data in reopened)
 
 
 async def _live_steered(order: dict[str, Any]) -> dict[str, Any]:
     """The run is sent an event, and once it has done what that says, it is cancelled."""
-    async with _opened(order) as (client, handle, _):
-        engine = await client.platform()
+    async with _opened(order) as life:
+        engine, handle = await life.client.platform(), life.handle
         assert isinstance(engine, Engine)
 
         async def has_done_it() -> bool:
@@ -298,32 +399,32 @@ async def _live_steered(order: dict[str, Any]) -> dict[str, Any]:
             await handle.send_event("next", order["input"]["name"], key="first")
             await Commits(engine).until(has_done_it)
             await handle.cancel()
-        return _report(await _end_of(handle))
+        return _report(await life.end())
 
 
 async def _live_beside(order: dict[str, Any]) -> dict[str, Any]:
     """A poison, and innocent runs in flight beside it."""
-    async with _opened(order) as (client, handle, world):
+    async with _opened(order) as life:
         innocents = [
-            await client.service("beside", key=f"{number}").start(number=number)
+            await life.client.service("beside", key=f"{number}").start(number=number)
             for number in range(order["input"]["innocents"])
         ]
-        if world.is_mended:
-            await client.runs.retry(handle.id)
-        poison, *beside = await asyncio.gather(*map(_end_of, [handle, *innocents]))
+        if life.world.is_mended:
+            await life.client.runs.retry(life.handle.id)
+        poison, *beside = await asyncio.gather(*map(life.end, [life.handle, *innocents]))
         return {**_report(poison), "beside": [run.status for run in beside]}
 
 
 async def _live_resolved(order: dict[str, Any]) -> dict[str, Any]:
     """A person answers what the run asks, as the ledger knows it."""
-    async with _opened(order) as (client, handle, _):
+    async with _opened(order) as life:
         asked = 0
-        while (run := await _end_of(handle)).status == "blocked":
+        while (run := await life.end()).status == "blocked":
             assert run.questions, run.error
             for question in run.questions:
                 happened = look(tuple(order["ledger"]), order["folder"], "forms", question.key)
                 outcome: Outcome = "did_not_happen" if happened is None else "happened"
-                await client.runs.resolve(run.id, outcome, key=question.key, answer=happened)
+                await life.client.runs.resolve(run.id, outcome, key=question.key, answer=happened)
                 asked += 1
         return {**_report(run), "asked": asked}
 
@@ -335,15 +436,6 @@ LIVES = {
     "mendable": _live_operated,
     "steered": _live_steered,
 }
-
-
-async def _end_of(handle: AsyncHandle[Any]) -> Run:
-    try:
-        await handle.result(timeout=PATIENCE)
-    except OutcomeError as outcome:
-        if outcome.code == "still_running":
-            raise
-    return await handle.get()
 
 
 def _report(run: Run) -> dict[str, Any]:

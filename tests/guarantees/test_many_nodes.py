@@ -6,6 +6,7 @@ Nodes here are clients in this process, or real ones that are killed or frozen. 
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import signal
 import threading
@@ -31,10 +32,11 @@ from dotdo import (
     wait_for_event,
 )
 from dotdo.engine import running
+from dotdo.engine.accepting import AcceptedRun
 from dotdo.engine.engine import Engine
 from dotdo.engine.running import LiveRun
-from dotdo.errors import StoreError, StoreUnavailable
-from dotdo.store.protocol import Write
+from dotdo.errors import NodeExpelled, StoreError, StoreUnavailable
+from dotdo.store.protocol import Claim, Write
 from dotdo.store.sharing import SharedStore
 from tests.contract_sql.lossy import lossy_wire
 from tests.guarantees import node
@@ -395,20 +397,19 @@ async def test_lease_that_lapsed_and_was_renewed_after_all_leaves_nothing_standi
 async def test_run_that_is_accepted_while_its_node_is_lost_is_not_held_for_ever(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Its key was being looked for when the store went away. It is not written, and the key must be free again."""
+    """It has just been made when the store goes away. It is not written, and the key must be free again."""
     async with nodes(url_of(path), node.definitions()) as (client,):
         engine = await engine_of(client)
         store = engine.store
         assert engine.lease is not None
         assert isinstance(store, SharedStore)
         lease, refused = engine.lease, threading.Event()
-        known, write, rejoin = engine._known, store.write, store.rejoin
+        live_run, write, rejoin = engine._live_run, store.write, store.rejoin
 
-        async def known_just_before(*asked: Any) -> Any:
-            found = await known(*asked)
+        def made_just_after(accepted: AcceptedRun) -> LiveRun:
             if not refused.is_set():
                 lease.lost(StoreUnavailable("it has gone away"))
-            return found
+            return live_run(accepted)
 
         def write_or_tell(writes: list[Write]) -> None:
             try:
@@ -422,7 +423,7 @@ async def test_run_that_is_accepted_while_its_node_is_lost_is_not_held_for_ever(
                 raise StoreUnavailable("it is away")
             rejoin(*given)
 
-        monkeypatch.setattr(engine, "_known", known_just_before)
+        monkeypatch.setattr(engine, "_live_run", made_just_after)
         monkeypatch.setattr(store, "write", write_or_tell)
         monkeypatch.setattr(store, "rejoin", rejoin_after_that)
         call = client.service("sum", key="one")
@@ -430,6 +431,81 @@ async def test_run_that_is_accepted_while_its_node_is_lost_is_not_held_for_ever(
             await call.invoke(numbers=[1, 2])
         assert refused.is_set()
         assert await insist(partial(call.invoke, numbers=[1, 2])) == 3
+
+
+@pytest.mark.usefixtures("lasting")
+@in_loop
+async def test_nothing_is_accepted_under_the_name_of_a_node_that_is_gone(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Written by the one that it comes back as, the run would be one of a node that can never die."""
+    async with nodes(url_of(path), node.definitions()) as (client,):
+        engine = await engine_of(client)
+        known, lease, losses = engine._known, engine.lease, iter([NodeExpelled("it was taken for dead")])
+        assert lease is not None
+
+        async def known_just_before(*asked: Any) -> Any:
+            found = await known(*asked)
+            if loss := next(losses, None):
+                lease.lost(loss)
+            return found
+
+        monkeypatch.setattr(engine, "_known", known_just_before)
+        call = client.service("sum", key="one")
+        with pytest.raises(StoreUnavailable, match="Nothing was accepted"):
+            await call.invoke(numbers=[1, 2])
+        assert await call.invoke(numbers=[1, 2]) == 3
+
+
+@pytest.mark.usefixtures("lasting")
+@in_loop
+async def test_what_was_claimed_by_a_node_that_is_gone_is_claimed_again(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is lost while a run that it has claimed is read. Who it comes back as must not go on under that claim: the
+    others free the run, and it would run at two places at once."""
+    async with nodes(url_of(path), node.definitions()) as (client,):
+        engine = await engine_of(client)
+        load, resume, lease, claims = engine.pinned.load, engine.resume, engine.lease, list[int]()
+        assert lease is not None
+
+        async def resume_seen(found: list[Claim], by: str) -> None:
+            claims.extend(claim.claim for claim in found)
+            await resume(found, by)
+
+        async def load_while_it_is_lost(pins: set[str]) -> None:
+            if len(claims) == 1:
+                lease.lost(NodeExpelled("it was taken for dead"))
+                await lease.returned()
+            await load(pins)
+
+        monkeypatch.setattr(engine, "resume", resume_seen)
+        monkeypatch.setattr(engine.pinned, "load", load_while_it_is_lost)
+        async with AsyncDo(url_of(path), catalogue=node.definitions(), engine=False) as filing:
+            assert await filing.service("sum").invoke(numbers=[1, 2]) == 3
+        written = sql(path, "select data from dotdo.journal where kind = 'claimed' order by seq")
+        assert [json.loads(data)["claim"] for (data,) in written] == claims[1:]
+        assert len(claims) == 2
+
+
+@pytest.mark.usefixtures("lasting")
+@in_loop
+async def test_node_comes_back_whatever_keeps_it_from_that(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else it would beat on, and keep its runs from all others, and never do anything again."""
+    async with nodes(url_of(path), node.definitions()) as (client,):
+        engine = await engine_of(client)
+        store, before = engine.store, engine.node
+        assert engine.lease is not None
+        assert isinstance(store, SharedStore)
+        rejoin, tries = store.rejoin, iter([StoreUnavailable("it is away"), RuntimeError("nobody thought of this")])
+
+        def rejoin_in_the_end(*given: Any) -> None:
+            if error := next(tries, None):
+                raise error
+            rejoin(*given)
+
+        monkeypatch.setattr(store, "rejoin", rejoin_in_the_end)
+        engine.lease.lost(StoreUnavailable("it has gone away"))
+        await engine.lease.returned()
+        assert engine.node != before
+        assert next(tries, None) is None
+        assert await client.service("sum", key="one").invoke(numbers=[1, 2]) == 3
 
 
 @pytest.mark.usefixtures("lasting")

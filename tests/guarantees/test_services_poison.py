@@ -3,12 +3,14 @@
 import signal
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 
+from dotdo.engine.history import MAX_CRASHES
 from tests.guarantees.crash_services import TABLES
-from tests.guarantees.crashing import Crashers, crashers
+from tests.guarantees.crashing import Crashers, Scene, crashers
 from tests.guarantees.invariants import check_store
 
 __all__ = ["crashers"]
@@ -51,6 +53,27 @@ def test_poison_is_blocked_after_three_crashes_and_those_beside_it_complete(
     assert mended.run is not None
     assert mended.run["status"] == "completed"
     check_store(folder / "dotdo.db")
+
+
+@pytest.mark.parametrize(
+    "service, input, deadly",
+    [
+        ("onboard-refused", {"name": "ada"}, "handler:remove-user:exit#1"),
+        ("rounds", {"number": 0, "last": 1}, "handler:add-user:exit#1"),
+        ("mendable", {"name": "ada"}, "handler:tell-sales:exit#1"),
+    ],
+)
+def test_who_was_not_to_blame_is_retried_and_ends_as_if_nothing_had_happened(
+    crashers: Crashers, tmp_path: Path, service: str, input: dict[str, Any], deadly: str
+):
+    """It goes on where it was: forward, in its undo, and in what continues as new."""
+    expected = Scene(crashers.one, tmp_path / "undisturbed", service, input).end()
+    unlucky = Scene(crashers.one, tmp_path / "unlucky", service, input, pardons=True)
+    for _ in range(MAX_CRASHES):
+        unlucky.live(deadly)
+    state = unlucky.end()
+    assert (unlucky.deaths, unlucky.pardoned) == (MAX_CRASHES, 1)
+    assert state.untold() == expected.untold()
 
 
 def test_crashes_are_counted_since_the_run_last_got_somewhere(crashers: Crashers, tmp_path: Path):

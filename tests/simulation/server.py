@@ -5,7 +5,7 @@ The server tells the simulated time; the connections of a node are cut as the se
 
 import os
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,8 @@ class ServedDatabase(PostgresDatabase):
         super().act_as(node, number, epoch)
         connection = self._writer._connection
         if connection is not None and not connection.closed:
-            self._tell(connection)
+            with suppress(psycopg.Error):  # the server has ended it: the next one is told when it is fenced off
+                self._tell(connection)
 
     def _fence_off(self, connection: Connection) -> None:
         super()._fence_off(connection)

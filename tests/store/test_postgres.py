@@ -112,6 +112,18 @@ def test_node_that_was_expelled_writes_nothing(store: SharedStore, postgres_stor
         assert [claim.run for claim in store.claim_due("node_b", 9, 10)] == ["run_1"]
 
 
+def test_node_that_has_come_back_claims_nothing_under_its_former_name(store: SharedStore):
+    """Asked for before, and done after that. Nobody would have it: no node of that name can die."""
+    runs = Runs(store)
+    for number in (1, 2):
+        runs.accept(f"run_{number}", status="pending", due_at=1, owner=None)
+    store.rejoin(NODE, "node_b", "host", 1, 9)
+    assert store.claim_due(NODE, 9, 10) == []
+    assert store.claim_one(NODE, "run_1") is None
+    assert [claim.run for claim in store.claim_due("node_b", 9, 1)] == ["run_1"]
+    assert store.claim_one("node_b", "run_2") is not None
+
+
 def test_heartbeat_does_not_tell_the_names_of_definitions_before_these_are_there(store: SharedStore):
     Runs(store)
     store.offer(["action greet@1"], b"[]")

@@ -91,11 +91,12 @@ class Claimer:
             self._full = room <= 0
             if self._full:
                 return
-            claim = partial(engine.store.claim_due, engine.node, engine.clock.now(), room)
+            node = engine.node
+            claim = partial(engine.store.claim_due, node, engine.clock.now(), room)
             claims = await engine.committer.call(claim)
             if not claims:
                 return
-            await engine.resume(claims)
+            await engine.resume(claims, node)
 
     async def _wait(self) -> None:
         engine = self._engine

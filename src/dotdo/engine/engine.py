@@ -280,6 +280,8 @@ class Engine(Serving):
                 return id, known if isinstance(known, RunJournal) else None, identity
         if self._closed:  # meanwhile: nothing would write it any more
             raise ClientClosed("The client is closed; open a new one.")
+        if self.lease is not None:
+            self.lease.check()
         accepted = new_run(self, id, definition, kind, input, options, pins=self.pinned.now.id, identity=identity)
         if options.delay or isinstance(definition, Remote):
             await self._accept_unowned(accepted, identity)
@@ -375,9 +377,9 @@ class Engine(Serving):
 
     # -- resuming -----------------------------------------------------------------------------------------------------
 
-    async def resume(self, claims: list[Claim]) -> None:
-        """Loads claimed runs and lets them go on."""
-        await load_runs(self, claims)
+    async def resume(self, claims: list[Claim], node: str) -> None:
+        """Loads runs that were claimed by this node, as it was called then, and lets them go on."""
+        await load_runs(self, claims, node)
 
     def parked(self, run: LiveRun) -> None:
         """A run leaves memory; its row is being written."""

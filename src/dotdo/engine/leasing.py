@@ -74,7 +74,8 @@ class Lease:
         self._until = monotonic() + self._lasts
         self._asked: float | None = None  # when the renewal was asked for that has no answer yet
         self._returning: asyncio.Task[None] | None = None
-        self._is_lost, self._trusting = False, threading.Lock()  # an answer that just comes must not undo a loss
+        self.is_lost = False  # until the node has come back as a new one
+        self._trusting = threading.Lock()  # an answer that just comes must not undo a loss
         self._losses = self._store.losses
         self._closing = False
         self._stop = threading.Event()
@@ -92,8 +93,16 @@ class Lease:
         end = monotonic() + PATIENCE
         while not self.lasts:
             if monotonic() > end or self._closing:
-                raise StoreUnavailable(f"The store {self._store.where} cannot be reached. Nothing was accepted.")
+                raise self._refusal()
             await asyncio.sleep(LOOK)
+
+    def check(self) -> None:
+        """Raises StoreUnavailable while the node is gone: what it has accepted then, no live node would have."""
+        if self.is_lost:
+            raise self._refusal()
+
+    def _refusal(self) -> StoreUnavailable:
+        return StoreUnavailable(f"The store {self._store.where} cannot be reached. Nothing was accepted.")
 
     def lost(self, error: BaseException) -> None:
         """The lease is over, or it cannot be known whether it is."""
@@ -105,7 +114,7 @@ class Lease:
             return
         engine = self._engine
         with self._trusting:
-            self._until, self._is_lost = 0.0, True
+            self._until, self.is_lost = 0.0, True
         engine.outliving.excused = True
         engine.log.warning(
             "%s gives up its %s runs, which go on wherever they are claimed, and comes back as a new node: %s",
@@ -130,7 +139,7 @@ class Lease:
     def _look(self) -> None:
         """A server, or a net, that goes silent breaks no connection: then the thread waits for an answer for ever."""
         now, asked = monotonic(), self._asked
-        if now >= self._until and asked is not None and now - asked >= self._silent and not self._is_lost:
+        if now >= self._until and asked is not None and now - asked >= self._silent and not self.is_lost:
             error = StoreUnavailable(f"The store {self._store.where} has not said a word for {now - asked:.1f} s.")
             if self._closing:
                 self._store.give_up(error.message)
@@ -153,10 +162,12 @@ class Lease:
                 return
             except StoreError as error:
                 engine.log.info("%s cannot come back yet: %s", before, error)
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, 1.0)
+            except Exception as error:  # whatever it is: who beats on and never comes back keeps its runs for ever
+                engine.log.error("%s cannot come back yet: %s: %s", before, type(error).__name__, message_of(error))
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, 1.0)
         engine.node, self._until, self._returning = node, asked + self._lasts, None
-        self._is_lost = False
+        self.is_lost = False
         self._losses = self._store.losses
         engine.outliving.excused = False
         engine.dropped.clear()  # their rows say now that they are unsettled
@@ -211,7 +222,7 @@ class Lease:
         answered = monotonic()
         if now is not None:
             with self._trusting:
-                if node == engine.node and not self._is_lost:
+                if node == engine.node and not self.is_lost:
                     self._until = asked + self._lasts
             if isinstance(engine.clock, StoreClock):
                 engine.clock.correct(now, answered - asked)

@@ -62,9 +62,10 @@ async def _reload(engine: "Engine", id: str, lost: int, error: BaseException) ->
 
 async def take_up(engine: "Engine", id: str) -> None:
     """Claims a run anew that is this node's own, or nobody's. Its attempts may have ended unseen, but nobody died."""
-    claim = await engine.committer.call(partial(engine.store.claim_one, engine.node, id))
+    node = engine.node
+    claim = await engine.committer.call(partial(engine.store.claim_one, node, id))
     if claim is not None:
-        await engine.resume([msgspec.structs.replace(claim, crashed=False, unseen=True)])
+        await engine.resume([msgspec.structs.replace(claim, crashed=False, unseen=True)], node)
 
 
 async def _take_up_strays(engine: "Engine", id: str) -> None:

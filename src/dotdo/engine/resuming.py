@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 LOOK_AGAIN = 60_000
 
 
-async def load_runs(engine: "Engine", claims: list[Claim]) -> None:
-    """Loads claimed runs, each by itself: one that cannot be loaded hurts no other."""
+async def load_runs(engine: "Engine", claims: list[Claim], node: str) -> None:
+    """Loads runs that a node claimed, each by itself: one that cannot be loaded hurts no other."""
     ids = [claim.run for claim in claims]
     journals = await engine.read(lambda: engine.store.read_journals(ids))
     inbox = await engine.read(lambda: engine.store.read_inbox(ids))
@@ -47,11 +47,15 @@ async def load_runs(engine: "Engine", claims: list[Claim]) -> None:
     await engine.pinned.load(pins)
     for claim, entries, history in histories:
         engine.claimer.coming += 1
-        engine.loop.call_soon(_resume, engine, claim, entries, history, inbox[claim.run])
+        engine.loop.call_soon(_resume, engine, node, claim, entries, history, inbox[claim.run])
 
 
-def _resume(engine: "Engine", claim: Claim, entries: list[Entry], history: History, messages: list[Message]) -> None:
+def _resume(
+    engine: "Engine", node: str, claim: Claim, entries: list[Entry], history: History, messages: list[Message]
+) -> None:
     engine.claimer.coming -= 1
+    if engine.node != node or (engine.lease is not None and engine.lease.is_lost):
+        return  # freed with all else that the node had: what the next one wrote for it, no claim of its own would cover
     accepted = history.accepted
     if accepted is None or claim.run in engine.live or engine.draining:
         return

@@ -42,6 +42,7 @@ class SharedStore(SqlStore):
         self.lease = lease
         self._offers = self._elsewhere = self._definitions = "[]"
         self._listener: Listener | None = None
+        self._former = ""  # what the node was called before it came back
         self.given_up = False
 
     def join(self, node: str, host: str, pid: int, now: int) -> None:
@@ -117,6 +118,7 @@ class SharedStore(SqlStore):
                     self._db.write(self._sql["keep_out"], {"number": number})
                 self._db.write(self._sql["resign"], {"node": before, "mark": UNSETTLED})
             self.join(node, host, pid, now)
+            self._former = before
         except BaseException:
             self._db.act_as(before, 0, -1)
             raise
@@ -124,6 +126,8 @@ class SharedStore(SqlStore):
     def claim_due(self, node: str, now: int, limit: int) -> list[Claim]:
         """Takes up to `limit` runs that are due and have no owner, but for those that only other nodes can run. When
         the answer is lost, they are found by `own_runs`."""
+        if node == self._former:
+            return []  # asked for before it came back: nobody would have what is claimed under the name that is gone
         given = {**self._claiming(node, now, limit), "elsewhere": self._elsewhere}
         try:
             found = self._db.once(self._sql["claim_due"], given)
@@ -131,6 +135,10 @@ class SharedStore(SqlStore):
             log.info("%s What was claimed is looked for.", error)
             return []
         return self._claims(found, limit)
+
+    def claim_one(self, node: str, run: str) -> Claim | None:
+        """Takes one run that is free or already the node's own."""
+        return None if node == self._former else super().claim_one(node, run)
 
     def rescue(self, now: int, limit: int) -> int:
         """Expels nodes whose lease is over, and frees up to `limit` runs of nodes that are gone."""

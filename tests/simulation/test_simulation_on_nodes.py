@@ -32,7 +32,7 @@ CAUGHT = {
     "forgets_claims_whose_answer_was_lost": 135,
     "drops_the_fence": 339,
     "believes_its_lease_for_ever": 20_033,
-    "rings_without_a_lease": 90,
+    "rings_without_a_lease": 85,
 }
 FEW = 40
 

@@ -13,6 +13,7 @@ from dotdo.engine.leasing import Lease
 from dotdo.engine.peering import Peers
 from dotdo.store.sharing import SharedStore
 from dotdo.store.sql import SqlStore
+from tests.simulation import nodes
 from tests.simulation.peers import PeerDatabase, PeerStore
 from tests.simulation.planted import nothing
 
@@ -112,7 +113,7 @@ def believes_its_lease_for_ever(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def rings_without_a_lease(patch: pytest.MonkeyPatch) -> None:
-    """Rings its alarm for what is due, also while it may claim nothing. That is soon over, so hearts stop often here."""
+    """Rings its alarm for what is due, also while it may claim nothing. Here hearts stop often."""
 
     async def wait(self: Claimer) -> None:
         engine = self._engine

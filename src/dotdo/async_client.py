@@ -18,8 +18,8 @@ import msgspec
 
 from dotdo import codec
 from dotdo.action import Action
-from dotdo.async_names import AsyncNames, plain
-from dotdo.async_runs import AsyncHandle, AsyncRuns, Load, checked, within
+from dotdo.async_names import AsyncNames
+from dotdo.async_runs import AsyncHandle, AsyncRuns, Load, checked, loaded, within
 from dotdo.catalogue import Catalogue, default_catalogue
 from dotdo.clock import Clock
 from dotdo.enlisting import Work, execute_async, is_within, work_within
@@ -136,7 +136,7 @@ class AsyncDo:
         """Runs an action or service and returns its output, typed. Raises ActionFailed when it failed for good."""
         definition, kind, options, input = await self._packed(definition, args, kwargs)
         run = await self.execute(kind, definition.name, input, options, None)
-        return _loader(definition)(run)
+        return loaded(run, _loader(definition))
 
     @overload
     async def start(self, definition: Action[P, R], /, *args: P.args, **kwargs: P.kwargs) -> AsyncHandle[R]: ...
@@ -174,7 +174,7 @@ class AsyncDo:
 
     def handle(self, id: str) -> AsyncHandle[Any]:
         """The handle of a run that was started earlier."""
-        return AsyncHandle(self, id, plain)
+        return AsyncHandle(self, id, None)
 
     @contextlib.contextmanager
     def trail(self, name: str) -> Generator[None]:
@@ -383,7 +383,4 @@ def _check_loop(opening: "asyncio.Future[Platform]") -> None:
 
 
 def _loader(definition: Any) -> Load:
-    schema = definition.schema
-    if schema.is_plain:
-        return plain
-    return lambda run: schema.load(codec.encode_result(plain(run), "result"))
+    return None if definition.schema.is_plain else definition.schema.load_plain

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from dotdo.async_runs import AsyncHandle, Client, Load, nothing
+from dotdo.async_runs import AsyncHandle, Client, Load, plain
 from dotdo.catalogue import split_version
 from dotdo.enlisting import Work, execute_async
 from dotdo.errors import DefinitionError
@@ -45,8 +45,8 @@ class AsyncByName:
     async def start(self, /, **params: Any) -> AsyncHandle[Any]:
         """Starts it; the handle's id is durable when this returns."""
         if self.within is not None:
-            return AsyncHandle(self._client, await execute_async(await self.enlisting(params), self.within), plain)
-        return await self._client.accept(self._kind, self._name, params, self._options, plain)
+            return AsyncHandle(self._client, await execute_async(await self.enlisting(params), self.within), None)
+        return await self._client.accept(self._kind, self._name, params, self._options, None)
 
     async def enlisting(self, params: Mapping[str, Any]) -> Work[str]:
         """What `start` executes within a transaction of the caller's."""
@@ -54,7 +54,7 @@ class AsyncByName:
 
     def made(self, id: str) -> AsyncHandle[Any]:
         """The handle of a run that was started so."""
-        return AsyncHandle(self._client, id, plain)
+        return AsyncHandle(self._client, id, None)
 
     async def preview(self, /, **params: Any) -> Preview[Any]:
         """What it would do: its result, effects and SQL. Nothing happens. Raises InputError, DefinitionError."""
@@ -139,8 +139,3 @@ class AsyncNames:
     async def list(self) -> list[Definition]:
         """What can be called, with schemas."""
         return await (await self._client.platform()).definitions(self._kind)
-
-
-def plain(run: Run) -> Any:
-    """What a run has returned, as plain JSON values."""
-    return run.result if run.result is not None else nothing(run)

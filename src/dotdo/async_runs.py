@@ -14,7 +14,8 @@ from dotdo.records import Outcome, Progress, Run, RunFilter, erased_text
 
 R = TypeVar("R")
 
-Load = Callable[[Any], Any]
+# From a plain result to the declared output; None where the two are the same.
+Load = Callable[[Any], Any] | None
 Entries = list[Entry]  # in classes with a method `list` the name means that
 
 
@@ -40,7 +41,7 @@ class AsyncHandle(Generic[R]):
 
         timeout: seconds. Raises ActionFailed, RunCancelled, RunBlocked, or StillRunning when the timeout passes.
         """
-        return self._load(await self._client.runs.wait(self.id, timeout=timeout))
+        return loaded(await self._client.runs.wait(self.id, timeout=timeout), self._load)
 
     async def get(self) -> Run:
         """The run as it stands; if its service has continued as new, the run that goes on for it."""
@@ -226,6 +227,17 @@ async def within(timeout: float | None, work: Any, id: str) -> Run:
         error = StillRunning(f"The run {id} had not ended after {timeout} s. It goes on; ask again by its id.")
         error.run_id = id
         raise error from None
+
+
+def plain(run: Run) -> Any:
+    """What a run has returned, as plain JSON values."""
+    return run.result if run.result is not None else nothing(run)
+
+
+def loaded(run: Run, load: Load) -> Any:
+    """What a run has returned, as the declared output."""
+    result = plain(run)
+    return result if load is None else load(result)
 
 
 def nothing(run: Run) -> None:

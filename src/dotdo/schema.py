@@ -144,6 +144,10 @@ class Schema:
                 f"The result of {self.subject} does not fit its return hint {hint}: {_reason(error)}"
             ) from None
 
+    def load_plain(self, value: Any) -> Any:
+        """A result as plain JSON values, as the declared output. Raises InvalidValue."""
+        return self.load(codec.encode_result(value, "result"))
+
     def lend_secrets(self, subject: str, schema: "Schema") -> None:
         """The parameter `input` is given the input of another schema, with the secrets in it. Raises DefinitionError
         when it is declared in a way that would show them."""

@@ -377,10 +377,10 @@ async def test_trouble_inside_the_engine_blocks_the_run_and_is_logged(
     """A bug of the engine's own, where no user's code has a part: the run says so, and others go on."""
     real = ServiceCode.hand_over
 
-    def breaks(code: ServiceCode, items: Any, handed: int = 0) -> int:
+    def breaks(code: ServiceCode, items: Any) -> None:
         if code.service.name == "takes-fragile":
             raise ZeroDivisionError("a bug of the engine")
-        return real(code, items, handed)
+        real(code, items)
 
     async with beside_others(tmp_path) as lab:
         Fragile.reads = 100

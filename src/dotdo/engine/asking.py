@@ -11,8 +11,8 @@ from dotdo.records import ErrorRecord, Outcome, Question
 from dotdo.sealing import masked
 
 if TYPE_CHECKING:
-    from dotdo.engine.history import Delivery, Request, StepRecord
     from dotdo.engine.running import LiveRun
+    from dotdo.engine.step_record import Delivery, Request, StepRecord
     from dotdo.journal import StagedEffect
 
 UNKNOWN = "unknown outcome"

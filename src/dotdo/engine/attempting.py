@@ -8,10 +8,10 @@ import asyncio
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -41,14 +41,26 @@ _NO_COUNTS = cast("dict[str, int]", MappingProxyType({}))
 _NONE_ASKING: frozenset[Future[Any]] = frozenset()
 
 
+class AttemptOwner(Protocol):
+    """Whose attempt it is: a step."""
+
+    async def make_request(self, attempt: "Attempt", effect: Effect[..., Any], input: bytes, id: str, /) -> Any:
+        """The answer to a request of the attempt's handler, made now or before."""
+        ...
+
+    def complete(self, attempt: "Attempt", result: Any, /) -> Completion:
+        """What the attempt commits, for a handler that does so by itself."""
+        ...
+
+
 class Attempt:
-    """The state of one attempt. `request_with` makes requests; `databases` opens its transaction; `keeper` is the run,
-    which keeps its secrets in mind."""
+    """The state of one attempt. `databases` opens its transaction; `keeper` is the run, which keeps its secrets in
+    mind."""
 
     __slots__ = (
-        "_asking", "_committing", "_complete_with", "_counts", "_databases", "_is_async", "_keeper", "_lock", "_loop",
-        "_over", "_request_with", "_resources", "actor", "block", "effects", "elsewhere", "epoch", "generation",
-        "number", "promised", "requests", "run_id", "spares_calls", "step", "task", "traceparent", "trail", "work"
+        "_asking", "_committing", "_counts", "_databases", "_is_async", "_keeper", "_lock", "_loop", "_over", "_owner",
+        "_resources", "actor", "block", "effects", "elsewhere", "epoch", "generation", "number", "promised",
+        "requests", "run_id", "spares_calls", "step", "task", "traceparent", "trail", "work"
     )  # fmt: skip
 
     def __init__(
@@ -64,11 +76,10 @@ class Attempt:
         traceparent: str | None = None,
         resources: dict[type, Any],
         databases: "Databases | None",
-        request_with: Callable[["Attempt", Effect[..., Any], bytes, str], Coroutine[Any, Any, Any]],
+        owner: AttemptOwner | None,
         loop: asyncio.AbstractEventLoop,
         is_async: bool,
         keeper: KeepsSecrets,
-        complete_with: "Callable[[Attempt, Any], Completion] | None" = None,
     ) -> None:
         self.run_id, self.step, self.number, self.epoch = run_id, step, number, epoch
         self.generation, self.actor, self.trail, self.traceparent = generation, actor, trail, traceparent
@@ -81,8 +92,7 @@ class Attempt:
         self.promised: str | None = None  # the database in which the handler commits by itself
         self.block: Block | None = None  # raised by a request; the handler may swallow it, or wrap it in a group
         self._resources, self._databases = resources, databases
-        self._request_with, self._loop, self._is_async = request_with, loop, is_async
-        self._keeper, self._complete_with = keeper, complete_with
+        self._owner, self._loop, self._is_async, self._keeper = owner, loop, is_async, keeper
         self._counts: dict[str, int] = _NO_COUNTS
         self._asking: frozenset[Future[Any]] = _NONE_ASKING  # requests that a thread waits for
         self._over: str | None = None
@@ -177,7 +187,8 @@ class Attempt:
     async def ask(self, effect: Effect[..., Any], input: bytes, request: str) -> Any:
         """The answer of a request that has its name."""
         self.heartbeat()
-        return await self._request_with(self, effect, input, request)
+        assert self._owner is not None, "only previews have none, and they answer by themselves"
+        return await self._owner.make_request(self, effect, input, request)
 
     def request_and_wait(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The same from a handler's thread."""
@@ -210,8 +221,8 @@ class Attempt:
         databases = self._open_databases()
         name = databases.known(database)
         self._check_database(name)
-        assert self._complete_with is not None, "only previews have none, and they refuse this"
-        completion = msgspec.structs.replace(self._complete_with(self, result), sql=[name])
+        assert self._owner is not None, "only previews have none, and they refuse this"
+        completion = msgspec.structs.replace(self._owner.complete(self, result), sql=[name])
         key = (self.run_id, self.step, self.generation, self.number)
         statement = databases.statement(name, style, key, completion)
         with self._lock:

@@ -13,8 +13,8 @@ import msgspec
 
 from dotdo.action import NO_OVERRIDES, Overrides
 from dotdo.engine.accepting import left_to_others, new_run
-from dotdo.engine.history import OPEN, StepRecord
 from dotdo.engine.remaining import effects_left
+from dotdo.engine.step_record import OPEN, StepRecord
 from dotdo.errors import InvalidOperation
 from dotdo.journal import ChildStarted, Completion, Empty, Ended, StepFailed, Undone
 from dotdo.offer import Remote
@@ -24,7 +24,7 @@ from dotdo.store.protocol import Message
 
 if TYPE_CHECKING:
     from dotdo.engine.running import LiveRun
-    from dotdo.engine.service_code import Call
+    from dotdo.engine.step_call import Call
 
 
 class ChildOutcome(msgspec.Struct, frozen=True):

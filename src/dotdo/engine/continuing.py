@@ -54,7 +54,7 @@ def _succeed(run: "LiveRun", again: ContinueAsNew, pins: str) -> None:
     code, accepted = run.code, run.accepted
     assert code is not None, "it has just ended"
     before = accepted.chain
-    left = code.left_events(run.handed)
+    left = code.left_events()
     known = [sender for sender in run.history.senders if sender not in {event.sender for event in left}]
     chain = Chain(
         first=before.first if before else run.id,

@@ -15,8 +15,8 @@ from dotdo.engine.calling import answer_of, make_call, run_effect, run_function
 from dotdo.engine.deciding import leaves_unknown, next_move
 from dotdo.engine.doubts import first_used
 from dotdo.engine.failing import Block, error_record, together
-from dotdo.engine.history import Delivery, StepRecord
-from dotdo.engine.service_code import OWN_STEPS
+from dotdo.engine.step_call import OWN_STEPS
+from dotdo.engine.step_record import Delivery, StepRecord
 from dotdo.errors import InputError, RetryLater
 from dotdo.journal import Delivered, Delivering, DeliveryFailed, EffectsDropped, Empty, StagedEffect
 

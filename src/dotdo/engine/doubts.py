@@ -12,7 +12,7 @@ import msgspec
 from dotdo.journal import Completion
 
 if TYPE_CHECKING:
-    from dotdo.engine.history import Delivery, StepRecord
+    from dotdo.engine.step_record import Delivery, StepRecord
     from dotdo.records import ErrorRecord
 
 

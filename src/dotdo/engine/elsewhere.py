@@ -13,7 +13,7 @@ from dotdo.catalogue import described
 from dotdo.engine import requesting
 from dotdo.engine.children import run_child
 from dotdo.engine.failing import Block
-from dotdo.engine.service_code import OWN_STEPS
+from dotdo.engine.step_call import OWN_STEPS
 from dotdo.engine.working import WORKER, until_defined
 from dotdo.errors import DefinitionError
 from dotdo.offer import ExpectedAction, OfferedAction, Remote

@@ -9,10 +9,11 @@ import msgspec
 from dotdo.engine import undoing
 from dotdo.engine.continuing import continuation, continue_run
 from dotdo.engine.failing import Block, error_record, failure_record, is_failure, together
-from dotdo.engine.history import COMPLETED, FAILED, MAX_CRASHES
+from dotdo.engine.history import MAX_CRASHES
 from dotdo.engine.replaying import check_replay
 from dotdo.engine.service_code import ServiceCode
 from dotdo.engine.settling import leaves_unsettled
+from dotdo.engine.step_record import COMPLETED, FAILED
 from dotdo.errors import DotdoError, ReplayError
 from dotdo.journal import Blocked, Ended, Stopping
 from dotdo.records import WaitingFor

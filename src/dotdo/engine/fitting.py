@@ -7,7 +7,7 @@ has changed since. It is never run on: it could do a second time what was done.
 from collections.abc import Iterable
 from typing import Any
 
-from dotdo.engine.history import StepRecord
+from dotdo.engine.step_record import StepRecord
 from dotdo.errors import ReplayMismatch
 from dotdo.service import Service
 

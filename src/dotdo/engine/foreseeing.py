@@ -14,9 +14,10 @@ from dotdo.catalogue import Catalogue, Snapshot, described
 from dotdo.engine.continuing import continuation
 from dotdo.engine.failing import Block, is_failure, message_of
 from dotdo.engine.finishing import block_of
-from dotdo.engine.history import COMMITTED, OPEN, History
+from dotdo.engine.history import History
 from dotdo.engine.secrets import Unkept, Vault, arguments_of
 from dotdo.engine.service_code import ServiceCode
+from dotdo.engine.step_record import COMMITTED, OPEN
 from dotdo.errors import DotdoError, InputError, ReplayError
 from dotdo.journal import Accepted
 from dotdo.offer import OfferedCatalogue

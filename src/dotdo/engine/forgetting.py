@@ -5,7 +5,7 @@ In batches and some time later: a row that stays a while longer costs nothing, a
 
 from typing import TYPE_CHECKING
 
-from dotdo.engine.history import StepRecord
+from dotdo.engine.step_record import StepRecord
 from dotdo.errors import StoreError
 
 if TYPE_CHECKING:

@@ -4,15 +4,16 @@ from typing import TYPE_CHECKING
 
 from dotdo.engine import undoing
 from dotdo.engine.children import cancel_child
-from dotdo.engine.history import COMMITTED, OPEN
-from dotdo.engine.service_code import TAKING_BACK
 from dotdo.engine.settling import open_calls
+from dotdo.engine.step_call import TAKING_BACK
+from dotdo.engine.step_record import COMMITTED, OPEN
 from dotdo.engine.stepping import StepRun
 from dotdo.service import Service
 
 if TYPE_CHECKING:
     from dotdo.engine.running import LiveRun
-    from dotdo.engine.service_code import Call, ServiceCode
+    from dotdo.engine.service_code import ServiceCode
+    from dotdo.engine.step_call import Call
 
 
 def take_up_left(run: "LiveRun", code: "ServiceCode") -> None:
@@ -23,9 +24,9 @@ def take_up_left(run: "LiveRun", code: "ServiceCode") -> None:
     for call in code.calls.values():
         record = run.history.steps.get(call.id)
         begun = run.crashed if record is None else record.state in (OPEN, COMMITTED)
-        if not (call.step.begun and begun):
+        if not (call.begun and begun):
             continue
-        if code.main.done() or call.step.done():
+        if code.main.done() or call.done:
             run.busy += 1
             run.only_end(call.id)
             run.launch_task(call.id, give_up(run, call))

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from dotdo.engine.children import take_child_message
-from dotdo.engine.history import CANCELLED, COMPLETED, FAILED, OPEN, History
+from dotdo.engine.history import History
 from dotdo.engine.resolving import Answer
-from dotdo.engine.service_code import OWN_STEPS
 from dotdo.engine.settling import leaves_unsettled
+from dotdo.engine.step_call import OWN_STEPS
+from dotdo.engine.step_record import CANCELLED, COMPLETED, FAILED, OPEN
 from dotdo.journal import CancelRequested, EventReceived, Reopened, Resolved, Stopping
 from dotdo.records import ErrorRecord
 from dotdo.store.protocol import Message

@@ -18,11 +18,13 @@ from dotdo.action import Action, undo_input
 from dotdo.clock import duration
 from dotdo.engine.continuing import continuation
 from dotdo.engine.failing import Block, error_record, failure_record, is_failure
-from dotdo.engine.history import COMPLETED, FAILED, Handover, History, StepRecord
+from dotdo.engine.history import Handover, History
 from dotdo.engine.parking import deadlock
 from dotdo.engine.preview_steps import Outcome, preview_step
 from dotdo.engine.rehearsing import Rehearsal
-from dotdo.engine.service_code import TAKING_BACK, Call, ServiceCode
+from dotdo.engine.service_code import ServiceCode
+from dotdo.engine.step_call import TAKING_BACK, Call
+from dotdo.engine.step_record import COMPLETED, FAILED, StepRecord
 from dotdo.errors import ReplayError
 from dotdo.journal import Accepted, Completion
 from dotdo.preview import PreviewStatus
@@ -130,7 +132,7 @@ class ServicePreview:
             self._tell_of_cancelled()
             if asked:
                 call = asked.popleft()
-                if not call.step.done():
+                if not call.done:
                     await self._step(call)
                 continue
             events = code.awaited_events()
@@ -255,7 +257,7 @@ class ServicePreview:
             if timer is None or timer.due >= end:
                 return
             await self._hand_over("timer", timer.key, timer.due)
-            if call.step.cancelled():
+            if call.step is not None and call.step.cancelled():
                 self.rehearsal.note(
                     "The service cancelled this child while it was under way; the preview shows all that it would "
                     "have done.",

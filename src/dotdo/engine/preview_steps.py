@@ -60,7 +60,7 @@ class PreviewAttempt(Attempt):
             trail=options.trail,
             resources=previewer.resources,
             databases=None if previewer.databases is None else _OneTransaction(rehearsal, self),  # type: ignore[arg-type]
-            request_with=self._stand_in_for,
+            owner=None,
             loop=previewer.loop,
             is_async=action.is_async,
             keeper=rehearsal.keeper,
@@ -87,8 +87,9 @@ class PreviewAttempt(Attempt):
             "What it writes through ctx.sql can be previewed."
         )
 
-    async def _stand_in_for(self, _attempt: Attempt, effect: Effect[..., Any], input: bytes, request: str) -> Any:
-        """What a request is answered."""
+    async def ask(self, effect: Effect[..., Any], input: bytes, request: str) -> Any:
+        """What stands in for the answer of a request."""
+        self.heartbeat()
         key = effect_key(self.run_id, self.step, request, 0, self.epoch)
         if effect.preview is None:
             self.found("requested", effect, input)

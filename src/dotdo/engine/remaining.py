@@ -1,7 +1,7 @@
 """What remains of what a run has done outside: effects that have left, and that nothing has taken back."""
 
 from dotdo.engine.history import History
-from dotdo.engine.service_code import OWN_STEPS
+from dotdo.engine.step_call import OWN_STEPS
 
 PERHAPS = " (perhaps)"  # nobody knows whether it happened
 

@@ -65,7 +65,7 @@ def replay_history(
     try:
         code.start()
         code.hand_over(history.handovers)
-        asked = [call.id for call in code.calls.values() if call.step.begun]
+        asked = [call.id for call in code.calls.values() if call.begun]
         actions = [id for id in asked if not isinstance(code.calls[id].definition, Service)]
         new = [call.id for call in code.new if call.id.removeprefix("undo:") not in history.steps]
         if not code.main.done():
@@ -89,7 +89,7 @@ def check_replay(run: "LiveRun") -> ReplayError | None:
         again = replay(run.definition, run.id, entries, pins, engine.catalogue, engine.watch, run)
     except ReplayError as error:
         return error
-    live = [call.id for call in code.calls.values() if call.step.begun]
+    live = [call.id for call in code.calls.values() if call.begun]
     outcome, error = code.outcome()
     result = None if error is not None else run.definition.schema.dump(outcome)[0]
     told = None if error is None else f"{type(error).__name__}: {message_of(error)}"

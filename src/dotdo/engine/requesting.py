@@ -16,7 +16,7 @@ from dotdo.engine.attempting import Attempt, effect_key
 from dotdo.engine.calling import answer_of, make_call, run_effect, run_function
 from dotdo.engine.deciding import leaves_unknown, next_move
 from dotdo.engine.failing import Block, error_record, together
-from dotdo.engine.history import Request, StepRecord
+from dotdo.engine.step_record import Request, StepRecord
 from dotdo.errors import RetryLater
 from dotdo.journal import Answered, Requested, RequestFailed
 from dotdo.records import ErrorRecord, WaitingFor

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -19,16 +19,18 @@ from dotdo.engine.children import has_child, start_child
 from dotdo.engine.failing import Block
 from dotdo.engine.giving_up import give_up, take_up_left
 from dotdo.engine.guarding import broke, guarded
-from dotdo.engine.history import OPEN, History, StepRecord
+from dotdo.engine.history import History
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.leasing import pause
 from dotdo.engine.messages import apply_message
 from dotdo.engine.publishing import tell_progress
-from dotdo.engine.secrets import SecretKeeping
-from dotdo.engine.service_code import TAKING_BACK, Call, ServiceCode
+from dotdo.engine.secrets import RunSecrets, SecretKeeping
+from dotdo.engine.service_code import ServiceCode
 from dotdo.engine.settling import Unsettled, is_left, is_unsettled, leaves_unsettled, steps_in_flight
 from dotdo.engine.spans import RunTrace
-from dotdo.engine.stepping import StepRun, step_context
+from dotdo.engine.step_call import TAKING_BACK, Call
+from dotdo.engine.step_record import OPEN, StepRecord
+from dotdo.engine.stepping import StepRun, StepTask, step_context
 from dotdo.engine.timing import Times
 from dotdo.engine.waiting import Waiting
 from dotdo.errors import InvalidInput, InvalidValue, ReplayError, RunEvicted
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 
 _NO_STEPS: frozenset[str] = frozenset()
+_NONE_UNMATCHED = cast("list[StepRecord]", ())
 _NO_CALLS: Mapping[tuple[str, str], asyncio.Task[Any]] = MappingProxyType({})
 
 
@@ -56,10 +59,10 @@ class LiveRun(SecretKeeping):
     # More attributes than instances may share the names of: without this each run had a dictionary of 1.5 KB.
     # fmt: off
     __slots__ = (
-        "_fresh", "_handed", "_launching", "_parking", "_pumping", "_times", "_unmatched",
-        "_waiting", "accepted", "asked", "attempts", "began", "busy", "calls", "code", "conductor", "crashed",
+        "_fresh", "_launching", "_parking", "_pumping", "_times", "_unmatched", "_waiting", "accepted",
+        "asked", "attempts", "began", "busy", "calls", "code", "conductor", "continuing", "crashed",
         "definition", "engine", "given_up", "history", "id", "is_stopping", "journal", "on_failure", "over",
-        "status", "steps", "taken", "tasks", "trace", "undoes", "unsettled"
+        "secrets", "status", "steps", "taken", "tasks", "trace", "undoes", "unsettled"
     )
     # fmt: on
 
@@ -80,15 +83,15 @@ class LiveRun(SecretKeeping):
         self.trace: RunTrace | None = None
         self.steps: dict[str, StepRun] = {}
         self.attempts: dict[Attempt, None] = {}  # under way, those of undos too
-        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.tasks: dict[str, StepTask] = {}
         self.calls: Mapping[tuple[str, str], asyncio.Task[Any]] = _NO_CALLS
         self.asked: tuple[Block, ...] = ()
         self._waiting: Waiting | None = None
+        self.secrets: RunSecrets | None = None
         self.taken = 0  # the newest message that was taken
-        self.handed = 0
         self._fresh = False
         self.busy = 0
-        self._unmatched: list[StepRecord] = []
+        self._unmatched = _NONE_UNMATCHED
         self.unsettled: Unsettled | None = None  # what earlier owners may have left
         self.given_up: frozenset[str] = _NO_STEPS
         self._launching = False
@@ -190,9 +193,8 @@ class LiveRun(SecretKeeping):
             finishing.finish_action(self)
             return
         self._pumping = True
-        handovers = self.history.handovers
         try:
-            self.handed = code.hand_over(handovers, self.handed)
+            code.hand_over(self.history.handovers)
         except (ReplayError, InvalidValue) as error:
             self.block_for(error)
             return
@@ -246,7 +248,7 @@ class LiveRun(SecretKeeping):
         for call in calls:
             if self.is_stopping or code is None:
                 self.busy -= 1
-            elif not (call.step.done() or code.main.done()):
+            elif not (call.done or code.main.done()):
                 self._launch(call)
             elif call.id not in self.tasks and is_left(self, call.id):
                 self.only_end(call.id)
@@ -274,15 +276,17 @@ class LiveRun(SecretKeeping):
     def launch_task(self, id: str, work: Coroutine[Any, Any, None]) -> None:
         """Runs what a step does; the run counts as busy until it has ended."""
         # Not by the loop: an application's task factory might start it here and now.
-        task = self.tasks[id] = asyncio.Task(work, loop=self.engine.loop, name=id, context=step_context())
-        task.add_done_callback(partial(self._step_done, id))
+        task = self.tasks[id] = StepTask(work, loop=self.engine.loop, name=id, context=step_context())
+        task.step = id
+        task.add_done_callback(self._step_done)
 
     def only_end(self, id: str) -> None:
         """From here on a step only comes to its end: nobody waits for it any more."""
         self.given_up |= {id}
 
     @guarded
-    def _step_done(self, id: str, task: "asyncio.Task[None]") -> None:
+    def _step_done(self, task: StepTask) -> None:
+        id = task.step
         self.busy -= 1
         if self.engine.draining:
             self.engine.quiet.set()

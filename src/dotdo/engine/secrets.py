@@ -170,6 +170,7 @@ _first_secret = threading.Lock()
 class SecretKeeping:
     """The part of a run in memory that keeps its secrets in mind."""
 
+    __slots__ = ()  # an engine has thousands of those that derive from it
     engine: "Engine"
     id: str
     secrets: RunSecrets | None = None

@@ -23,10 +23,12 @@ from dotdo.catalogue import Catalogue, Snapshot
 from dotdo.context import current
 from dotdo.engine.failing import ContinueAsNew
 from dotdo.engine.fitting import asked_for_another, leftover_step, leftover_undo, leftover_wait
-from dotdo.engine.history import COMPLETED, FAILED, Handover, History, StepRecord
+from dotdo.engine.history import Handover, History
 from dotdo.engine.run_loop import RunLoop
 from dotdo.engine.run_tasks import RunFuture
 from dotdo.engine.secrets import KeepsSecrets, RunSecrets
+from dotdo.engine.step_call import OWN_STEPS, TAKING_BACK, Call
+from dotdo.engine.step_record import COMPLETED, FAILED, StepRecord
 from dotdo.engine.watching import Watch
 from dotdo.errors import (
     ActionFailed,
@@ -42,32 +44,12 @@ from dotdo.records import ErrorRecord
 from dotdo.service import Service
 from dotdo.step import Step
 
-# Steps that the engine adds by itself; the service never asks for them.
-OWN_STEPS = ("undo:", "on_failure:")
 MAX_PROGRESS = 16 * 1024  # bytes: readers ask for it often
-
-
-class TakingBack:
-    """Stands for a definition in the call of `step.undo()`: what to run, the step's action says."""
-
-
-TAKING_BACK = TakingBack()
-
-
-class Call:
-    """One call of an action or child service by a service."""
-
-    __slots__ = ("definition", "id", "input", "name", "overrides", "step", "typed")
-
-    def __init__(
-        self, step: Step[Any], name: str, definition: Any, input: bytes, overrides: Overrides, typed: bool
-    ) -> None:
-        self.step, self.id, self.name, self.definition, self.input = step, step.identity, name, definition, input
-        self.overrides, self.typed = overrides, typed
 
 
 # What most services never have, so these are shared. They are replaced; who would add to them gets an error.
 _NONE_HELD: frozenset[str] = frozenset()
+_NONE_COUNTED = cast("dict[str, int]", MappingProxyType({}))
 _NO_STEPS = cast("list[str]", ())
 _NO_PROGRESS = cast("list[Published]", ())
 _NO_EVENTS = cast("dict[str, deque[EventReceived]]", MappingProxyType({}))
@@ -106,7 +88,7 @@ class ServiceCode:
         self.cancelled: list[str] = _NO_STEPS
         self.published: list[Published] = _NO_PROGRESS  # not journaled yet
         self._publishes = 0
-        self._counts: dict[str, int] = {}  # of calls that are equal, or were dropped
+        self._counts = _NONE_COUNTED  # of calls that are equal, or were dropped
         self._events: dict[str, deque[EventReceived]] = _NO_EVENTS
         self._awaited: dict[str, deque[RunFuture]] = _NONE_AWAITED
         self._early_timers: list[str] = _NO_TIMERS
@@ -126,11 +108,10 @@ class ServiceCode:
         self.main = self.loop.create_task(self.service.handler(**arguments), context=context)
         self.loop.drain()
 
-    def hand_over(self, items: Sequence[Handover], handed: int = 0) -> int:
-        """Hands things over, one by one, and each time runs the code until it waits again or has ended.
-
-        handed: how many of the items it has been given already. Returns how many it then has been given.
-        """
+    def hand_over(self, items: list[Handover]) -> None:
+        """Hands things over, one by one, and each time runs the code until it waits again or has ended. What it was
+        given is taken out of the list."""
+        handed = 0
 
         def more() -> bool:
             nonlocal handed
@@ -142,24 +123,26 @@ class ServiceCode:
             self._take(items[handed - 1])
             return True
 
-        self.loop.drain(more)
-        return handed
+        try:
+            self.loop.drain(more)
+        finally:
+            del items[:handed]
 
     def _take(self, item: Handover) -> None:
         loop = self.loop
         loop.advance(item.at)
         if item.kind == "step":
             call = self.calls.get(item.name)
-            if call is None or not call.step.begun:
+            if call is None or not call.begun:
                 if not item.name.startswith(OWN_STEPS):
                     self._held |= {item.name}  # nobody asked for it yet: kept until somebody does
-            elif not call.step.done():
+            elif not call.done:
                 self._fulfil(call, self._history.steps[item.name])
         elif item.kind == "undone":
             call = self.calls.get(f"undo:{item.name}")
-            if call is None or not call.step.begun:
+            if call is None or not call.begun:
                 self._held |= {f"undo:{item.name}"}
-            elif not call.step.done():
+            elif not call.done:
                 self._taken_back(call, self._history.steps[item.name])
         elif item.kind == "timer":
             timer = loop.timer(item.name)
@@ -185,7 +168,8 @@ class ServiceCode:
         refusing = self.loop.evict()
         if not over:
             for call in self.calls.values():
-                call.step.leave_memory()
+                if call.step is not None:
+                    call.step.leave_memory()
         return refusing
 
     def unmatched(self, among: Iterable[StepRecord] | None = None) -> list[StepRecord]:
@@ -193,7 +177,7 @@ class ServiceCode:
         return [
             record
             for record in (self._history.steps.values() if among is None else among)
-            if ((call := self.calls.get(record.id)) is None or not call.step.begun)
+            if ((call := self.calls.get(record.id)) is None or not call.begun)
             and not record.id.startswith(OWN_STEPS)
             and record.generation >= self._history.redone
             and not record.is_blank
@@ -225,7 +209,7 @@ class ServiceCode:
 
     def never_awaited(self) -> list[str]:
         """Calls that were made but never awaited."""
-        return [call.id for call in self.calls.values() if not call.step.begun]
+        return [call.id for call in self.calls.values() if not call.begun]
 
     def awaited_events(self) -> list[str]:
         """Names of the events that the code waits for."""
@@ -313,8 +297,9 @@ class ServiceCode:
         id, call = f"undo:{step.identity}", self.calls.get(step.identity)
         known = self.calls.get(id)
         if known is not None:
+            assert known.step is not None, "only steps of actions and services are let go"
             return known.step
-        if call is None or call.step is not step or not step.done() or step.cancelled():
+        if call is None or step.get_loop() is not self.loop or not step.done() or step.cancelled():
             raise InvalidOperation(f"{step!r} cannot be undone: it has not completed. Await it before you undo it.")
         record = self._history.steps[step.identity]
         undo: Step[None] = Step(id, self, self.loop, self.loop.future_hash())
@@ -328,10 +313,10 @@ class ServiceCode:
         self.calls[id] = Call(undo, f"undo of {call.name}", TAKING_BACK, b"null", NO_OVERRIDES, typed=True)
         return undo
 
-    def left_events(self, handed: int) -> list[EventReceived]:
-        """Events that the code has not awaited, in order for each name. handed: how many things were handed over."""
+    def left_events(self) -> list[EventReceived]:
+        """Events that the code has not awaited, in order for each name."""
         left = [event for events in self._events.values() for event in events]
-        return left + [item.event for item in self._history.handovers[handed:] if item.event is not None]
+        return left + [item.event for item in self._history.handovers if item.event is not None]
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -370,13 +355,19 @@ class ServiceCode:
         base = f"{name}:{overrides.step_key}" if overrides.step_key else f"{name}:{codec.digest(identity)}"
         id = base
         if base in self.calls or base in self._counts:
-            count = self._counts[base] = self._counts.get(base, 1) + 1
+            count = self._counts.get(base, 1) + 1
+            self._counted()[base] = count
             id = f"{base}#{count}"
         if id not in self._history.steps:
             definition.schema.check(plain)
         step: Step[Any] = Step(id, self, self.loop, self.loop.future_hash())
         self.calls[id] = Call(step, name, definition, input, overrides, typed)
         return step
+
+    def _counted(self) -> dict[str, int]:
+        if self._counts is _NONE_COUNTED:
+            self._counts = {}
+        return self._counts
 
     def _run_secrets(self) -> RunSecrets:
         if self._secrets is None:
@@ -413,25 +404,28 @@ class ServiceCode:
     def drop(self, step: Step[Any]) -> None:
         """Part of StepOwner: the call is not forgotten, but whoever was to await it was cancelled first."""
         del self.calls[step.identity]
-        self._counts.setdefault(step.identity, 1)
+        self._counted().setdefault(step.identity, 1)
 
     def _taken_back(self, call: Call, record: StepRecord) -> None:
+        step = call.step
+        assert step is not None, "it is not done"
         if record.undone:
-            call.step.set_result(None)
+            step.set_result(None)
         else:  # a person said so
             error = record.undo_error or ErrorRecord("NotUndone", "it was left as it is")
-            call.step.set_exception(
-                ActionFailed(call.name, error.type, error.message, step=call.id, run_id=self.run_id)
-            )
-        call.step.settled()
+            step.set_exception(ActionFailed(call.name, error.type, error.message, step=call.id, run_id=self.run_id))
+        step.settled()
 
     def _fulfil(self, call: Call, record: StepRecord) -> None:
         step = call.step
-        if call.definition is TAKING_BACK:
+        if call.definition is TAKING_BACK or step is None:
             return  # when the step itself is marked as undone
         if record.state == COMPLETED and record.completion is not None:
             loaded, record.loaded = record.loaded, None
             step.set_result(self._load(call, record) if loaded is None or not call.typed else loaded[0])
+            # A run may be in memory for long. What the code has got need not be here once more.
+            call.step, call.input = None, b""
+            record.spend()
         elif record.error is not None:
             error = record.error
             step.set_exception(

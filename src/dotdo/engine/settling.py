@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from dotdo.engine.attempting import Attempt
 from dotdo.engine.doubts import keep_keys
 from dotdo.engine.failing import message_of
-from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
 from dotdo.engine.replaying import replay_history
-from dotdo.engine.service_code import OWN_STEPS, ServiceCode
+from dotdo.engine.service_code import ServiceCode
+from dotdo.engine.step_call import OWN_STEPS
+from dotdo.engine.step_record import CANCELLED, COMMITTED, OPEN, StepRecord
 from dotdo.engine.threads import Threads
 from dotdo.errors import (
     DefinitionError,
@@ -65,7 +66,7 @@ class Unsettled:
 
 def open_calls(run: "LiveRun", code: ServiceCode) -> list[str]:
     """The actions (and undos) that a service's code has asked for and that have not come to their end."""
-    steps, asked = run.history.steps, [call for call in code.calls.values() if call.step.begun]
+    steps, asked = run.history.steps, [call for call in code.calls.values() if call.begun]
     actions = [call.id for call in asked if not isinstance(call.definition, Service)]
     return [id for id in actions if _is_open(steps, id)]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from dotdo.engine.failing import Block, error_record
-from dotdo.engine.history import FAILED
+from dotdo.engine.step_record import FAILED
 from dotdo.errors import AttemptOver
 from dotdo.records import ErrorRecord, Options
 from dotdo.tracing import TracePlace, Tracing, current_place, place_of

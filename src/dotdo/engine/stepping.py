@@ -19,7 +19,6 @@ from dotdo.engine.delivering import deliver
 from dotdo.engine.elsewhere import went_elsewhere
 from dotdo.engine.failing import Block, error_record
 from dotdo.engine.handling import HandlerRun
-from dotdo.engine.history import CANCELLED, COMMITTED, OPEN, StepRecord
 from dotdo.engine.limiting import give_back, take_slots
 from dotdo.engine.settling import (
     is_unsettled,
@@ -29,6 +28,7 @@ from dotdo.engine.settling import (
     settle_step,
     tell_of_difference,
 )
+from dotdo.engine.step_record import CANCELLED, COMMITTED, OPEN, StepRecord
 from dotdo.engine.working import run_on_worker, tell
 from dotdo.errors import AttemptOver, RetryLater, WorkerLost
 from dotdo.journal import AttemptFailed, Completion, Empty, StepFailed
@@ -256,22 +256,22 @@ class StepRun(HandlerRun):
             traceparent=options.traceparent,
             resources=run.engine.resources,
             databases=run.engine.databases,
-            request_with=self._request,
+            owner=self,
             loop=run.engine.loop,
             is_async=action.is_async,
             keeper=run,
-            complete_with=self._complete,
         )
 
-    async def _request(self, attempt: Attempt, effect: Any, input: bytes, id: str) -> Any:
+    async def make_request(self, attempt: Attempt, effect: Any, input: bytes, id: str) -> Any:
+        """Part of AttemptOwner."""
         try:
             return await requesting.request(self.run, self.record, attempt, effect, input, id)
         except Block as block:
             attempt.block = block
             raise
 
-    def _complete(self, attempt: Attempt, result: Any) -> Completion:
-        """For a handler that commits by itself."""
+    def complete(self, attempt: Attempt, result: Any) -> Completion:
+        """Part of AttemptOwner."""
         action, fallback = self.definition, self.definition.fallback
         if self.record.fallback and fallback is not None:
             action = fallback
@@ -363,6 +363,13 @@ class StepRun(HandlerRun):
             if record.state == OPEN:
                 raise cancelled
             uncancel()
+
+
+class StepTask(asyncio.Task[None]):
+    """The task of a step, which knows whose it is. (Its name may be changed by the handler.)"""
+
+    __slots__ = ("step",)
+    step: str
 
 
 def step_context() -> VariableContext:

@@ -14,17 +14,17 @@ from dotdo.engine import asking, requesting
 from dotdo.engine.children import cancel_child, undo_child
 from dotdo.engine.delivering import drop
 from dotdo.engine.failing import Block, message_of, together
-from dotdo.engine.history import CANCELLED, COMMITTED, COMPLETED, FAILED, OPEN, StepRecord
 from dotdo.engine.remaining import effects_left
-from dotdo.engine.service_code import OWN_STEPS
 from dotdo.engine.settling import leaves_unsettled, settle_in_flight
+from dotdo.engine.step_call import OWN_STEPS
+from dotdo.engine.step_record import CANCELLED, COMMITTED, COMPLETED, FAILED, OPEN, StepRecord
 from dotdo.engine.stepping import StepRun
 from dotdo.journal import Ended, Stopping, Undone, UndoPlanned
 from dotdo.records import ErrorRecord, Failure
 
 if TYPE_CHECKING:
     from dotdo.engine.running import LiveRun
-    from dotdo.engine.service_code import Call
+    from dotdo.engine.step_call import Call
 
 
 async def stop(run: "LiveRun", stopping: Stopping) -> None:

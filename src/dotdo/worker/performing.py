@@ -152,11 +152,10 @@ class HandlerTask(HandlerRun):
             traceparent=task.traceparent,
             resources=place.resources,
             databases=place.databases,
-            request_with=self._request,
+            owner=self,
             loop=place.loop,
             is_async=action.is_async,
             keeper=self.owner,
-            complete_with=lambda attempt, result: self.completion(action, attempt, task.completion.started, result),
         )
 
     async def execute(self) -> Outcome:
@@ -180,6 +179,10 @@ class HandlerTask(HandlerRun):
         if self.over:
             raise AttemptOver(f"The attempt {attempt.number} of {attempt.step} is not this worker's any more.")
         return Failed(task.id, task.token, self.owner.told(failure_of(failure, action.retry)))
+
+    def complete(self, attempt: Attempt, result: Any) -> Completion:
+        """Part of AttemptOwner."""
+        return self.completion(self.definition, attempt, self.task.completion.started, result)
 
     def is_fallback(self, action: Action[..., Any]) -> bool:
         """As the server knows it."""
@@ -218,7 +221,7 @@ class HandlerTask(HandlerRun):
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, LONGEST_WAIT)
 
-    async def _request(self, attempt: Attempt, effect: Effect[..., Any], input: bytes, name: str) -> Any:
+    async def make_request(self, attempt: Attempt, effect: Effect[..., Any], input: bytes, name: str) -> Any:
         """Has the server make a request: it journals intent and answer. The name is the server's, too."""
         self._asked += 1
         task = self.task

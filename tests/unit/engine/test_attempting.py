@@ -18,8 +18,12 @@ def ask(text: str) -> str:
     return text
 
 
-async def never(*_: object) -> Any:
-    raise AssertionError("nothing is asked for an attempt that is over")
+class Nobody:
+    async def make_request(self, *_: object) -> Any:
+        raise AssertionError("nothing is asked for an attempt that is over")
+
+    def complete(self, *_: object) -> Any:
+        raise AssertionError("nor is it committed")
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def stopped() -> Iterator[asyncio.AbstractEventLoop]:
 def attempt_on(loop: asyncio.AbstractEventLoop) -> Attempt:
     return Attempt(
         run_id="run_1", step="s", number=1, epoch=0, generation=1, actor=None, trail=None, resources={}, databases=None,
-        request_with=never, loop=loop, is_async=False, keeper=cast("Any", None),
+        owner=Nobody(), loop=loop, is_async=False, keeper=cast("Any", None),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import pytest
 from dotdo.embedding import store_clock
 from dotdo.errors import FenceLost, InvalidOperation, NodeExpelled, StoreUnavailable, StoreUnusable
 from dotdo.store import migrate
+from dotdo.store.connecting import in_words
 from dotdo.store.migrate import migrations
 from dotdo.store.postgres import PostgresDatabase
 from dotdo.store.queries import load_queries
@@ -91,6 +92,19 @@ def test_server_that_is_not_there_is_named_without_the_password(postgres_url: st
     with pytest.raises(StoreUnusable, match=r"postgresql://ada@127\.0\.0\.1:1/shop cannot be opened") as refused:
         PostgresDatabase("postgresql://ada:secret@127.0.0.1:1/shop")
     assert "secret" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("postgresql://ada:secret@db/shop", "postgresql://ada@db/shop"),
+        ("postgresql://ada:secret@one:1,two:2/shop", "postgresql://ada@one:1,two:2/shop"),
+        ("host=one,two port=5433 dbname=shop password=secret", "postgresql://one:5433,two:5433/shop"),
+        ("postgresql:///shop", "postgresql://localhost/shop"),
+    ],
+)
+def test_messages_name_the_servers_of_a_url_and_no_password(url: str, words: str):
+    assert in_words(url) == words
 
 
 # -- the fence ---------------------------------------------------------------------------------------------------------

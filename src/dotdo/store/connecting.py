@@ -202,9 +202,11 @@ def with_defaults(url: str) -> str:
 def in_words(url: str) -> str:
     """A URL without what must not be told."""
     given = conninfo.conninfo_to_dict(url)
-    user, host = given.get("user"), given.get("host") or "localhost"
-    port = f":{given['port']}" if "port" in given else ""
-    return f"postgresql://{f'{user}@' if user else ''}{host}{port}/{given.get('dbname') or user or ''}"
+    user, hosts = given.get("user"), str(given.get("host") or "localhost").split(",")
+    ports = str(given.get("port") or "").split(",")
+    ports *= len(hosts) if len(ports) == 1 else 1  # one port is that of all hosts
+    places = ",".join(host + (port and f":{port}") for host, port in zip(hosts, ports, strict=False))
+    return f"postgresql://{f'{user}@' if user else ''}{places}/{given.get('dbname') or user or ''}"
 
 
 def told(error: psycopg.Error, where: str, doing: str) -> StoreError:

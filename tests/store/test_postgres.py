@@ -95,7 +95,7 @@ def test_server_that_is_not_there_is_named_without_the_password(postgres_url: st
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    "url, words",
     [
         ("postgresql://ada:secret@db/shop", "postgresql://ada@db/shop"),
         ("postgresql://ada:secret@one:1,two:2/shop", "postgresql://ada@one:1,two:2/shop"),

@@ -2,8 +2,8 @@
 
 Making a cursor, executing, fetching and closing are four turns of the event loop and four of the thread; with an
 attempt's transaction open, all others that want to write wait for each. Here the first rows come with the execution,
-and a cursor that has given all its rows is closed already. The onboarding for real so takes a twelfth less CPU, and with
-100 in flight a tenth more of them get done.
+and a cursor that has given all its rows is closed already. The onboarding for real so takes a twelfth less CPU, and
+with 100 in flight a tenth more of them get done.
 """
 
 import sqlite3

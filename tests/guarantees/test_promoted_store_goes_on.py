@@ -56,6 +56,7 @@ def dotdo(*arguments: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
     return done
 
 
+@pytest.mark.of_files("it begins on a file, also where the store is a server otherwise")
 @pytest.mark.parametrize(
     "service, input, every",
     [("onboard-refused", {"name": "ada"}, 23), ("family", {"refused": False}, 41)],

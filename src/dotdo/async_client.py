@@ -169,8 +169,7 @@ class AsyncDo:
         found = await (await self.platform()).preview(kind, definition.name, input, options)
         if found.status != "completed":
             return found
-        result = definition.schema.load(codec.encode_result(found.result, "result"))
-        return msgspec.structs.replace(found, result=result)
+        return msgspec.structs.replace(found, result=definition.schema.load_plain(found.result))
 
     def handle(self, id: str) -> AsyncHandle[Any]:
         """The handle of a run that was started earlier."""

@@ -175,7 +175,7 @@ def is_heavy(value: Any) -> bool:
     """Whether turning a value into JSON is worth a thread: a guess by its sizes, one level deep."""
     # Asked for every input and output, so without calls of its own for each part.
     kind = value.__class__
-    if kind not in _SIZED or not value:
+    if kind not in _SIZED:
         return False
     if len(value) > HEAVY:
         return True

@@ -18,6 +18,14 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
 
 
 @pytest.fixture
+def bare_workshop(tmp_path: Path) -> Iterator[Workshop]:
+    """A workshop; its client is opened with the test's database."""
+    workshop = Workshop(tmp_path)
+    yield workshop
+    workshop.close()
+
+
+@pytest.fixture
 def workshop(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
     """A workshop whose clients use that database. Applied rows stay until it closes, to be looked at."""
     monkeypatch.setattr("dotdo.engine.forgetting.DELAY_SECONDS", 3600)

@@ -1,7 +1,6 @@
 """A thread goes on after its attempt is over, and is just about to execute a statement: that writes nothing."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,15 @@ from tests.workshop import PATIENCE, Workshop
 INSERT = "insert into notes (text) values ('late')"
 
 
-@pytest.fixture
-def workshop(tmp_path: Path) -> Iterator[Workshop]:
-    """A workshop; its client is opened with the test's database."""
-    workshop = Workshop(tmp_path)
-    yield workshop
-    workshop.close()
-
-
-def test_statement_that_comes_just_after_the_rollback_is_not_committed_by_itself(workshop: Workshop, tmp_path: Path):
+def test_statement_that_comes_just_after_the_rollback_is_not_committed_by_itself(
+    bare_workshop: Workshop, tmp_path: Path
+):
     """The look whether the attempt is over comes before the statement, and it ends in between."""
     database = SQLiteFile(tmp_path / "app.db")
     engine = create_engine(database.url)
     released, over, raised = threading.Event(), threading.Event(), list[str]()
 
-    @action("note", timeout=0.2, retry=Retry(attempts=1), catalogue=workshop.catalogue)
+    @action("note", timeout=0.2, retry=Retry(attempts=1), catalogue=bare_workshop.catalogue)
     def note(ctx: Context) -> None:
         try:
             ctx.sql.execute(text(INSERT))
@@ -39,7 +32,7 @@ def test_statement_that_comes_just_after_the_rollback_is_not_committed_by_itself
         finally:
             over.set()
 
-    client = workshop.open(sql=engine)
+    client = bare_workshop.open(sql=engine)
 
     @event.listens_for(engine, "before_cursor_execute")
     def stand(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:

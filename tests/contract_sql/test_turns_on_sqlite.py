@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,28 +20,20 @@ IMPATIENT = text("pragma busy_timeout = 0")  # whoever finds the file locked fai
 ATTEMPTS = 20
 
 
-@pytest.fixture
-def workshop(tmp_path: Path) -> Iterator[Workshop]:
-    """A workshop; its client is opened with the test's database."""
-    workshop = Workshop(tmp_path)
-    yield workshop
-    workshop.close()
-
-
-def test_sync_and_async_attempts_never_find_the_file_locked(workshop: Workshop, tmp_path: Path):
+def test_sync_and_async_attempts_never_find_the_file_locked(bare_workshop: Workshop, tmp_path: Path):
     database, once = SQLiteFile(tmp_path / "app.db"), Retry(attempts=1)
     threads_wait = threading.Semaphore(0)
 
-    @action("write-sync", catalogue=workshop.catalogue, retry=once)
+    @action("write-sync", catalogue=bare_workshop.catalogue, retry=once)
     def write_sync(ctx: Context, statement: str) -> None:
         threads_wait.release()
         ctx.sql.execute(text(statement))
 
-    @action("write-async", catalogue=workshop.catalogue, retry=once)
+    @action("write-async", catalogue=bare_workshop.catalogue, retry=once)
     async def write_async(ctx: AsyncContext, statement: str) -> None:
         await ctx.sql.execute(text(statement))
 
-    @action("hold", catalogue=workshop.catalogue, retry=once)
+    @action("hold", catalogue=bare_workshop.catalogue, retry=once)
     async def hold(ctx: AsyncContext) -> None:
         await ctx.sql.execute(text("insert into notes (text) values ('held')"))
         for _ in range(2):  # until a second thread comes to write; the first one has set its patience
@@ -49,7 +41,7 @@ def test_sync_and_async_attempts_never_find_the_file_locked(workshop: Workshop, 
         for _ in range(50):
             await asyncio.sleep(0)
 
-    @service("crowd", catalogue=workshop.catalogue)
+    @service("crowd", catalogue=bare_workshop.catalogue)
     async def crowd() -> None:
         for one in (write_sync, write_async):
             await one(statement=str(IMPATIENT))
@@ -60,7 +52,7 @@ def test_sync_and_async_attempts_never_find_the_file_locked(workshop: Workshop, 
         )
         await asyncio.gather(hold(), *both)
 
-    client = workshop.open(sql=database.url)
+    client = bare_workshop.open(sql=database.url)
     client.start(crowd).result(timeout=PATIENCE)
     assert len(database.notes()) == 2 * ATTEMPTS + 1
 
@@ -137,6 +129,5 @@ def test_nobody_waits_after_the_end():
         while len(turns._waiting) < 2:  # pyright: ignore[reportPrivateUsage]
             time.sleep(0.001)
         turns.end()
-        for one in waiting:
-            one.result(PATIENCE)
-    turns.take()
+        assert [one.result(PATIENCE) for one in waiting] == [None, None]
+    turns.take()  # nor does anybody who comes later

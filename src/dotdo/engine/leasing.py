@@ -108,9 +108,8 @@ class Lease:
         """The lease is over, or it cannot be known whether it is."""
         if self._closing:
             return
-        cannot_be_asked = isinstance(error, StoreUnavailable)
         if self._returning is not None:
-            self._give_up_runs(error, cannot_be_asked)  # those that were being accepted at that moment
+            self._give_up_runs(error)  # those that were being accepted at that moment
             return
         engine = self._engine
         with self._trusting:
@@ -120,18 +119,18 @@ class Lease:
             "%s gives up its %s runs, which go on wherever they are claimed, and comes back as a new node: %s",
             engine.node, len(engine.live), error,
         )  # fmt: skip
-        self._give_up_runs(error, cannot_be_asked)
-        self._store.give_up(message_of(error) if cannot_be_asked else "")
+        self._give_up_runs(error)
+        self._store.give_up(message_of(error) if isinstance(error, StoreUnavailable) else "")
         engine.committer.flush()  # what is in the queue is written before the node is a new one, or never
         self._returning = engine.loop.create_task(self._return())
 
-    def _give_up_runs(self, error: BaseException, cannot_be_asked: bool) -> None:
+    def _give_up_runs(self, error: BaseException) -> None:
         engine = self._engine
         for run in list(engine.live.values()):
             if run.journal.is_late:
                 engine.committer.condemn(run.journal)
             run.release()
-            if cannot_be_asked and not run.journal.durable_seq:
+            if isinstance(error, StoreUnavailable) and not run.journal.durable_seq:
                 engine.answers.fail(run.id, not_known(error))
         engine.dropped.update(engine.live)
         engine.live.clear()

@@ -417,9 +417,10 @@ class ServiceCode:
         step.settled()
 
     def _fulfil(self, call: Call, record: StepRecord) -> None:
-        step = call.step
-        if call.definition is TAKING_BACK or step is None:
+        if call.definition is TAKING_BACK:
             return  # when the step itself is marked as undone
+        step = call.step
+        assert step is not None, "it is not done"
         if record.state == COMPLETED and record.completion is not None:
             loaded, record.loaded = record.loaded, None
             step.set_result(self._load(call, record) if loaded is None or not call.typed else loaded[0])

@@ -125,7 +125,7 @@ class Application:
                     attempt()
             ctx.session.execute(text("create table left_over (id integer)"))
 
-        @action("hang", timeout=1, catalogue=catalogue)
+        @action("hang", timeout=0.5, catalogue=catalogue)
         def hang(ctx: Context) -> None:
             sql = ctx.sql
             sql.execute(INSERT, {"note": "hanging"})

@@ -15,13 +15,14 @@ from typing import Any, NoReturn, cast
 
 import msgspec
 
+from dotdo import pieces
 from dotdo.errors import InvalidValue, SecretExposed
+from dotdo.pieces import PIECE
 from dotdo.secret import Secret, is_secret, plaintext
 
 MAX_DEPTH = 64
 MAX_BYTES = 64 * 1024 * 1024
 HEAVY = 16 * 1024  # items or characters: such values may be long in JSON
-_CHUNK = 256 * 1024  # what is searched at once, so that other threads have their turns beside a large value
 
 _REFUSED = "a Secret is never written in the clear; only parameters declared Secret[str] carry one"
 # Stands before the text of a Secret until its place in an input is known. Nobody outside this process can know it.
@@ -137,10 +138,10 @@ def _encode_sorted(value: Any) -> bytes:
         return data
 
 
-def encode_result(value: Any, what: str) -> bytes:
-    """Like `encode`, but object keys stay in the order that the handler gave them."""
+def encode_result(value: Any, what: str, *, heavy: bool = False) -> bytes:
+    """Like `encode`, but object keys stay in the order that the handler gave them. heavy: other threads get turns."""
     try:
-        data = _encode_plain(value)
+        data = pieces.encode(value, _encode_plain) if heavy else _encode_plain(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         _explain(value, what, error)
     if len(data) > 2 * MAX_DEPTH or b"null" in data or b"u0000" in data:
@@ -153,9 +154,9 @@ def decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind, dec_hook=_decode_other)
 
 
-def decode(data: bytes | str) -> Any:
+def decode(data: bytes | str | msgspec.Raw) -> Any:
     """JSON to plain Python values."""
-    return msgspec.json.decode(data)
+    return msgspec.json.decode(data) if len(data) <= PIECE or isinstance(data, str) else pieces.decode(data)
 
 
 def to_builtins(value: Any) -> Any:
@@ -201,16 +202,16 @@ def _check(value: Any, data: bytes, what: str) -> None:
 
 
 def _has(data: bytes, part: bytes) -> bool:
-    if len(data) <= _CHUNK:
+    if len(data) <= PIECE:
         return part in data
-    starts = range(0, len(data), _CHUNK)
-    return any(data.find(part, start, start + _CHUNK + len(part) - 1) >= 0 for start in starts)
+    starts = range(0, len(data), PIECE)
+    return any(data.find(part, start, start + PIECE + len(part) - 1) >= 0 for start in starts)
 
 
 def _count(data: bytes, byte: bytes) -> int:
-    if len(data) <= _CHUNK:
+    if len(data) <= PIECE:
         return data.count(byte)
-    return sum(data.count(byte, start, start + _CHUNK) for start in range(0, len(data), _CHUNK))
+    return sum(data.count(byte, start, start + PIECE) for start in range(0, len(data), PIECE))
 
 
 def _builtins_lenient(value: Any) -> Any:

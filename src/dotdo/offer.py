@@ -78,9 +78,9 @@ class OfferedSchema(Schema):
         """Stored input by parameter."""
         return codec.decode(data)
 
-    def dump(self, result: Any) -> tuple[bytes, Any]:
+    def dump(self, result: Any, *, heavy: bool = False) -> tuple[bytes, Any]:
         """A result as JSON, and as what a service receives."""
-        data = codec.encode_result(result, f"The result of {self.subject}")
+        data = codec.encode_result(result, f"The result of {self.subject}", heavy=heavy)
         return data, codec.decode(data)
 
     def load(self, data: bytes | str) -> Any:

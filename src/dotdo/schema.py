@@ -119,10 +119,11 @@ class Schema:
             self._refuse(data)
             raise
 
-    def dump(self, result: Any) -> tuple[bytes, Any]:
-        """A handler's result as JSON, and as what a service receives. Raises InvalidValue if it does not fit."""
+    def dump(self, result: Any, *, heavy: bool = False) -> tuple[bytes, Any]:
+        """A handler's result as JSON, and as what a service receives. heavy: other threads get turns meanwhile. Raises
+        InvalidValue if it does not fit."""
         what = f"The result of {self.subject}"
-        data = codec.encode_result(result, what)
+        data = codec.encode_result(result, what, heavy=heavy)
         if type(result) in _SCALARS and (self.output is Any or self.output is type(result)):
             return data, result  # it cannot come back otherwise, and a text may have 64 MiB
         if self.wire == "camel":

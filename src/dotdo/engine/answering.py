@@ -3,8 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from dotdo import codec
 from dotdo.engine.publishing import progress_of
 from dotdo.journal import Blocked, Ended
 from dotdo.records import Run, WaitingFor
@@ -86,7 +85,7 @@ def run_record(run: "LiveRun", status: Any, ended: Ended | None, blocked: Blocke
         status=status,
         undo=ended.undo if ended else "none",  # type: ignore[arg-type]
         generation=run.history.generation,
-        result=msgspec.json.decode(ended.result) if ended else None,
+        result=codec.decode(ended.result) if ended else None,
         error=ended.error if ended else blocked.error if blocked else None,
         not_undone=ended.not_undone if ended else [],
         progress=progress_of(run.history.progress),

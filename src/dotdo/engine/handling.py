@@ -97,7 +97,7 @@ class HandlerRun:
             result = await (handling if timeout is None else self._within(timeout, handling))
             attempt.begin_commit()
             if is_heavy(result):
-                work = partial(self.completion, action, attempt, started, result)
+                work = partial(self.completion, action, attempt, started, result, heavy=True)
                 completion = await whatever_happens(self.run.engine.committer.apart(work))
             else:
                 completion = self.completion(action, attempt, started, result)
@@ -144,7 +144,7 @@ class HandlerRun:
             try:
                 result = action.handler(*((context,) if action.takes_context else ()), **arguments)
                 attempt.begin_commit()
-                completion = self.completion(action, attempt, started, result)
+                completion = self.completion(action, attempt, started, result, heavy=is_heavy(result))
                 if attempt.work is not None:
                     attempt.work.commit(applied, completion)
                 return completion
@@ -183,8 +183,10 @@ class HandlerRun:
         loaded = load() if len(data) <= LARGE else await whatever_happens(self.run.engine.committer.apart(load))
         return self._completed(action, attempt, started, data, loaded)
 
-    def completion(self, action: Action[..., Any], attempt: Attempt, started: int, result: Any) -> Completion:
-        data, loaded = action.schema.dump(result)
+    def completion(
+        self, action: Action[..., Any], attempt: Attempt, started: int, result: Any, *, heavy: bool = False
+    ) -> Completion:
+        data, loaded = action.schema.dump(result, heavy=heavy)
         return self._completed(action, attempt, started, data, loaded)
 
     def is_fallback(self, action: Action[..., Any]) -> bool:

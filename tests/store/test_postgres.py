@@ -19,7 +19,7 @@ from dotdo.store.queries import load_queries
 from dotdo.store.sharing import SharedStore
 from tests.contract_sql.lossy import Wire
 from tests.patience import PATIENCE
-from tests.store.postgres_stores import new_database, numbered, open_postgres
+from tests.store.postgres_stores import new_database, open_postgres, plan_of
 from tests.store.runs import NODE, Runs, message
 
 
@@ -39,10 +39,10 @@ def execute(url: str, statement: str) -> list[tuple[object, ...]]:
 
 def test_server_understands_every_statement(postgres_store: str):
     statements = load_queries("postgres")
-    with psycopg.connect(postgres_store) as connection:
+    with psycopg.connect(postgres_store, autocommit=True) as connection:
         for name, statement in statements.items():
             if not statement.startswith("lock"):
-                connection.execute(f"explain (generic_plan) {numbered(statement)}".encode())
+                assert plan_of(connection, statement)["Node Type"]
             assert statement.count("dotdo.") or "pg_" in statement, f"{name} does not say in which schema"
     assert len(statements) > 90
 
@@ -86,6 +86,13 @@ def test_what_would_lose_answered_runs_is_refused(postgres_template: str):
     execute(url, f"alter database {name} set synchronous_commit = off")
     with pytest.raises(StoreUnusable, match="synchronous_commit is off"):
         open_postgres(url)
+
+
+def test_server_that_is_too_old_is_refused(postgres_store: str, monkeypatch: pytest.MonkeyPatch):
+    """As if it needed a newer one than this."""
+    monkeypatch.setattr("dotdo.store.connecting.OLDEST", 1_000_000)
+    with pytest.raises(StoreUnusable, match=r"is PostgreSQL \d\d, and dotdo needs 100 or newer: upgrade it"):
+        open_postgres(postgres_store)
 
 
 def test_server_that_is_not_there_is_named_without_the_password(postgres_url: str):

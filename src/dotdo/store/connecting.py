@@ -23,6 +23,7 @@ from dotdo.errors import FenceLost, NodeExpelled, StoreError, StoreUnavailable, 
 T = TypeVar("T")
 Connection = psycopg.Connection[tuple[Any, ...]]
 
+OLDEST = 150_000
 # ms. A process that was frozen inside a transaction holds others up no longer than this.
 IDLE, LOCK = 5_000, 10_000
 # So that a server that is gone without a word is noticed, in s and ms.
@@ -173,6 +174,12 @@ class Link:
     def _connect(self) -> Connection:
         connection: Connection = psycopg.connect(self._url, autocommit=True)
         try:
+            version = connection.info.server_version
+            if version < OLDEST:
+                raise StoreUnusable(
+                    f"The server of {self._where} is PostgreSQL {version // 10_000}, and dotdo needs "
+                    f"{OLDEST // 10_000} or newer: upgrade it, or name another one."
+                )
             pid = connection.execute("select pg_backend_pid()").fetchone()
             self.pooled = pid is not None and pid[0] != connection.info.backend_pid
             if self.pooled:

@@ -27,7 +27,6 @@ from dotdo.store.connecting import (
 )
 from dotdo.store.queries import SCHEMA, load_queries
 
-OLDEST = 150_000
 MIGRATION_LOCK = 1_685_021_806
 BEGIN = "BEGIN isolation level read committed"
 Row = tuple[Any, ...]
@@ -362,15 +361,13 @@ class PostgresDatabase:
 
     def _check_server(self) -> None:
         try:
-            connection = self._writer.get()
-            [(lasting, standby)] = connection.execute(
-                "select current_setting('synchronous_commit'), pg_is_in_recovery()"
-            ).fetchall()
+            [(lasting, standby)] = (
+                self._writer.get()
+                .execute("select current_setting('synchronous_commit'), pg_is_in_recovery()")
+                .fetchall()
+            )
         except psycopg.Error as error:
             raise StoreUnusable(f"The store {self.where} cannot be opened: {' '.join(f'{error}'.split())}") from None
-        version = connection.info.server_version
-        if version < OLDEST:
-            raise StoreUnusable(f"PostgreSQL {version // 10_000} is too old for {self.where}; 15 or newer is needed.")
         if standby:
             raise StoreUnusable(f"The server of {self.where} is a standby; name its primary.")
         if lasting == "off":

@@ -316,9 +316,8 @@ class Engine(Serving):
         accepted.row = left_to_others(accepted.row)
         run = self._live_run(accepted)
         run.journal.accept(accepted)
-        run.release()
+        self.parked(run)  # also if whoever asked does not wait for it
         await self._durable(run.journal, identity, accepted.row.key, accepted.row.name)
-        self.live.pop(run.id, None)
         self.hint(run.id)
 
     def _live_run(self, accepted: AcceptedRun) -> LiveRun:

@@ -75,6 +75,7 @@ async def by_hand(runs: int) -> dict[str, float]:
             await outside.notify_sales(number)
 
         found = await _measured(start, runs)
+        await outside.close()
         await engine.dispose()
         _check(world, next(_numbers) - 1)
         return found

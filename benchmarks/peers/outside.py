@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiosmtplib
-import httpx2
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
@@ -85,22 +84,20 @@ def _mail_server() -> dict[str, Any]:
     return {"hostname": parts.hostname, "port": parts.port}
 
 
-def _checked(answer: Any) -> dict[str, Any]:
-    answer.raise_for_status()
-    return answer.json()
-
-
 class Outside:
     """For async steps. Made when the first one runs, on its loop."""
 
     def __init__(self) -> None:
-        self._http = httpx2.AsyncClient(timeout=60)
+        import aiohttp
+
+        self._http = aiohttp.ClientSession(raise_for_status=True)
         self._idle: list[aiosmtplib.SMTP] = []
         self._mail = asyncio.Semaphore(MAIL_CONNECTIONS)
 
     async def create_customer(self, key: str, number: int) -> str:
         """Its id; the same for the same key."""
-        return _checked(await self._http.post(**_customer(key, number)))["id"]
+        async with self._http.post(**_customer(key, number)) as answer:
+            return (await answer.json())["id"]
 
     async def send_welcome(self, key: str, number: int) -> str:
         """The Message-ID."""
@@ -115,19 +112,26 @@ class Outside:
 
     async def notify_sales(self, number: int) -> str:
         """The message's timestamp."""
-        return _checked(await self._http.post(**_notice(number)))["ts"]
+        async with self._http.post(**_notice(number)) as answer:
+            return (await answer.json())["ts"]
+
+    async def close(self) -> None:
+        """Closes the HTTP connections."""
+        await self._http.close()
 
 
 class OutsideWithoutAsync:
     """The same for plain functions; with a mail connection for each thread."""
 
     def __init__(self) -> None:
+        import httpx2
+
         self._http = httpx2.Client(timeout=60)
         self._mine = threading.local()
 
     def create_customer(self, key: str, number: int) -> str:
         """Its id; the same for the same key."""
-        return _checked(self._http.post(**_customer(key, number)))["id"]
+        return self._http.post(**_customer(key, number)).raise_for_status().json()["id"]
 
     def send_welcome(self, key: str, number: int) -> str:
         """The Message-ID."""
@@ -139,4 +143,4 @@ class OutsideWithoutAsync:
 
     def notify_sales(self, number: int) -> str:
         """The message's timestamp."""
-        return _checked(self._http.post(**_notice(number)))["ts"]
+        return self._http.post(**_notice(number)).raise_for_status().json()["ts"]

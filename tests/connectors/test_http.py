@@ -363,6 +363,52 @@ def test_client_in_use_refuses_a_second_one():
     asyncio.run(scenario())
 
 
+def test_url_is_sent_as_it_was_given():
+    """It may be signed; only what cannot stand in a URL is escaped."""
+    given = ["/a%2Fb/%7Ec?sig=a%2fb%3D+c&d[]=1", "/ö?é=<|>", "", "?a=%", "/x?u=http://b/c#part"]
+    sent = ["/a%2Fb/%7Ec?sig=a%2fb%3D+c&d[]=1", "/%C3%B6?%C3%A9=%3C|%3E", "/", "/?a=%", "/x?u=http://b/c"]
+    with http_server() as server:
+        for path in given:
+            call("GET", f"{server.url}{path}")
+    assert [request.path for request in server.requests] == sent
+
+
+def test_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch):
+    with http_server() as server:
+        monkeypatch.setenv("http_proxy", server.url)
+        call("POST", "http://does-not-exist.invalid/a", json=1)
+    assert [request.path for request in server.requests] == ["http://does-not-exist.invalid/a"]
+
+
+def test_error_of_the_library_does_not_show_the_query():
+    with http_server() as server:
+        server.replies = [Reply(200, b"", {"X-Large": "x" * 100_000})]
+        with pytest.raises(ConnectionError, match=f"GET {server.url}/a: .*too long|Got more than") as caught:
+            call("GET", f"{server.url}/a?token=secret")
+    assert "secret" not in str(caught.value)
+
+
+def test_kept_connection_that_was_closed_is_certain_for_what_is_idempotent_only():
+    """The server hangs up on the second request of a connection: PUT is sent again at once, of a POST nobody knows."""
+
+    async def scenario() -> None:
+        async with HttpClient(connections=1) as client:
+            made = EffectCall("key", "run_1", "s", 1, resources={HttpClient: client})
+            await http.call.plain(made, "GET", server.url)
+            await http.call.plain(made, "PUT", server.url)
+            assert server.connections == 2
+            server.replies = [Reply(behaviour=HANG_UP)]
+            with pytest.raises(ConnectionError) as caught:
+                await http.call.plain(made, "POST", server.url)
+            assert not isinstance(caught.value, RetryLater)
+
+    with http_server() as server:
+        server.replies = [Reply(), Reply(behaviour=HANG_UP)]
+        asyncio.run(scenario())
+        assert [request.method for request in server.requests] == ["GET", "PUT", "PUT", "POST"]
+        assert {request.headers["idempotency-key"] for request in server.requests} == {"key"}
+
+
 # -- in handlers, on the real engine -----------------------------------------------------------------------------------
 
 

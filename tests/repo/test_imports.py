@@ -39,7 +39,18 @@ def test_these_import_an_extra_for_type_checking_only(name: str, package: str):
 
 
 def test_importing_dotdo_loads_no_extras():
-    extras = {"sqlalchemy", "aiosqlite", "psycopg", "aiosmtplib", "jinja2", "httpx2", "pydantic", "click", "rich"}
+    extras = {
+        "sqlalchemy",
+        "aiosqlite",
+        "psycopg",
+        "aiosmtplib",
+        "jinja2",
+        "aiohttp",
+        "httpx2",
+        "pydantic",
+        "click",
+        "rich",
+    }
     extras |= {"opentelemetry", "starlette", "uvicorn", "cryptography"}
     program = f"import dotdo, sys; print(*sorted({extras!r} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()

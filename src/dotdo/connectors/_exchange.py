@@ -1,29 +1,33 @@
 """One HTTP exchange: the request's body, the answer within bounds, and both between Python values and bytes.
 
-Nothing here follows redirects, keeps cookies or retries; what an answer means is decided in `http`.
+Nothing here follows redirects or keeps cookies; what an answer means is decided in `http`. The library sends again what
+is idempotent (GET, PUT, DELETE) when a kept connection turns out to be closed, as RFC 9110 9.2.2 allows.
 """
 
 import functools
 import re
 import ssl
 import time
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from importlib.metadata import version
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
 if TYPE_CHECKING:
-    import httpx2
+    import aiohttp
+    import yarl
 
 Scalar = str | int | float | bool
 Form = dict[str, Scalar | list[Scalar]]
 
 MAX_BODY = 1024 * 1024
 MAX_DEPTH = 60
+# What is left as it is: reserved characters (RFC 3986 2.2), and % because it begins what is escaped already.
+IN_URLS = "%:/?#[]@!$&'()*+,;=|"
 LONGEST_WAIT = 24 * 3600.0
 
 
@@ -32,11 +36,6 @@ class Progress:
 
     def __init__(self) -> None:
         self.sent = False  # whether any of the request may have left
-
-    async def trace(self, event: str, _: object) -> None:
-        """Told by the HTTP library what it does; see its `trace` extension."""
-        if event.endswith(("send_request_headers.started", "send_connection_init.started")):
-            self.sent = True
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -85,84 +84,87 @@ class Received(msgspec.Struct, frozen=True):
         return min(max(wait, 0.0), LONGEST_WAIT)
 
 
-class Connections:
-    """Clients of one connection each, kept by where they lead; at most `keeps` idle ones, none of them for 0.
+def open_session() -> "aiohttp.ClientSession":
+    """Connections that are kept by where they lead. Belongs to the running event loop."""
+    import aiohttp
 
-    One client with a pool of its own would look at every connection of the pool before each request. How many are used
-    at once is limited by the caller, and so is the time of a whole call.
-    """
-
-    def __init__(self, keeps: int) -> None:
-        self._keeps = keeps
-        self._idle: list[tuple[str, httpx2.AsyncClient]] = []  # the last one used is the last one here
-
-    @asynccontextmanager
-    async def lend(self, origin: str) -> AsyncGenerator["httpx2.AsyncClient"]:
-        """A client for one exchange with scheme://host:port; it is kept only if the exchange went well."""
-        client = self._take(origin)
-        try:
-            yield client
-        except BaseException:
-            await client.aclose()
-            raise
-        self._idle.append((origin, client))
-        while len(self._idle) > self._keeps:
-            await self._idle.pop(0)[1].aclose()
-
-    async def close(self) -> None:
-        """Closes the idle ones, and keeps none from now on."""
-        self._keeps = 0
-        while self._idle:
-            await self._idle.pop()[1].aclose()
-
-    def _take(self, origin: str) -> "httpx2.AsyncClient":
-        for place in range(len(self._idle) - 1, -1, -1):
-            if self._idle[place][0] == origin:
-                return self._idle.pop(place)[1]
-        return _new_client()
-
-
-def _new_client() -> "httpx2.AsyncClient":
-    import httpx2
-
-    return httpx2.AsyncClient(
-        timeout=None,
-        limits=httpx2.Limits(max_connections=1, max_keepalive_connections=1),
-        follow_redirects=False,
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_create_end.append(_about_to_send)
+    trace.on_connection_reuseconn.append(_about_to_send)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),  # how many are used at once is limited by the caller
         # A cookie of one run must not reach the calls of another.
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        verify=_trusted(),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        # A compressed answer could grow beyond any bound in one piece, and those of an API are short anyway.
+        headers={
+            "Accept": "application/json, */*;q=0.5",
+            "Accept-Encoding": "identity",
+            "User-Agent": f"dotdo/{version('dotdo')}",
+        },
+        skip_auto_headers=("Content-Type",),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # and so is the time of a whole call
+        trust_env=True,  # proxies, as HTTP_PROXY and its like name them
+        trace_configs=[trace],
     )
+
+
+async def _about_to_send(_session: Any, context: SimpleNamespace, _connection: Any) -> None:
+    """Told by the HTTP library when there is a connection: what follows is the request."""
+    context.trace_request_ctx.sent = True
 
 
 @functools.cache
 def _trusted() -> ssl.SSLContext:
-    """Reading the certificates takes tens of milliseconds, so it is done once."""
+    """The certificates of the system, wherever it has them. Reading them takes tens of milliseconds."""
     import httpx2
 
     return httpx2.create_ssl_context()
 
 
 async def exchange(
-    client: "httpx2.AsyncClient",
+    session: "aiohttp.ClientSession",
     method: str,
     url: str,
     headers: dict[str, str],
     content: bytes | None,
     progress: Progress,
 ) -> Received:
-    """Sends a request and reads the answer. Raises httpx2.HTTPError."""
-    # A compressed answer could grow beyond any bound in one piece, and those of an API are short anyway.
-    headers = {"accept": "application/json, */*;q=0.5", "accept-encoding": "identity"} | headers
-    body = bytearray()
-    async with client.stream(
-        method, url, headers=headers, content=content, extensions={"trace": progress.trace}
+    """Sends a request and reads the answer. Raises aiohttp.ClientError."""
+    address, body = _address(url), bytearray()
+    async with session.request(
+        method,
+        address,
+        headers=headers,
+        data=content,
+        allow_redirects=False,
+        ssl=_trusted() if address.scheme == "https" else True,
+        trace_request_ctx=progress,
     ) as response:
-        async for piece in response.aiter_bytes():
+        async for piece in response.content.iter_any():
             body += piece
             if len(body) > MAX_BODY:
                 break
-    return Received(response.status_code, dict(response.headers), bytes(body[:MAX_BODY]), len(body) > MAX_BODY)
+        names = dict.fromkeys(name.lower() for name in response.headers)
+        found = {name: ", ".join(response.headers.getall(name)) for name in names}
+    return Received(response.status, found, bytes(body[:MAX_BODY]), len(body) > MAX_BODY)
+
+
+def reason(error: "aiohttp.ClientError") -> str:
+    """What went wrong, without the URL, whose query may hold secrets."""
+    import aiohttp
+
+    text = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+    return text or type(error).__name__
+
+
+def _address(url: str) -> "yarl.URL":
+    """The URL as it was given, since it may be signed; what cannot stand in one is escaped."""
+    import yarl
+
+    parts = urlsplit(url)
+    path, query = (quote(text, safe=IN_URLS) for text in (parts.path, parts.query))
+    origin = yarl.URL(f"{parts.scheme}://{parts.netloc}").origin()
+    return yarl.URL(f"{origin}{path or '/'}{query and '?'}{query}", encoded=True)
 
 
 def encoded(json: Any, form: Form | None, text: str | None) -> tuple[bytes | None, str | None]:

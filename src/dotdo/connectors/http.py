@@ -11,8 +11,9 @@ Certainly not made is a call that was refused with 4xx, or with 503 and a Retry-
 import asyncio
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from importlib.util import find_spec
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
@@ -30,7 +31,10 @@ from dotdo import (
     current_context,
     effect,
 )
-from dotdo.connectors._exchange import Connections, Form, Progress, Received, encoded, exchange
+from dotdo.connectors._exchange import Form, Progress, Received, encoded, exchange, open_session, reason
+
+if TYPE_CHECKING:
+    import aiohttp
 
 __all__ = ["Answer", "HttpClient", "NotSent", "call", "delete", "patch", "post", "put"]
 
@@ -187,8 +191,8 @@ class HttpClient:
         connections: int = 100,
         timeout: float = 30.0,
     ) -> None:
-        if find_spec("httpx2") is None:
-            raise DefinitionError('HTTP calls need httpx2: pip install "dotdo[http]".')
+        if find_spec("aiohttp") is None:
+            raise DefinitionError('HTTP calls need aiohttp: pip install "dotdo[http]".')
         self._headers: list[tuple[SplitResult, dict[str, str | FromSecret]]] = []
         for base, fields in (headers or {}).items():
             try:
@@ -200,18 +204,18 @@ class HttpClient:
         self._headers.sort(key=lambda item: len(item[0].path))
         self._timeout = timeout
         self._slots = asyncio.Semaphore(connections)
-        self._connections: Connections | None = None
+        self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        if self._connections is not None:
+        if self._session is not None:
             raise DefinitionError("This HttpClient is in use by another client; give each client one of its own.")
-        self._connections = Connections(keeps=100)
+        self._session = open_session()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        connections, self._connections = self._connections, None
-        if connections is not None:
-            await connections.close()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     def headers_for(self, url: str) -> dict[str, str | FromSecret]:
         """The configured headers of every base URL that this URL is below; those of longer paths win."""
@@ -226,22 +230,24 @@ class HttpClient:
         self, method: str, url: str, headers: dict[str, str], content: bytes | None, timeout: float | None = None
     ) -> Received:
         """Sends one request and reads the answer. Raises ConnectionError or TimeoutError, with what was called."""
-        import httpx2
+        import aiohttp
 
         seconds = self._timeout if timeout is None else timeout
         async with self._slots:
-            connections, progress = self._connections or Connections(keeps=0), Progress()
-            parts = urlsplit(url)
+            progress = Progress()
             try:
-                async with asyncio.timeout(seconds), connections.lend(f"{parts.scheme}://{parts.netloc}") as client:
-                    return await exchange(client, method, url, headers, content, progress)
+                async with asyncio.timeout(seconds), self._opened() as session:
+                    return await exchange(session, method, url, headers, content, progress)
             except TimeoutError:
                 if not progress.sent:
                     raise NotSent(f"{method} {_shown(url)}: no connection within {seconds:g} s.") from None
                 raise TimeoutError(f"{method} {_shown(url)}: no complete answer within {seconds:g} s.") from None
-            except httpx2.HTTPError as error:
-                text = f"{method} {_shown(url)}: {error or type(error).__name__}"
+            except aiohttp.ClientError as error:
+                text = f"{method} {_shown(url)}: {reason(error)}"
                 raise (ConnectionError(text) if progress.sent else NotSent(text)) from error
+
+    def _opened(self) -> AbstractAsyncContextManager["aiohttp.ClientSession"]:
+        return open_session() if self._session is None else nullcontext(self._session)
 
 
 def _refused(what: str, answer: Received, retry_on: Collection[int]) -> NoReturn:

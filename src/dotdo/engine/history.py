@@ -101,9 +101,12 @@ class History:
 
     @property
     def deadline_at(self) -> int | None:
-        """When the whole run must have ended (ms), if it has a deadline."""
+        """When the whole run must have ended (ms), if it has a deadline.
+
+        None once it stops or has ended: a time that has passed would bring it back into memory over and over.
+        """
         options = self.accepted.options if self.accepted else None
-        if options is None or options.deadline is None or self.ended is not None:
+        if options is None or options.deadline is None or self.stopping is not None or self.ended is not None:
             return None
         return self.accepted_at + round(((options.delay or 0) + options.deadline) * 1000)
 

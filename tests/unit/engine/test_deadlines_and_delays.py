@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 
-from dotdo import ActionFailed, Context, DefinitionError, Retry, StillRunning, action, service, sleep, wait_for_event
+from dotdo import (
+    ActionFailed,
+    Context,
+    DefinitionError,
+    Retry,
+    RetryLater,
+    StillRunning,
+    action,
+    service,
+    sleep,
+    wait_for_event,
+)
+from tests.stores import rows_of
 from tests.workshop import PATIENCE, Workshop, data, kinds
 
 pytestmark = pytest.mark.usefixtures("both_doors")
@@ -131,6 +143,37 @@ def test_deadline_finds_a_run_that_has_left_memory(workshop: Workshop, waits_for
     workshop.clock.advance(3600)
     with pytest.raises(ActionFailed, match="deadline"):
         after.runs.wait(handle.id, timeout=PATIENCE)
+
+
+def test_deadline_that_has_passed_wakes_nobody(workshop: Workshop):
+    """What is undone after it waits as long as it says, and is not claimed again and again meanwhile."""
+
+    @action("make", catalogue=workshop.catalogue)
+    def make() -> str:
+        return "thing"
+
+    @make.undo
+    def unmake(ctx: Context, made: str) -> None:
+        if ctx.attempt == 1:
+            raise RetryLater("not yet", after=3600)
+
+    @service("is-late", catalogue=workshop.catalogue)
+    async def is_late() -> None:
+        await make()
+        await wait_for_event("go")
+
+    client = workshop.open()
+    handle = client.start(is_late.with_(deadline=60))
+    workshop.until_waiting(client, handle)
+    workshop.clock.advance(60)
+    workshop.until(lambda: "attempt_failed" in kinds(handle))
+    workshop.until_waiting(client, handle)
+    assert rows_of(workshop.store, "select due_at from runs") == [{"due_at": workshop.clock.now() + 3_600_000}]
+    workshop.clock.advance(3600)
+    with pytest.raises(ActionFailed, match="deadline") as failure:
+        handle.result(timeout=PATIENCE)
+    assert failure.value.undo == "all"
+    assert kinds(handle).count("claimed") == 2  # for its deadline, and for the second try of the undo
 
 
 def test_deadline_counts_from_the_start_of_a_delayed_run(workshop: Workshop):

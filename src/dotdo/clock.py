@@ -25,6 +25,14 @@ class Clock(Protocol):
         ...
 
 
+_BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def monotonic() -> float:
+    """Seconds, also while the machine sleeps; nobody can set them."""
+    return time.clock_gettime(_BOOT)
+
+
 class SystemClock:
     """The machine's clock, made monotonic: `time.time` at the start, then never back."""
 
@@ -47,22 +55,23 @@ class SystemClock:
 
 
 class StoreClock(SystemClock):
-    """The clock of a store that several machines share: this machine's, corrected as the store's server tells."""
+    """The clock of a store that several machines share, as its server tells it now and then; in between, seconds are
+    counted here. A machine whose own clock is wrong, or is just being set right, changes nothing about it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._offset = 0
+        self._offset = int((time.time() - monotonic()) * 1000)  # until the server has told its time
 
     def now(self) -> int:
         """Milliseconds since 1970."""
-        now = int(time.time() * 1000) + self._offset
+        now = int(monotonic() * 1000) + self._offset
         if now > self._latest:
             self._latest = now
         return self._latest
 
     def correct(self, told: int, seconds: float) -> None:
         """The server has just told its time (ms), to a question that took so long."""
-        self._offset = told + round(seconds * 500) - int(time.time() * 1000)
+        self._offset = told + round(seconds * 500) - int(monotonic() * 1000)
 
 
 def duration(ms: int) -> str:

@@ -36,6 +36,7 @@ from dotdo.engine.accepting import AcceptedRun
 from dotdo.engine.engine import Engine
 from dotdo.engine.running import LiveRun
 from dotdo.errors import NodeExpelled, StoreError, StoreUnavailable
+from dotdo.store.connecting import CommitUnknown
 from dotdo.store.protocol import Claim, Write
 from dotdo.store.sharing import SharedStore
 from tests.contract_sql.lossy import lossy_wire
@@ -486,6 +487,42 @@ async def test_what_was_claimed_by_a_node_that_is_gone_is_claimed_again(path: Pa
 
 @pytest.mark.usefixtures("lasting")
 @in_loop
+async def test_run_of_an_owner_whom_nobody_knows_goes_on(path: Path):
+    """However that came about: it would wait for ever for a node that is not there, and can never die."""
+    async with AsyncDo(url_of(path), catalogue=node.definitions(), engine=False) as filing:
+        handles = [await filing.service("sum").start(numbers=[number, 1]) for number in range(3)]
+        found = sql(path, "update dotdo.runs set status = 'running', owner = 'node_unheard_of' returning id")
+        assert len(found) == 3
+        async with nodes(url_of(path), node.definitions()):
+            assert [await handle.result(timeout=PATIENCE) for handle in handles] == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("lasting")
+@in_loop
+async def test_node_that_has_left_takes_nothing_any_more(path: Path):
+    """Something in the background may still read a run again while its engine is closed."""
+    async with AsyncDo(url_of(path), catalogue=node.definitions(), engine=False) as filing:
+        async with nodes(url_of(path), node.definitions()) as (client,):
+            engine = await engine_of(client)
+            store, name, taken = engine.store, engine.node, list[Any]()
+            leave, handles = store.leave, list[Any]()
+
+            def leave_and_take(*given: Any) -> None:
+                leave(*given)
+                taken.append(store.claim_one(name, handles[0].id))
+                taken.append(store.claim_due(name, engine.clock.now(), 10))
+
+            await engine.claimer.close()
+            handles.append(await filing.service("sum").start(numbers=[1, 2]))
+            store.leave = leave_and_take  # type: ignore[method-assign]
+        assert taken == [None, []]
+        assert sql(path, "select owner from dotdo.runs") == [(None,)]
+        async with nodes(url_of(path), node.definitions()):
+            assert await handles[0].result(timeout=PATIENCE) == 3
+
+
+@pytest.mark.usefixtures("lasting")
+@in_loop
 async def test_node_comes_back_whatever_keeps_it_from_that(path: Path, monkeypatch: pytest.MonkeyPatch):
     """Else it would beat on, and keep its runs from all others, and never do anything again."""
     async with nodes(url_of(path), node.definitions()) as (client,):
@@ -505,6 +542,30 @@ async def test_node_comes_back_whatever_keeps_it_from_that(path: Path, monkeypat
         await engine.lease.returned()
         assert engine.node != before
         assert next(tries, None) is None
+        assert await client.service("sum", key="one").invoke(numbers=[1, 2]) == 3
+
+
+@pytest.mark.usefixtures("lasting")
+@in_loop
+async def test_node_comes_back_when_the_answer_to_its_coming_was_lost(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Under that name a node is there by now. It must not be refused for that, again and again."""
+    async with nodes(url_of(path), node.definitions()) as (client,):
+        engine = await engine_of(client)
+        store, joined = engine.store, list[str]()
+        assert engine.lease is not None
+        assert isinstance(store, SharedStore)
+        join = store.join
+
+        def join_unanswered(name: str, *given: Any) -> None:
+            join(name, *given)
+            joined.append(name)
+            if len(joined) == 1:
+                raise CommitUnknown("the answer was lost, and nobody could be asked")
+
+        monkeypatch.setattr(store, "join", join_unanswered)
+        engine.lease.lost(StoreUnavailable("it has gone away"))
+        await engine.lease.returned()
+        assert joined.index(engine.node) == 1
         assert await client.service("sum", key="one").invoke(numbers=[1, 2]) == 3
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from dotdo.clock import Clock, SystemClock
+from dotdo.clock import Clock, StoreClock, SystemClock
 
 
 def test_now_is_the_time_in_milliseconds():
@@ -27,6 +27,24 @@ def test_until_is_the_real_time_left_and_never_negative(monkeypatch: pytest.Monk
     assert clock.until(52_500) == 2.5
     assert clock.until(50_000) == 0
     assert clock.until(1) == 0
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0], ids=["forward", "back"])
+def test_clock_of_a_shared_store_goes_on_while_the_clock_of_the_machine_is_set(
+    monkeypatch: pytest.MonkeyPatch, jump: float
+):
+    """As when a machine has come up with a wrong clock, and is told the time a while later. Between two words of the
+    server an hour ahead would do: the clock would then stand still for an hour, and all waits with it."""
+    clock, since_boot, wall = StoreClock(), 50.0, 5_000_000.0
+    monkeypatch.setattr("dotdo.clock.monotonic", lambda: since_boot)
+    monkeypatch.setattr(time, "time", lambda: wall)
+    clock.correct(9_000_000_000_000, 0.1)
+    assert clock.now() == 9_000_000_000_050
+    wall, since_boot = wall + jump, since_boot + 1.0
+    assert clock.now() == 9_000_000_001_050
+    clock.correct(9_000_000_001_050, 0.0)
+    wall, since_boot = wall + 1.0, since_boot + 1.0
+    assert clock.now() == 9_000_000_002_050
 
 
 def test_nobody_moves_the_system_clock_by_hand():

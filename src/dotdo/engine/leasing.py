@@ -8,10 +8,10 @@ import asyncio
 import os
 import socket
 import threading
-import time
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from dotdo.clock import StoreClock
+from dotdo.clock import StoreClock, monotonic
 from dotdo.engine.failing import message_of
 from dotdo.engine.reloading import take_up
 from dotdo.errors import ClientClosed, NodeExpelled, StoreError, StoreUnavailable
@@ -27,11 +27,6 @@ RENEW, RETRY, LASTS, SILENT = 0.2, 0.04, 0.66, 0.3
 PATIENCE = 10.0  # seconds; of callers, while the node comes back
 LOOK = 0.05  # seconds between looks at whether it is back
 PROMPT = 1.0  # seconds in which a renewal is answered, as a rule
-
-
-def monotonic() -> float:
-    """Seconds, also while the machine sleeps."""
-    return time.clock_gettime(_CLOCK)
 
 
 def not_known(error: BaseException) -> StoreUnavailable:
@@ -57,9 +52,6 @@ async def pause(run: "LiveRun") -> None:
         await engine.loop.create_future()
     finally:
         run.busy += 1
-
-
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Lease:
@@ -150,12 +142,12 @@ class Lease:
         from dotdo.engine.engine import new_node
 
         engine, wait = self._engine, 0.05
-        before, node = engine.node, new_node()
-        host, pid = socket.gethostname(), os.getpid()
+        before, host, pid = engine.node, socket.gethostname(), os.getpid()
         while True:
-            asked = monotonic()
+            # Under another name with each try: if only the answer was lost, somebody of the first name is there by now.
+            node, asked = new_node(), monotonic()
             try:
-                await engine.committer.call(lambda: self._store.rejoin(before, node, host, pid, engine.clock.now()))
+                await engine.committer.call(partial(self._store.rejoin, before, node, host, pid, engine.clock.now()))
                 break
             except ClientClosed:
                 return

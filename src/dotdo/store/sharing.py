@@ -27,6 +27,7 @@ LEASE = 15.0  # seconds
 # For how much of a lease a node seeks a lost connection again: while that certainly lasts.
 PATIENCE = 0.5
 MOST_HINTED = 100  # runs in one hint
+CENSUS = 30.0  # seconds from one look for runs of owners that are no nodes to the next
 
 log = logging.getLogger("dotdo.store")
 
@@ -42,7 +43,8 @@ class SharedStore(SqlStore):
         self.lease = lease
         self._offers = self._elsewhere = self._definitions = "[]"
         self._listener: Listener | None = None
-        self._former = ""  # what the node was called before it came back
+        self._former = ""  # what the node was called before it came back, or left
+        self._next_census = 0.0
         self.given_up = False
 
     def join(self, node: str, host: str, pid: int, now: int) -> None:
@@ -102,6 +104,7 @@ class SharedStore(SqlStore):
             if not unseen:
                 self._db.write(self._sql["leave_node"], {"node": node})
         self._db.act_as_nobody()
+        self._former = node
 
     def rejoin(self, before: str, node: str, host: str, pid: int, now: int) -> None:
         """A process that has lost its lease comes back as a new node. What the old one had is freed at once, as
@@ -127,7 +130,7 @@ class SharedStore(SqlStore):
         """Takes up to `limit` runs that are due and have no owner, but for those that only other nodes can run. When
         the answer is lost, they are found by `own_runs`."""
         if node == self._former:
-            return []  # asked for before it came back: nobody would have what is claimed under the name that is gone
+            return []  # asked for before it came back, or left: nobody would have what is claimed under the name that is gone
         given = {**self._claiming(node, now, limit), "elsewhere": self._elsewhere}
         try:
             found = self._db.once(self._sql["claim_due"], given)
@@ -147,14 +150,27 @@ class SharedStore(SqlStore):
             if not expelled:
                 self._expel(node, number)
         self._has_blobs = self._has_blobs or bool(self._db.read(self._sql["any_blob"])[0][0])
-        if not lapsed:
+        unknown = self._unknown_owners()
+        if not (lapsed or unknown):
             return 0
         with self._db.transaction():
-            self._db.write(self._sql["rescue_shared"], {"now": now, "limit": limit})
+            self._db.write(self._sql["rescue_shared"], {"now": now, "limit": limit, "unknown": rows(unknown)})
             freed = self._db.changes()
             if freed < limit:
                 self._db.write(self._sql["bury_nodes"])
         return freed
+
+    def _unknown_owners(self) -> list[tuple[str]]:
+        """Owners that are no nodes, though each transaction that gives a run an owner is one of a node that is there:
+        whatever has gone wrong, no run waits for ever for somebody whom nobody knows."""
+        if time.monotonic() < self._next_census:
+            return []
+        found = [(owner,) for (owner,) in self._db.read(self._sql["unknown_owners"])]
+        if found:
+            log.error("runs of %s are freed: no such node is known", ", ".join(owner for (owner,) in found[:10]))
+        else:
+            self._next_census = time.monotonic() + CENSUS
+        return found
 
     def _expel(self, node: str, number: int) -> None:
         try:

@@ -69,13 +69,24 @@ update nodes set expelled_at = dotdo.now(), lease_until = 0, mark = :mark where 
 -- What its lock goes by.
 select number from nodes where id = :node;
 
+-- name: unknown_owners
+-- Owners of runs that are no nodes (any more); found from one owner to the next, however many runs each has.
+with recursive owners (id) as (
+    select min(owner) from runs where ended_at is null
+    union all
+    select (select min(owner) from runs where ended_at is null and owner > owners.id) from owners where id is not null
+)
+select id from owners where id is not null and id not in (select nodes.id from nodes);
+
 -- name: rescue_shared
--- Frees a bounded batch of runs of nodes that are gone.
+-- Frees a bounded batch of runs of nodes that are gone, and of owners that are no nodes.
 update runs set
     owner = null, due_at = :now, crashed = coalesce((select mark from nodes where nodes.id = runs.owner), 1)
 where id = any (array(
     select id from runs
-    where ended_at is null and owner in (select id from nodes where expelled_at is not null)
+    where ended_at is null and owner in (
+        select id from nodes where expelled_at is not null union all select value ->> 0 from each(:unknown)
+    )
     limit :limit for update skip locked
 ));
 

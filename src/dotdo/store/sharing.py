@@ -130,7 +130,7 @@ class SharedStore(SqlStore):
         """Takes up to `limit` runs that are due and have no owner, but for those that only other nodes can run. When
         the answer is lost, they are found by `own_runs`."""
         if node == self._former:
-            return []  # asked for before it came back, or left: nobody would have what is claimed under the name that is gone
+            return []  # asked for before it came back, or left: what is claimed under a name that is gone, nobody has
         given = {**self._claiming(node, now, limit), "elsewhere": self._elsewhere}
         try:
             found = self._db.once(self._sql["claim_due"], given)

@@ -90,6 +90,6 @@ class Turns:
         if isinstance(error, TimeoutError):
             raise TimeoutError(
                 f"The application's SQLite database was in use by other attempts for {PATIENCE:g} s: "
-                "SQLite has one writer at a time, from a handler's first statement to its end. Do what is slow before that "
-                "statement, or give such actions a `concurrency`."
+                "SQLite has one writer at a time, from a handler's first statement to its end. Do what is slow before "
+                "that statement, or give such actions a `concurrency`."
             ) from None

@@ -25,7 +25,7 @@ from typing import (
 import msgspec
 
 from dotdo import codec, policy
-from dotdo.catalogue import Catalogue, default_catalogue, described
+from dotdo.catalogue import Catalogue, check_name, default_catalogue, described
 from dotdo.context import AsyncContext, Context, runner_for
 from dotdo.effect import takes_first
 from dotdo.errors import DefinitionError
@@ -292,6 +292,7 @@ def action(
     The handler takes `Context` (`def`) or `AsyncContext` (`async def`) first, or leaves it out, then its inputs with
     type hints. Raises DefinitionError for a handler that cannot work.
     """
+    check_name("action", name, version)
 
     def decorate(handler: Callable[..., Any]) -> Action[..., Any]:
         return Action(

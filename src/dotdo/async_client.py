@@ -212,7 +212,7 @@ class AsyncDo:
 
     def _typed(self, definition: Any, args: Any, kwargs: Any) -> tuple[Any, RunKind, Options, bytes]:
         if not isinstance(definition, Action | Service):
-            raise DefinitionError(f"{definition!r} is not an action or service; decorate it with @action or @service.")
+            raise DefinitionError(_no_definition(definition))
         options: Options = definition.options
         overrides = definition.overrides
         retry = overrides.retry
@@ -383,3 +383,16 @@ def _check_loop(opening: "asyncio.Future[Platform]") -> None:
 
 def _loader(definition: Any) -> Load:
     return None if definition.schema.is_plain else definition.schema.load_plain
+
+
+def _no_definition(given: object) -> str:
+    if isinstance(given, str):
+        return (
+            f"{given!r} is a name. By name it is client.action({given!r}).invoke(...), with parameters by name; "
+            "client.run and client.start take the definition itself."
+        )
+    if callable(given):
+        return f"{given!r} is not an action or service; decorate it with @action or @service."
+    return (
+        f"{given!r} is not an action or service. Give the definition and its parameters: client.run(book_seat, 'Ada')."
+    )

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from dotdo import codec
-from dotdo.errors import ActionFailed, InvalidOperation, RunBlocked, RunCancelled, StillRunning
+from dotdo.errors import ActionFailed, DefinitionError, InvalidOperation, RunBlocked, RunCancelled, StillRunning
 from dotdo.journal import Entry
 from dotdo.platform import Platform
 from dotdo.policy import Retention, check_text
@@ -217,6 +217,9 @@ def checked(run: Run) -> Run:
 
 async def within(timeout: float | None, work: Any, id: str) -> Run:
     """Waits for a run no longer than that, in seconds. Raises StillRunning."""
+    if timeout is not None and not isinstance(timeout, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+        work.close()
+        raise DefinitionError(f"timeout={timeout!r}: a number of seconds is needed, or None to wait for the end.")
     limit = asyncio.timeout(timeout)
     try:
         async with limit:

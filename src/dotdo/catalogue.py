@@ -135,6 +135,11 @@ def _with_article(kind: str) -> str:
 
 def check_name(kind: str, name: str, version: int) -> None:
     """Raises DefinitionError unless a definition can be called so."""
+    if callable(name):  # the decorator stands there without its parentheses
+        raise DefinitionError(
+            f'@{kind} needs a name for {getattr(name, "__qualname__", repr(name))}: write @{kind}("send-mail"), for '
+            "example. Journals and other processes know it by this name."
+        )
     if not (isinstance(name, str) and NAME.fullmatch(name)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DefinitionError(
             f"{name!r} cannot be the name of {kind}s: letters, digits, '-', '_' and '.', at most 100, a letter first."

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, cast
 
 import msgspec
@@ -41,7 +41,16 @@ def _encode_secretly(value: Any, of_secret: Callable[[Secret[Any]], str]) -> Any
     if dump is not None:
         # Names of the code, and no computed fields: what is written must fit the model when it is read.
         return dump(value, mode="json", by_alias=False, round_trip=True, context={"dotdo.secret": of_secret})
-    raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is not JSON")
+    raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is not JSON{_mend(value)}")
+
+
+def _mend(value: object) -> str:
+    """What to do about a value that is not JSON, where that is known."""
+    if inspect.isawaitable(value):  # a coroutine, a step of a service
+        return "; await it, and take what that gives"
+    if isinstance(value, Iterator):
+        return "; make a list of it"
+    return ""
 
 
 def _refuse_secret(_: Secret[Any]) -> str:
@@ -76,7 +85,15 @@ def _decode_other(kind: type, value: Any) -> Any:
         except ValueError as error:  # pydantic's ValidationError; msgspec adds the path of the value
             parts = [".".join(map(str, place)) + ": " + message for place, message in _problems_of(error)]
             raise ValueError("; ".join(parts) or str(error)) from None
-    raise TypeError(f"{kind!r} is not a type that dotdo can read from JSON")
+    raise TypeError(unreadable(kind))
+
+
+def unreadable(kind: object) -> str:
+    """What is said of a hint that nothing can read from JSON."""
+    return (
+        f"{kind!r} is not a type that dotdo can read from JSON. Take what JSON has, a dataclass, a TypedDict, a "
+        "msgspec.Struct, a pydantic model, an Enum, or a date, datetime, Decimal or UUID."
+    )
 
 
 def is_model(kind: object) -> bool:

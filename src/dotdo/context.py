@@ -18,6 +18,7 @@ import msgspec
 from dotdo.catalogue import split_version
 from dotdo.effect import Effect, Staged
 from dotdo.errors import CalledOutside
+from dotdo.policy import check_text
 from dotdo.secret import Secret, when_revealed
 
 if TYPE_CHECKING:  # SQLAlchemy is an extra; only type checkers need it here
@@ -262,6 +263,7 @@ def runner_for(what: str, teach: str | Callable[[], str] = "It works inside a se
 async def sleep(seconds: float) -> None:
     """Waits durably inside a service: costs nothing and survives restarts. The same as `asyncio.sleep` there."""
     _service("sleep()")
+    _check_seconds("sleep()", seconds)
     await asyncio.sleep(seconds)
 
 
@@ -285,9 +287,16 @@ async def wait_for_event(name: str, *, timeout: float | None = None) -> Any:
 
     timeout: seconds. Raises TimeoutError when it passes.
     """
-    future = _service("wait_for_event()").wait_for_event(name)
-    async with asyncio.timeout(timeout):
-        return await future
+    runner = _service("wait_for_event()")
+    check_text(name, "the name of an event")
+    if timeout is not None:
+        _check_seconds("wait_for_event(timeout=...)", timeout)
+    future = runner.wait_for_event(name)
+    try:
+        async with asyncio.timeout(timeout):
+            return await future
+    except TimeoutError:
+        raise TimeoutError(f"No event {name!r} came within {timeout} s.") from None
 
 
 def publish(value: Any) -> None:
@@ -312,6 +321,11 @@ async def call(name: str, /, **params: Any) -> Any:
     """Calls an action or service by name (`"charge"`, `"charge@2"`) and returns its output as plain JSON values."""
     bare, version = split_version(name)
     return await runner_for("call()").call_by_name(bare, version, params)
+
+
+def _check_seconds(what: str, seconds: object) -> None:
+    if not isinstance(seconds, int | float):
+        raise TypeError(f"{what} takes a number of seconds, such as 3 * 24 * 3600; {seconds!r:.80} is none")
 
 
 def _service(what: str) -> Runner:

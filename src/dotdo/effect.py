@@ -12,7 +12,7 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Type
 import msgspec
 
 from dotdo import policy
-from dotdo.catalogue import Catalogue, default_catalogue, described
+from dotdo.catalogue import Catalogue, check_name, default_catalogue, described
 from dotdo.errors import CalledOutside, DefinitionError
 from dotdo.policy import Retry
 from dotdo.records import Definition
@@ -223,6 +223,7 @@ def effect(
 
     The function takes the EffectCall first (or leaves it out), then its inputs; `def` or `async def`.
     """
+    check_name("effect", name, version)
 
     def decorate(function: Callable[..., Any]) -> Effect[..., Any]:
         return Effect(

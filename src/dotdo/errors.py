@@ -161,6 +161,8 @@ class OutcomeError(DotdoError):
 class ActionFailed(OutcomeError):
     """An action (or child service) failed for good.
 
+    Its text names the type of an exception that is not ours: the message of a KeyError tells little by itself.
+
     `action` is its name, `step` the step in the run, `attempts` how many were made, `error_type` the type's name of the
     last error, `error_message` its message, `run_id` the run's id, `undo` what was undone (`none`, `partial`, `all`).
     """
@@ -181,7 +183,7 @@ class ActionFailed(OutcomeError):
         self.action, self.error_type, self.error_message = action, error_type, error_message
         self.attempts, self.step, self.run_id, self.undo = attempts, step, run_id, undo
         tries = f" after {attempts} attempts" if attempts > 1 else ""
-        super().__init__(f"{action} failed{tries}: {error_message or error_type}")
+        super().__init__(f"{action} failed{tries}: {_failure_text(error_type, error_message)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild_action_failed, (self.action, self.error_type, self.error_message, self.__dict__.copy()))
@@ -376,3 +378,17 @@ class AttemptOver(BaseException):
 
 class RunEvicted(BaseException):
     """The run left this process's memory; its code must end at once."""
+
+
+def _failure_text(type: str, message: str) -> str:
+    return f"{type}: {message}" if message and type not in _OURS else message or type
+
+
+# Types of errors whose messages are written for people: what is raised here, and what the engine says by itself.
+_OURS = {name for name, kind in globals().items() if isinstance(kind, type)} | {
+    "Cancelled",
+    "DeadlineExceeded",
+    "Error",
+    "NotUndone",
+    "UndoFailed",
+}

@@ -39,15 +39,23 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     never_on: ExceptionTypes = ()
 
     def __post_init__(self) -> None:
-        if self.attempts is not None and self.attempts < 1:
-            raise DefinitionError(f"Retry(attempts={self.attempts}): at least 1 is needed; 1 means no retry.")
+        if self.attempts is not None and (type(self.attempts) is not int or self.attempts < 1):
+            raise DefinitionError(
+                f"Retry(attempts={self.attempts!r}): a whole number of at least 1 is needed; 1 means no retry."
+            )
         if self.attempts is None and self.max_elapsed is None:
             raise DefinitionError("Retry(attempts=None) needs max_elapsed, or it would try for ever.")
-        if not (0 <= self.delay <= MAX_SECONDS and 0 <= self.max_delay <= MAX_SECONDS and 1 <= self.factor <= 1000):
+        numbers = (self.delay, self.max_delay, self.factor)
+        are_numbers = all(isinstance(each, int | float) for each in numbers)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not are_numbers or not (
+            0 <= self.delay <= MAX_SECONDS and 0 <= self.max_delay <= MAX_SECONDS and 1 <= self.factor <= 1000
+        ):
             raise DefinitionError(
                 f"Retry: delay and max_delay must be from 0 to {MAX_SECONDS:,} seconds, and factor from 1 to 1000."
             )
         seconds(self.max_elapsed, "max_elapsed")
+        _check_types(self.on, "on")
+        _check_types(self.never_on, "never_on")
 
     def retries(self, error: BaseException) -> bool:
         """Whether this kind of error is retried at all. `Fail`, refused inputs and wrong definitions never are."""
@@ -76,6 +84,15 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         return random.uniform(0, wait) if self.jitter else wait  # noqa: S311 - spreading load, not a secret
 
 
+def _check_types(given: object, name: str) -> None:
+    types = cast("tuple[object, ...]", given if isinstance(given, tuple) else (given,))
+    if not all(isinstance(each, type) and issubclass(each, BaseException) for each in types):
+        raise DefinitionError(
+            f"Retry({name}={given!r}): a type of exceptions is needed, or a tuple of such, as in "
+            f"{name}=(ConnectionError, TimeoutError)."
+        )
+
+
 def numbers_of(retry: Retry) -> dict[str, Any]:
     """What of a policy can be written down: all but the types of exceptions."""
     return {name: getattr(retry, name) for name in _NUMBERS}
@@ -88,10 +105,10 @@ def retry_of(value: "Retry | int | None", default: Retry) -> Retry:
     """The policy that a `retry=` argument means: a Retry, a number of attempts, or None for the default."""
     if value is None:
         return default
-    if isinstance(value, int):
+    if type(value) is int:
         return Retry(attempts=value)
     if not isinstance(value, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
-        raise DefinitionError(f"retry={value!r}: a Retry or a number of attempts is needed.")
+        raise DefinitionError(f"retry={value!r}: a Retry or a number of attempts is needed, such as retry=5.")
     return value
 
 

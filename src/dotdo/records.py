@@ -124,6 +124,8 @@ def check_options(options: Options) -> None:
     check_text(options.key, "key")
     check_text(options.trail, "trail")
     check_text(options.actor, "actor")
+    if not isinstance(options.labels, dict):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
+        raise DefinitionError(f"labels={options.labels!r:.80}: text by name is needed, such as {{'team': 'sales'}}.")
     for name, text in options.labels.items():
         check_text(name, "labels: a name")
         check_text(text, f"labels: {name}")

@@ -166,9 +166,7 @@ class Schema:
 
     def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if len(args) > len(self.parameters):
-            raise InvalidInput(
-                self.subject, [Problem("$", f"takes {len(self.parameters)} arguments, {len(args)} were given")]
-            )
+            raise InvalidInput(self.subject, [Problem("$", _too_many(len(self.parameters), len(args)))])
         named = {parameter.name: value for parameter, value in zip(self.parameters, args, strict=False)}
         twice = named.keys() & kwargs.keys()
         if twice:
@@ -430,6 +428,10 @@ def _reason(error: Exception) -> str:
     return str(error) if is_ours else f"{error} ({type(error).__name__})"
 
 
+def _too_many(taken: int, given: int) -> str:
+    return f"takes {taken} argument{'' if taken == 1 else 's'}, {given} {'was' if given == 1 else 'were'} given"
+
+
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
@@ -478,4 +480,4 @@ def _schema_of_other(kind: type) -> dict[str, Any]:
         return dict(JSON_SCHEMA)
     if codec.is_model(kind):
         return cast("Any", kind).model_json_schema(by_alias=False)
-    raise TypeError(f"{kind!r} is not a type that dotdo can read from JSON")
+    raise TypeError(codec.unreadable(kind))

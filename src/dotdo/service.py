@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, ca
 
 from dotdo import policy
 from dotdo.action import NO_OVERRIDES, Action, Overrides, Wire, with_options
-from dotdo.catalogue import Catalogue, default_catalogue, described
+from dotdo.catalogue import Catalogue, check_name, default_catalogue, described
 from dotdo.context import AsyncContext, Context, runner_for
 from dotdo.errors import DefinitionError
 from dotdo.records import Definition, Options
@@ -41,7 +41,12 @@ class Service(Generic[P, R]):
         self.name, self.version, self.handler = name, version, handler
         self.subject = described("service", name, version)
         if not inspect.iscoroutinefunction(handler):
-            raise DefinitionError(f"{self.subject}: a service is an `async def`; {handler!r} is not.")
+            but = (
+                "has a `yield`; return all values, such as in a list"
+                if inspect.isasyncgenfunction(handler)
+                else "is not"
+            )
+            raise DefinitionError(f"{self.subject}: a service is an `async def`; {handler!r} {but}.")
         if {Context, AsyncContext} & set(hints_of(self.subject, handler).values()):
             raise DefinitionError(
                 f"{self.subject}: a service takes no context. Work on the world belongs in actions; "
@@ -137,6 +142,7 @@ def service(
     actions given a Failure when a run fails for good or is blocked. on_bug: what an exception other than a failed
     action does to a run, `block` (a person mends and retries) or `fail`. wire: `camel` writes outputs in camelCase.
     """
+    check_name("service", name, version)
 
     def decorate(handler: Callable[..., Coroutine[Any, Any, Any]]) -> Service[..., Any]:
         return Service(

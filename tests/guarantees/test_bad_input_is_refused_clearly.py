@@ -135,7 +135,7 @@ def test_missing_and_wrong_parameters_of_a_service_are_refused(client: Do):
         client.service("tour").start()
     with refused(client, InvalidInput, "$.name: expected `str`, got `int`"):
         client.run(tour, name=5)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    with refused(client, InvalidInput, "$: takes 1 arguments, 2 were given"):
+    with refused(client, InvalidInput, "$: takes 1 argument, 2 were given"):
         client.run(tour, "Ada", "Ben")  # pyright: ignore[reportCallIssue]
     with refused(client, InvalidInput, "$.name: was given twice"):
         client.run(tour, "Ada", name="Ben")  # pyright: ignore[reportCallIssue]

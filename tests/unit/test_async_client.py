@@ -375,8 +375,12 @@ async def test_errors_have_their_class_and_attributes(opened: Opened):
 @through_both
 async def test_what_is_no_definition_is_told(opened: Opened):
     async with opened() as client:
-        for thing in (add.plain, "add", add.handler):
-            with pytest.raises(DefinitionError, match="is not an action or service; decorate it"):
+        for thing, text in (
+            (add.plain, "is not an action or service; decorate it"),
+            ("add", "is a name. By name it is client.action"),
+            (add.handler, "is not an action or service; decorate it"),
+        ):
+            with pytest.raises(DefinitionError, match=text):
                 await client.run(thing, 1)  # type: ignore[call-overload]
 
 

@@ -151,8 +151,7 @@ def outcome_error(run: Run) -> ActionFailed | RunBlocked | RunCancelled:
     """What the end of a run that did not complete means to its caller."""
     error = run.error
     if run.status == "failed" and error is not None:
-        text = f"{error.type}: {error.message}" if error.message else error.type
-        return ActionFailed(error.action or run.name, error.type, text, attempts=error.attempts, run_id=run.id)
+        return ActionFailed(error.action or run.name, error.type, error.message, attempts=error.attempts, run_id=run.id)
     kind = RunBlocked if run.status == "blocked" else RunCancelled
     return kind(error.message if error else run.status)
 

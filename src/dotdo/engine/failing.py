@@ -4,6 +4,8 @@ Only a failed action, `Fail`, and cancellation fail a run. Any other exception o
 """
 
 import asyncio
+import os
+import re
 import traceback
 from collections.abc import Sequence
 from typing import Any, cast
@@ -16,6 +18,8 @@ from dotdo.redacting import clean_all
 MAX_MESSAGE = 4_000
 MAX_NAME = 200
 MAX_TRACEBACK = 12_000
+_FRAME = re.compile(r'^  File "(.+)", line (\d+), in (.+)$', re.MULTILINE)
+_LIBRARIES = (os.path.dirname(os.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
 MAX_FRAMES = 200  # the innermost ones that are looked at: a recursion may have left a hundred thousand
 
 
@@ -126,6 +130,16 @@ def _traceback_of(error: BaseException) -> str:
     text = "".join(traceback.format_list(own[-20:]))
     text = text.replace("\0", "").encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_TRACEBACK else "... (cut)\n" + clean_all(text)[-MAX_TRACEBACK:]
+
+
+def place_of(record: ErrorRecord) -> str:
+    """Where the user's code raised, for the end of a message: the innermost frame that is no library's."""
+    frames = _FRAME.findall(record.traceback)
+    own = [frame for frame in frames if not frame[0].startswith(_LIBRARIES) and "site-packages" not in frame[0]]
+    if not frames:
+        return ""
+    file, line, function = (own or frames)[-1]
+    return f" ({file}, line {line}, in {function})"
 
 
 def leaves(error: BaseException) -> list[BaseException]:

@@ -8,13 +8,13 @@ import msgspec
 
 from dotdo.engine import undoing
 from dotdo.engine.continuing import continuation, continue_run
-from dotdo.engine.failing import Block, error_record, failure_record, is_failure, together
+from dotdo.engine.failing import Block, error_record, failure_record, is_failure, place_of, together
 from dotdo.engine.history import MAX_CRASHES
 from dotdo.engine.replaying import check_replay
 from dotdo.engine.service_code import ServiceCode
 from dotdo.engine.settling import leaves_unsettled
 from dotdo.engine.step_record import COMPLETED, FAILED
-from dotdo.errors import DotdoError, ReplayError
+from dotdo.errors import DotdoError, ReplayError, RetryLater
 from dotdo.journal import Blocked, Ended, Stopping
 from dotdo.records import WaitingFor
 
@@ -110,9 +110,16 @@ def finish_action(run: "LiveRun") -> None:
 def block_of(error: BaseException) -> Block:
     """Why an error of a service's code blocks its run."""
     record = error_record(error)
+    if isinstance(error, RetryLater):
+        text = (
+            f"The service raised RetryLater ({record.message.removesuffix('.')}), which is for handlers. A service "
+            "waits itself (await dotdo.sleep(...)) and calls its action again. Nothing was undone: mend it and retry "
+            "the run."
+        )
+        return Block(error.code, text, error=record)
     if isinstance(error, DotdoError):
         return Block(error.code, record.message, error=record)
-    what = f"{record.type}: {record.message}".removesuffix(": ")
+    what = f"{record.type}: {record.message}".removesuffix(": ").removesuffix(".") + place_of(record)
     return Block("bug", f"The service raised {what}. Nothing was undone: mend it and retry the run.", error=record)
 
 

@@ -180,7 +180,7 @@ def test_blocked_run_tells_that_it_waits_for_a_person_once_per_generation(worksh
     assert client.runs.wait(handle.id, timeout=PATIENCE).result == "mended"
 
     assert [(failure.name, failure.error.type) for failure in told] == [("buggy", "ValueError")] * 2
-    assert [one.partition("ValueError: ")[2][:10] for one in workshop.receiver.texts()] == ["first bug.", "second bug"]
+    assert [one.partition("ValueError: ")[2][:10] for one in workshop.receiver.texts()] == ["first bug ", "second bug"]
 
 
 def test_action_that_cannot_be_undone_tells_when_it_blocks(workshop: Workshop):

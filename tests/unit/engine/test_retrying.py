@@ -42,7 +42,7 @@ def test_every_attempt_is_journaled_with_its_error_and_the_next_time(workshop: W
     handle = workshop.open().start(flaky, name="ada")
     for _ in range(4):
         workshop.clock.advance_to_next()
-    with pytest.raises(ActionFailed, match="flaky failed after 5 attempts: ada 5") as failure:
+    with pytest.raises(ActionFailed, match="flaky failed after 5 attempts: Bad: ada 5") as failure:
         handle.result(timeout=PATIENCE)
 
     assert (failure.value.error_type, failure.value.attempts) == ("Bad", 5)

@@ -1,0 +1,206 @@
+"""What a newcomer gets wrong is refused at once, or told with its place and what to do about it."""
+
+import asyncio
+import datetime
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import dotdo
+from dotdo import (
+    ActionFailed,
+    Catalogue,
+    DefinitionError,
+    Do,
+    InvalidInput,
+    Retry,
+    RetryLater,
+    RunBlocked,
+    action,
+    effect,
+    service,
+    wait_for_event,
+)
+from tests.patience import PATIENCE
+
+catalogue = Catalogue()
+
+
+class Opaque:
+    pass
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Do]:
+    with Do("sqlite://", catalogue=catalogue) as opened:
+        yield opened
+
+
+def handler(n: int = 1) -> int:
+    return n
+
+
+async def words() -> Any:
+    yield "one"
+
+
+def takes_opaque(thing: Opaque) -> None: ...
+
+
+WRONG_DEFINITIONS: dict[str, tuple[Callable[[], object], str]] = {
+    "bare action": (lambda: action(handler), '@action needs a name for handler: write @action("send-mail")'),  # type: ignore[arg-type]
+    "bare service": (lambda: service(words), "@service needs a name for words: write @service"),  # type: ignore[arg-type]
+    "bare effect": (lambda: effect(handler), "@effect needs a name for handler: write @effect"),  # type: ignore[arg-type]
+    "name": (lambda: action("my mail"), "'my mail' cannot be the name of actions"),
+    "retry=True": (lambda: action("a", retry=True, catalogue=catalogue)(handler), "retry=True: a Retry or a number"),
+    "retry text": (lambda: action("a", retry="3", catalogue=catalogue)(handler), "such as retry=5"),  # type: ignore[arg-type]
+    "attempts text": (lambda: Retry(attempts="3"), "Retry(attempts='3'): a whole number of at least 1"),  # type: ignore[arg-type]
+    "delay": (lambda: Retry(delay=datetime.timedelta(seconds=5)), "delay and max_delay must be from 0"),  # type: ignore[arg-type]
+    "on text": (lambda: Retry(on="ValueError"), "Retry(on='ValueError'): a type of exceptions is needed"),  # type: ignore[arg-type]
+    "on a list": (lambda: Retry(never_on=[ValueError]), "or a tuple of such, as in never_on=(ConnectionError"),  # type: ignore[arg-type]
+    "on an instance": (lambda: Retry(on=ValueError()), "Retry(on=ValueError()): a type of exceptions"),  # type: ignore[arg-type]
+    "generator": (lambda: service("a", catalogue=catalogue)(words), "has a `yield`; return all values"),  # type: ignore[arg-type]
+    "own class": (
+        lambda: action("a", catalogue=catalogue)(takes_opaque),
+        "Take what JSON has, a dataclass, a TypedDict",
+    ),
+}
+
+
+@pytest.mark.parametrize("define, text", WRONG_DEFINITIONS.values(), ids=WRONG_DEFINITIONS)
+def test_wrong_definition_is_refused_where_it_stands(define: Callable[[], object], text: str):
+    with pytest.raises(DefinitionError) as refused:
+        define()
+    assert text in str(refused.value)
+
+
+@action("echo", retry=1, catalogue=catalogue)
+def echo(value: int = 0) -> int:
+    return value
+
+
+WRONG_CALLS: dict[str, tuple[Callable[[Do], object], str]] = {
+    "by name": (lambda client: client.run("echo", 1), "By name it is client.action('echo').invoke(...)"),  # type: ignore[arg-type]
+    "a function": (lambda client: client.run(handler), "decorate it with @action or @service"),  # type: ignore[arg-type]
+    "its result": (lambda client: client.run(echo.plain(1)), "1 is not an action or service. Give the definition"),
+    "labels": (lambda client: client.action("echo", labels=["a"]).invoke(), "labels=['a']: text by name is needed"),  # type: ignore[arg-type]
+    "wait": (lambda client: client.start(echo).result(timeout="1"), "timeout='1': a number of seconds is needed"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("call, text", WRONG_CALLS.values(), ids=WRONG_CALLS)
+def test_wrong_call_is_refused_with_what_to_do(client: Do, call: Callable[[Do], object], text: str):
+    with pytest.raises(DefinitionError) as refused:
+        call(client)
+    assert text in str(refused.value)
+
+
+def test_number_of_arguments_is_told_in_words(client: Do):
+    with pytest.raises(InvalidInput, match=r"takes 1 argument, 2 were given"):
+        client.run(echo, 1, 2)  # type: ignore[call-arg]
+
+
+@action("raise-it", retry=1, catalogue=catalogue)
+def raise_it(kind: str) -> None:
+    raise {"key": KeyError("id"), "empty": ValueError(), "fail": dotdo.Fail("card declined")}[kind]
+
+
+@pytest.mark.parametrize(
+    "kind, text",
+    [
+        ("key", "raise-it failed: KeyError: 'id'"),
+        ("empty", "raise-it failed: ValueError"),
+        ("fail", "raise-it failed: card declined"),
+    ],
+)
+def test_failure_names_the_type_of_an_exception_that_was_not_written_for_people(client: Do, kind: str, text: str):
+    with pytest.raises(ActionFailed) as failed:
+        client.run(raise_it, kind)
+    assert str(failed.value) == text
+
+
+@action("give-coroutine", retry=1, catalogue=catalogue)
+def give_coroutine() -> Any:
+    sleeping = asyncio.sleep(0)
+    sleeping.close()
+    return sleeping
+
+
+@action("give-generator", retry=1, catalogue=catalogue)
+def give_generator() -> Any:
+    return (n for n in range(3))
+
+
+@pytest.mark.parametrize(
+    "definition, text",
+    [
+        (give_coroutine, "coroutine is not JSON; await it, and take what that gives"),
+        (give_generator, "generator is not JSON; make a list of it"),
+    ],
+)
+def test_result_that_is_not_there_yet_says_what_to_do(client: Do, definition: Any, text: str):
+    with pytest.raises(ActionFailed, match=text):
+        client.run(definition)
+
+
+@service("look-up-nothing", catalogue=catalogue)
+async def look_up_nothing() -> str:
+    known: dict[str, str] = {}
+    return known["id"]
+
+
+@service("parse-nothing", catalogue=catalogue)
+async def parse_nothing() -> object:
+    return datetime.datetime.strptime("soon", "%Y")  # raises in the standard library
+
+
+@service("step-not-awaited", catalogue=catalogue)
+async def step_not_awaited() -> object:
+    return echo(1)
+
+
+@service("retry-later", catalogue=catalogue)
+async def retry_later() -> None:
+    raise RetryLater("the shop is closed.")
+
+
+@service("sleeps-wrongly", catalogue=catalogue)
+async def sleeps_wrongly() -> None:
+    await dotdo.sleep("3 days")  # type: ignore[arg-type]
+
+
+@service("waits-for-nothing", catalogue=catalogue)
+async def waits_for_nothing() -> None:
+    await wait_for_event("")
+
+
+@service("waits-wrongly", catalogue=catalogue)
+async def waits_wrongly() -> None:
+    await wait_for_event("paid", timeout="1h")  # type: ignore[arg-type]
+
+
+@service("event-that-never-comes", catalogue=catalogue)
+async def event_that_never_comes() -> None:
+    await wait_for_event("paid", timeout=0.001)
+
+
+BLOCKED: dict[str, tuple[Any, str]] = {
+    "bug": (look_up_nothing, r"KeyError: 'id' \(.*test_newcomers_mistakes.py, line \d+, in look_up_nothing\). Nothing"),
+    "in a library": (parse_nothing, r"ValueError: .*test_newcomers_mistakes.py, line \d+, in parse_nothing\)"),
+    "not awaited": (step_not_awaited, r"dotdo.step.Step is not JSON; await it"),
+    "retry later": (retry_later, r"RetryLater \(the shop is closed\), which is for handlers. A service waits itself"),
+    "sleep": (sleeps_wrongly, r"sleep\(\) takes a number of seconds, such as 3 \* 24 \* 3600; '3 days' is none \("),
+    "no event": (waits_for_nothing, r"the name of an event='': 1 to 500 characters"),
+    "timeout": (waits_wrongly, r"wait_for_event\(timeout=...\) takes a number of seconds"),
+    "event": (
+        event_that_never_comes,
+        r"TimeoutError: No event 'paid' came within 0.001 s \(.*in event_that_never_comes",
+    ),
+}
+
+
+@pytest.mark.parametrize("definition, text", BLOCKED.values(), ids=BLOCKED)
+def test_mistake_in_a_service_blocks_it_with_what_and_where(client: Do, definition: Any, text: str):
+    with pytest.raises(RunBlocked, match=text):
+        client.start(definition).result(timeout=PATIENCE)

@@ -9,7 +9,7 @@ TYPESCRIPT_BUILT := $(TYPESCRIPT)/build/.built
 # pyright is a JavaScript program: without node it would try to download one of its own.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test nightly check bench bench-peers lock clean
+.PHONY: demo test nightly servers check bench bench-peers lock clean
 
 demo: $(INSTALLED)
 	$(PYTHON) -m examples.onboarding.demo
@@ -26,7 +26,7 @@ test: $(INSTALLED) $(TYPESCRIPT_BUILT)
 # every way, 1,000 processes killed by SIGKILL on each kind of store (0.2 s each on SQLite, 0.4 s on PostgreSQL), every
 # service of the guarantees, the docs and the example killed at every commit and effect; throughput after each fault of
 # PostgreSQL, its nodes and the net; all of it behind PgBouncer; random histories of what people do beside a reference
-# model, on each door; and the guarantees with PostgreSQL as the store.
+# model, on each door; the guarantees with PostgreSQL as the store; and those on Debian's servers, if it has any.
 SEEDS := $(shell date +%s)00000
 nightly: $(INSTALLED)
 	$(PYTHON) -m tests.simulation planted
@@ -44,6 +44,17 @@ nightly: $(INSTALLED)
 	$(PYTHON) -m tests.model planted
 	$(PYTHON) -m tests.model --examples 2000 --seed $(SEEDS)
 	$(PYTHON) -m pytest -q -n auto --store=postgres tests/guarantees
+	$(MAKE) servers
+
+# What has to do with PostgreSQL, and the guarantees with it as the store, on each other server: folders with the programs
+# of one, by default those that Debian has installed; `make servers SERVERS="/opt/16/bin /opt/17/bin"` names others.
+SERVERS := $(dir $(wildcard /usr/lib/postgresql/*/bin/initdb))
+servers: $(INSTALLED)
+	@for server in $(SERVERS); do \
+		$$server/postgres --version && export DOTDO_TEST_POSTGRES=$$server && \
+		$(PYTHON) -m pytest -q -n auto tests/store tests/contract_sql tests/simulation/test_simulation_on_a_server.py && \
+		$(PYTHON) -m pytest -q -n auto --store=postgres tests/guarantees || exit 1; \
+	done
 
 check: $(INSTALLED) $(TYPESCRIPT_BUILT)
 	ruff check .

@@ -3,7 +3,7 @@
 import pytest
 
 from tests import doors
-from tests.postgres import postgres_url
+from tests.postgres import end_server_of, postgres_url
 from tests.store.postgres_stores import postgres_store, postgres_template
 from tests.stores import each_store, on_postgres, use_postgres
 
@@ -21,6 +21,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [item for item in items if item.get_closest_marker("of_files")]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """After the fixtures of the session, which may use the server."""
+    end_server_of(session)
 
 
 @pytest.fixture(autouse=True)

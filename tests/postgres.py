@@ -30,6 +30,7 @@ UNPRIVILEGED_USER = "nobody"
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 PORT_ATTEMPTS = 3
+OF_THE_SESSION = pytest.StashKey[contextlib.ExitStack]()
 
 
 class PostgresError(RuntimeError):
@@ -47,10 +48,20 @@ class _RunAs(TypedDict, total=False):
 
 
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """The URL of one server for the whole test session; tests that change its settings start their own."""
-    with postgres_server() as url:
-        yield url
+def postgres_url(request: pytest.FixtureRequest) -> str:
+    """The URL of one server for the whole test session; tests that change its settings start their own.
+
+    It ends after the session and not within its last test: to remove hundreds of databases may take a busy disk longer
+    than a test may.
+    """
+    server = request.config.stash[OF_THE_SESSION] = contextlib.ExitStack()
+    return server.enter_context(postgres_server())
+
+
+def end_server_of(session: pytest.Session) -> None:
+    """Ends it, if it was started."""
+    if server := session.config.stash.get(OF_THE_SESSION, None):
+        server.close()
 
 
 @contextlib.contextmanager
@@ -145,7 +156,9 @@ def standby_of(primary: Server, name: str, **settings: str) -> Iterator[Server]:
 def _wait_until_streaming(primary: str, name: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     with psycopg.connect(primary, autocommit=True) as connection:
+        # Until it has told how far it is, it does not count as synchronous.
         asked = "select 1 from pg_stat_replication where application_name = %s and state = 'streaming'"
+        asked += " and flush_lsn is not null"
         while not connection.execute(asked, (name,)).fetchall():
             if time.monotonic() > deadline:
                 raise PostgresError(f"The standby {name} did not follow in {START_SECONDS} s.")

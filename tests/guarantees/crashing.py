@@ -354,9 +354,12 @@ class Life:
                 if outcome.code == "still_running":
                     raise
             run = await handle.get()
-            if self.pardons is None or not _died_too_often(run):
+            if self.pardons is None:
                 return run
-            await self.pardons.grant()
+            if _died_too_often(run):
+                await self.pardons.grant()
+            elif run.rests:  # or it was pardoned just now
+                return run
 
 
 async def _live(order: dict[str, Any]) -> dict[str, Any]:

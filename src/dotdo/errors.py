@@ -183,7 +183,7 @@ class ActionFailed(OutcomeError):
         self.action, self.error_type, self.error_message = action, error_type, error_message
         self.attempts, self.step, self.run_id, self.undo = attempts, step, run_id, undo
         tries = f" after {attempts} attempts" if attempts > 1 else ""
-        super().__init__(f"{action} failed{tries}: {_failure_text(error_type, error_message)}")
+        super().__init__(f"{action} failed{tries}: {failure_text(error_type, error_message)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild_action_failed, (self.action, self.error_type, self.error_message, self.__dict__.copy()))
@@ -380,7 +380,8 @@ class RunEvicted(BaseException):
     """The run left this process's memory; its code must end at once."""
 
 
-def _failure_text(type: str, message: str) -> str:
+def failure_text(type: str, message: str) -> str:
+    """What an error says, with its type where the message was not written for people."""
     return f"{type}: {message}" if message and type not in _OURS else message or type
 
 

@@ -30,7 +30,10 @@ def test_version(shell: Shell):
         (["frobnicate"], "No such command 'frobnicate'."),
         (["run"], "Missing argument 'NAME'."),
         (["run", "greet", "--wiat", "3"], "No such option '--wiat'."),
+        (["--store", "other.db", "runs", "ls"], "No such option '--store'. Options stand behind the command"),
         (["runs", "ls", "--limit", "0"], "Invalid value for '--limit'"),
+        (["runs", "ls", "--limit", "x"], "'x' is not a valid whole number."),
+        (["run", "greet", "--wait", "x"], "'x' is not a valid number."),
         (["runs", "ls", "--status", "odd"], "'odd' is not one of 'pending', 'running'"),
     ],
 )

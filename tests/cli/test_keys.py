@@ -56,6 +56,9 @@ def test_mistakes_are_told_and_make_no_key(shell: Shell, options: list[str], tol
 
 
 def test_revoking_what_is_not_there_is_told(shell: Shell):
+    nowhere = shell.run("keys", "revoke", "key_0")
+    assert (nowhere.returncode, "There is no store" in nowhere.stderr) == (1, True)
+    assert not (shell.folder / ".dotdo").exists(), "nothing was made"
     shell.ok("keys", "create", "shop", "--scope", "*")
     refused = shell.run("keys", "revoke", "key_0")
     assert (refused.returncode, "There is no API key 'key_0'" in refused.stderr) == (2, True)

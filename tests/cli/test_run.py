@@ -115,7 +115,9 @@ def test_whole_input_from_stdin_or_file_and_single_parameters_over_it(shop: Shel
         (["=x"], "'=x' is no parameter"),
         (["name=a", "name=b"], "name is given twice"),
         (["name:=a"], "name:= is not JSON"),
-        (["@missing.json"], "missing.json cannot be read"),
+        (["name:=Ada"], "Text is given as name=..., without the colon."),
+        (["-"], "stdin is empty; JSON is needed."),
+        (["@missing.json"], "missing.json cannot be read: No such file or directory."),
         (["@app.py"], "app.py is not JSON"),
         (["@list.json"], "list.json must hold a JSON object"),
     ],
@@ -203,8 +205,18 @@ def test_event_for_a_run_without_an_engine_is_kept(shop: Shell):
     run = shop.wait_for_run("waiting")
     holder.kill()
     holder.wait()
+    for words, message in (
+        (['approved:={"by": "Ada"}'], """is a word of its own: approved ':={"by": "Ada"}'"""),
+        (["approved=Ada"], "is a word of its own: approved Ada"),
+        (["approved", "by:=1"], """such as ':={"by": ...}'"""),
+    ):
+        refused = shop.run("runs", "send-event", run, *words)
+        assert (refused.returncode, message in refused.stderr) == (2, True), refused.stderr
+    other = shop.run("runs", "send-event", run, "aproved", "Ada")
+    assert "was sent the event 'aproved', and waits for the event 'approved'." in other.stderr
     sent = shop.run("runs", "send-event", run, "approved", ':="Ada"')
     assert (sent.returncode, "taken when one does" in sent.stderr) == (0, True), sent.stderr
+    assert "waits for" not in sent.stderr
     assert json.loads(shop.ok("runs", "watch", run, "--resume")) == "Ada"
     wrong = shop.run("runs", "send-event", run, "approved", ":={")
     assert (wrong.returncode, "is not JSON" in wrong.stderr) == (2, True)

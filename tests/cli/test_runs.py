@@ -41,7 +41,7 @@ def test_ls_lists_the_newest_first_as_tab_separated_lines(history: Shell):
     assert [line[1] for line in lines] == ["approval", "buggy", "greet", "order", "order"]
     assert [line[2] for line in lines] == ["waiting", "blocked", "completed", "failed, undone", "completed"]
     assert lines[0][5] == "waits for the event 'approved'"
-    assert lines[3][5] == "charge: cents must be positive"
+    assert lines[3][5] == "charge: ValueError: cents must be positive"
     assert all(re.fullmatch(r"run_[0-9a-f]{32}", line[0]) for line in lines)
 
 
@@ -85,7 +85,7 @@ def test_show_tells_steps_attempts_errors_effects_and_undo(history: Shell):
         r"■ failed$",
         r"^error +charge: ValueError: cents must be positive$",
         r"^not undone +tell: post.letter$",
-        rf"^next +dotdo runs retry {run['id'][:20]} ",
+        rf"^next +dotdo runs retry {run['id'][:20]} +open it again; what was undone is done again$",
     ]
     position = 0
     for pattern in expected:
@@ -108,6 +108,7 @@ def test_show_says_what_an_unfinished_run_waits_for_and_what_to_do(history: Shel
     shown = history.ok("runs", "show", "latest")
     assert re.search(r"^waits for +the event 'approved'$", shown, re.MULTILINE)
     assert "no process runs an engine on this store now" in shown
+    assert re.search(r"^next +dotdo runs send-event run_\w+ approved VALUE +what it waits for$", shown, re.MULTILINE)
     assert re.search(r"dotdo runs watch run_\w+ --resume", shown)
     [run] = history.json("runs", "ls", "--status", "blocked")
     assert re.search(

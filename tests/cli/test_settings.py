@@ -42,6 +42,7 @@ def test_application_of_file_and_environment(shop: Shell):
         ("store = 1", "dotdo.toml: store = 1; a text is needed."),
         ("[sql]\nusers = 1", "a text, or a table of texts is needed."),
         ("store = ", "dotdo.toml cannot be read: Invalid value"),
+        ("store = here.db", 'Text stands in quotes: store = "dotdo.db".'),
     ],
 )
 def test_wrong_file_is_told(shop: Shell, text: str, message: str):

@@ -71,9 +71,9 @@ async def wake(lab: Lab, id: str, how: str) -> None:
 @pytest.mark.parametrize(
     "how, kind, words, due_in",
     [
-        ("timer", "timer", "timer", 3600),
+        ("timer", "timer", "a timer of 1 h", 3600),
         ("event", "event", "the event 'go'", None),
-        ("event or timer", "timer", "the event 'go'", 3600),
+        ("event or timer", "event", "the event 'go' (and 1 more: a timer of 1 h)", 3600),
         ("retry", "retry", "attempt 2 of 3 of flaky:", 10),
         ("delivery", "delivery", "waiting.post to be delivered, try 2, after: Ada does not answer", 10),
         ("everything", "retry", "and 2 more", 10),

@@ -64,8 +64,8 @@ class LazyGroup(click.Group):
 def dotdo() -> None:
     """Atomic actions and durable services.
 
-    The application is app.py in this folder, its store .dotdo/dotdo.db; --app and --store, DOTDO_APP and DOTDO_STORE,
-    or a file dotdo.toml say otherwise, in that order of precedence.
+    The application is app.py in this folder, its store .dotdo/dotdo.db; --app and --store behind the command, DOTDO_APP
+    and DOTDO_STORE, or a file dotdo.toml say otherwise, in that order of precedence.
     """
 
 

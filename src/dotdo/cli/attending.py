@@ -98,9 +98,11 @@ async def wait_for_end(client: AsyncDo, id: str, seconds: float | None, *, quiet
                     await _refresh(platform, id, status)
         return waiting.result()
     except TimeoutError:
+        run = await platform.get(id)
+        waits = f"; it waits for {run.waiting_for.text}" if run.waiting_for is not None else ""
         error = StillRunning(
-            f"The run {id} had not ended after {seconds:g} s. It is kept, and goes on while an engine runs on this "
-            f"store: start your application, or use `dotdo runs watch {id} --resume`."
+            f"The run {id} had not ended after {seconds:g} s{waits}. It is kept, and goes on while an engine runs on "
+            f"this store: start your application, or use `dotdo runs watch {id} --resume`."
         )
         error.run_id = id
         raise error from None

@@ -95,6 +95,7 @@ def ls(store: str, as_json: bool) -> None:
 @store_option
 def revoke(id: str, store: str) -> None:
     """Revoke a key: a server refuses it within seconds, for good."""
+    open_reader(store).close()  # else a store would be made where there is none
     writer = open_writer(store)
     try:
         known = writer.revoke_api_key(id, int(time.time() * 1000))

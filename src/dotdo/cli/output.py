@@ -79,12 +79,15 @@ def say_error(error: DotdoError) -> None:
 
 def say_usage(error: click.ClickException) -> None:
     """A wrong use of the command line, and where to read how it is used."""
-    click.echo(click.style("error: ", fg="red", bold=True) + clean(error.format_message()), err=True)
-    context = getattr(error, "ctx", None)
+    context: click.Context | None = getattr(error, "ctx", None)
+    message = error.format_message()
+    if isinstance(error, click.NoSuchOption) and context is not None and context.parent is None:
+        message += " Options stand behind the command, as in `dotdo runs ls --store dotdo.db`."
+    click.echo(click.style("error: ", fg="red", bold=True) + clean(message), err=True)
     if context is not None:
         click.echo(f"`{context.command_path} --help` tells how it is used.", err=True)
     if _state["json"]:
-        print_json({"error": {"code": "usage", "message": error.format_message()}})
+        print_json({"error": {"code": "usage", "message": message}})
 
 
 def is_terminal() -> bool:

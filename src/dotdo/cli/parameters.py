@@ -54,7 +54,7 @@ def _parameter(word: str, schema: Schema) -> tuple[str, Any]:
         shown = repr(word) if schema.secrets is None else "A word"  # which may be the secret itself
         raise click.UsageError(f"{shown} is no parameter: give NAME=VALUE, NAME:=JSON, @FILE or - (stdin).")
     if name.endswith(":"):
-        return name[:-1], _json(value, f"{name[:-1]}:=")
+        return name[:-1], _json(value, f"{name[:-1]}:=", f" Text is given as {name[:-1]}=..., without the colon.")
     if takes_text(schema, name):
         return name, value
     try:
@@ -93,18 +93,22 @@ def _object(text: str, where: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _json(text: str, where: str) -> Any:
+def _json(text: str, where: str, hint: str = "") -> Any:
+    if not text.strip():
+        raise click.UsageError(f"{where} is empty; JSON is needed.{hint}")
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError) as error:
-        raise click.UsageError(f"{where} is not JSON: {error}.") from None
+        raise click.UsageError(f"{where} is not JSON: {error}.{hint}") from None
 
 
 def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise click.UsageError(f"{path} cannot be read: {error}") from None
+    except OSError as error:
+        raise click.UsageError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except UnicodeError as error:
+        raise click.UsageError(f"{path} is not text: {error}.") from None
 
 
 def labels_of(given: tuple[str, ...]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from dotdo.cli.loading import load_application
 from dotdo.cli.output import json_option
 from dotdo.cli.parameters import check_parameters, labels_of, read_parameters
 from dotdo.cli.previewing import show_preview
-from dotdo.cli.settings import app_option, sql_option, store_option
+from dotdo.cli.settings import Number, WholeNumber, app_option, sql_option, store_option
 from dotdo.errors import UnknownName
 from dotdo.records import HIGHEST_PRIORITY, LOWEST_PRIORITY, Options, RunKind
 
@@ -24,18 +24,16 @@ from dotdo.records import HIGHEST_PRIORITY, LOWEST_PRIORITY, Options, RunKind
 @store_option
 @sql_option
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key and input again is the same run.")
-@click.option("--version", type=click.IntRange(min=1), metavar="N", help="Version; also NAME@N.  [default: the newest]")
+@click.option("--version", type=WholeNumber(min=1), metavar="N", help="Version; also NAME@N.  [default: the newest]")
 @click.option("--trail", metavar="TEXT", help="Ties this run to others.")
 @click.option(
     "--priority",
-    type=click.IntRange(LOWEST_PRIORITY, HIGHEST_PRIORITY),
+    type=WholeNumber(LOWEST_PRIORITY, HIGHEST_PRIORITY),
     metavar="N",
     help=f"From {LOWEST_PRIORITY} to {HIGHEST_PRIORITY}: where runs wait, the higher goes first.  [default: 0]",
 )
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="A label of the run; repeatable.")
-@click.option(
-    "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop waiting after so long (exit code 3)."
-)
+@click.option("--wait", type=Number(min=0), metavar="SECONDS", help="Stop waiting after so long (exit code 3).")
 @click.option("--preview", is_flag=True, help="Only tell what it would do: nothing is stored, written or sent.")
 @json_option
 def run(

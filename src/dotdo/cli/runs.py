@@ -4,6 +4,8 @@ Looking reads the store beside a live engine, and steering asks that engine. Whe
 here, and so needs the application.
 """
 
+import re
+import shlex
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, cast
@@ -30,11 +32,11 @@ from dotdo.cli.output import (
     status_span,
 )
 from dotdo.cli.parameters import labels_of
-from dotdo.cli.settings import app_option, sql_option, store_option
+from dotdo.cli.settings import Number, WholeNumber, app_option, sql_option, store_option
 from dotdo.cli.showing import View
 from dotdo.clock import duration
 from dotdo.embedding import engine_on, open_reader
-from dotdo.errors import StillRunning, UnknownName
+from dotdo.errors import StillRunning, UnknownName, failure_text
 from dotdo.journal import Entry
 from dotdo.records import Outcome, Run, RunFilter, Status
 from dotdo.sealing import masked
@@ -44,12 +46,13 @@ from dotdo.timeline import Builder, Moment, timeline
 # How often `watch` looks into the store, in seconds.
 LOOK = 0.1
 MAX_NAMED = 5
+_PARAMETER = re.compile(r"([A-Za-z_]\w*):=")
 
 id_argument = click.argument("id")
 F = TypeVar("F", bound=Callable[..., Any])
 
 wait_option = click.option(
-    "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop waiting after so long (exit code 3)."
+    "--wait", type=Number(min=0), metavar="SECONDS", help="Stop waiting after so long (exit code 3)."
 )
 
 
@@ -74,7 +77,7 @@ def runs() -> None:
 @click.option("--name", metavar="TEXT", help="Only runs of this action or service.")
 @click.option("--trail", metavar="TEXT", help="Only runs with this trail.")
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Only runs with this label; repeatable.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many.")
+@click.option("--limit", type=WholeNumber(1, 10_000), default=20, show_default=True, help="How many.")
 @json_option
 def ls(store: str, limit: int, as_json: bool, labels: tuple[str, ...], **filter: str | None) -> None:
     """List runs, newest first."""
@@ -99,7 +102,8 @@ def _row(run: Run) -> list[Span]:
     if run.waiting_for is not None and run.status != "blocked":
         why = f"waits for {run.waiting_for.text}"
     elif run.error is not None:
-        why = f"{run.error.action}: {run.error.message}" if run.error.action else run.error.message
+        text = failure_text(run.error.type, run.error.message)
+        why = f"{run.error.action}: {text}" if run.error.action else text
     return [
         (run.id, ""),
         (f"{run.name}@{run.version}" if run.version > 1 else run.name, "bold"),
@@ -334,17 +338,37 @@ def send_event(id: str, name: str, value: str | None, store: str, key: str | Non
 
     The run takes it at once if a process runs an engine on the store, else when one does.
     """
+    _refuse_joined(name, value)
     reader = open_reader(store)
     run = find_run(reader, id)
     reader.close()
 
     async def work(client: AsyncDo) -> int:
         await client.runs.send_event(run.id, name, _event_value(value), key=key)
+        waiting = run.waiting_for
+        is_other = waiting is not None and waiting.kind == "event" and repr(name) not in waiting.text
+        waits = f", and waits for {waiting.text}" if waiting is not None and is_other else ""
         later = "" if engine_on(store) else " No process runs an engine on this store now: it is taken when one does."
-        say(f"{run.name} was sent {name}.{later} More: dotdo runs show {run.id}")
+        say(f"{run.name} was sent the event {name!r}{waits}.{later} More: dotdo runs show {run.id}")
         return 0
 
     return with_engine(Application("", Catalogue()), store, (), work, engine=False)
+
+
+def _refuse_joined(name: str, value: str | None) -> None:
+    """Raises UsageError for what is written as a parameter of `dotdo run`: NAME=VALUE would be a part of the name."""
+    event, equals, rest = name.partition("=")
+    if value is None and equals:
+        json = ":=" if event.endswith(":") else ""
+        raise click.UsageError(
+            f"The value of an event is a word of its own: {shlex.quote(event.rstrip(':'))} {shlex.quote(json + rest)}"
+        )
+    parameter = _PARAMETER.match(value or "")
+    if parameter is not None:
+        raise click.UsageError(
+            f"{value!r} would be sent as this text. An object is JSON behind `:=`, such as "
+            f"':={{\"{parameter[1]}\": ...}}'; send it as text with ':=\"...\"'."
+        )
 
 
 def _event_value(text: str | None) -> Any:

@@ -14,7 +14,7 @@ from dotdo.cli.attending import GRACE
 from dotdo.cli.loading import Application, load_application
 from dotdo.cli.logs import configure, log_option
 from dotdo.cli.output import mark, say
-from dotdo.cli.settings import app_option, databases, sql_option, store_option
+from dotdo.cli.settings import WholeNumber, app_option, databases, sql_option, store_option
 from dotdo.cli.watching import WATCHED_BY, watch_and_run
 from dotdo.errors import DefinitionError
 from dotdo.keys import Rate, read_rate
@@ -27,7 +27,7 @@ port_option = click.option(
     envvar="DOTDO_PORT",
     default=8787,
     show_default=True,
-    type=click.IntRange(0, 65535),
+    type=WholeNumber(0, 65535),
     help="Port; 0 takes a free one.",
 )
 

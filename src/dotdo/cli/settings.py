@@ -53,6 +53,18 @@ def sql_option(command: F) -> F:
     )(command)
 
 
+class WholeNumber(click.IntRange):
+    """A whole number, called so in messages and help."""
+
+    name = "whole number"
+
+
+class Number(click.FloatRange):
+    """A number, called so in messages and help."""
+
+    name = "number"
+
+
 def configured(name: str) -> Any:
     """A setting out of dotdo.toml, or its default."""
     return read_file(FILE).get(name, DEFAULTS[name])
@@ -65,7 +77,8 @@ def read_file(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise click.UsageError(f"{file} cannot be read: {error}") from None
+        hint = ' Text stands in quotes: store = "dotdo.db".' if isinstance(error, tomllib.TOMLDecodeError) else ""
+        raise click.UsageError(f"{file} cannot be read: {error}.{hint}") from None
     settings: dict[str, Any] = {}
     for name, value in found.items():
         if name not in DEFAULTS:

@@ -1,5 +1,6 @@
 """How `dotdo runs show` and `watch` print a run: a header, its timeline, and where to look next."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from dotdo.timeline import EffectItem, Moment, StepItem, Timeline, Try, step_nam
 Line = Sequence[Span]
 DIM, BAD, GOOD = "dim", "red", "green"
 NAME_WIDTH = 30
+_AWAITED = re.compile(r"the event '([\w.-]+)'")
 SHORT_ID = 20  # what is typed to name a run: its time in ms and some random bits
 STEP_MARKS = {
     "open": ("…", ".", "blue"),
@@ -108,7 +110,8 @@ class View:
             lines += [[], _fact("error", where + _error(run.error), BAD)]
             lines += self._traceback(run.error)
         elif run.waiting_for is not None:
-            when = f", {until(run.waiting_for.until)}" if run.waiting_for.until is not None else ""
+            limit = "at the latest " if run.waiting_for.kind == "event" else ""
+            when = f", {limit}{until(run.waiting_for.until)}" if run.waiting_for.until is not None else ""
             lines += [[], _fact("waits for", run.waiting_for.text + when, "cyan")]
         if not run.ended and run.status != "blocked" and self.engine is None:
             lines += [_fact("no engine", "no process runs an engine on this store now, so nothing moves", "yellow")]
@@ -133,7 +136,8 @@ class View:
         short = run.id if "." in run.id else run.id[:SHORT_ID]
         hints: list[tuple[str, str]] = []
         if run.status in ("failed", "cancelled") and run.erased_at is None:
-            hints.append((f"dotdo runs retry {short}", "open it again; completed steps keep their results"))
+            kept = "completed steps keep their results" if run.undo == "none" else "what was undone is done again"
+            hints.append((f"dotdo runs retry {short}", f"open it again; {kept}"))
         elif run.status == "blocked":
             which = " --step NAME" if len(run.questions) > 1 else ""
             for option, what in RESOLVE[_kind_of(run.questions[0])] if run.questions else ():
@@ -142,6 +146,9 @@ class View:
             hints.append((f"dotdo runs retry {short}", what))
             hints.append((f"dotdo runs cancel {short}", "give it up and undo what it did"))
         elif not run.ended:
+            awaited = _AWAITED.match(run.waiting_for.text) if run.waiting_for is not None else None
+            if awaited is not None:
+                hints.append((f"dotdo runs send-event {short} {awaited[1]} VALUE", "what it waits for"))
             resume = " --resume" if self.engine is None else ""
             hints.append((f"dotdo runs watch {short}{resume}", "run an engine for it here" if resume else "follow it"))
             if self.engine is None:

@@ -9,7 +9,7 @@ import click
 from dotdo.cli.loading import Application, load_application
 from dotdo.cli.logs import configure, log_option
 from dotdo.cli.output import mark, say
-from dotdo.cli.settings import app_option, databases, sql_option
+from dotdo.cli.settings import WholeNumber, app_option, databases, sql_option
 from dotdo.errors import DefinitionError
 from dotdo.worker_protocol import Registered
 
@@ -23,7 +23,7 @@ from dotdo.worker_protocol import Registered
     "--concurrency",
     default=10,
     show_default=True,
-    type=click.IntRange(1, 10_000),
+    type=WholeNumber(1, 10_000),
     help="How many actions run at a time.",
 )
 @click.option("--name", help="What logs and messages call this worker.  [default: host and process]")

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from dotdo.clock import duration
 from dotdo.engine.children import holds_messages
 from dotdo.engine.service_code import ServiceCode
 from dotdo.engine.settling import SETTLEMENT, leaves_unsettled
@@ -44,11 +45,18 @@ def waits_of(run: "LiveRun") -> list[WaitingFor]:
     code = run.code
     if code is not None and not run.is_stopping:
         timer = code.loop.next_timer()
+        due = None if timer is None else timer.due
+        # An event is what somebody can send, so it stands before the timer, which most often is its limit.
+        waits += [WaitingFor("event", f"the event {name!r}", due) for name in code.awaited_events()]
         if timer is not None:
-            waits.append(WaitingFor("timer", f"a timer of the service ({timer.key})", timer.due))
-        waits += [WaitingFor("event", f"the event {name!r}") for name in code.awaited_events()]
+            waits.append(WaitingFor("timer", _timer_text(timer.key), due))
     # A worker or node that comes is looked for by this, so it stands first.
     return sorted(waits, key=lambda wait: (wait.kind not in WANTING, wait.until is None, wait.until or 0))
+
+
+def _timer_text(key: str) -> str:
+    delay = key.removeprefix("timer:").partition("#")[0]
+    return f"a timer of {duration(int(delay))}" if delay.isdecimal() else "a timer"
 
 
 def waiting_for(run: "LiveRun") -> WaitingFor:

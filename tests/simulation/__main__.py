@@ -11,13 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import pytest
-
 from tests.simulation import planted_peers
 from tests.simulation.cases import Case, make_case
 from tests.simulation.nodes import play_on_nodes
 from tests.simulation.occurring import EVERYTHING, EVERYTHING_ON_NODES
-from tests.simulation.planted import PLANTED, Plant
+from tests.simulation.planted import PLANTED, Plant, finds
 from tests.simulation.server import play_on_server
 from tests.simulation.simulating import Played, play, shrink
 from tests.stores import own_server
@@ -69,9 +67,7 @@ def find_planted(bugs: dict[str, Plant] = PLANTED, play: Player = play, names: S
     for name, plant in bugs.items():
         if names and name not in names:
             continue
-        with pytest.MonkeyPatch.context() as patch:
-            plant(patch)
-            found = next((seed for seed in range(MOST) if play(make_case(seed)).wrong), None)
+        found = next((seed for seed in range(MOST) if finds(plant, play, seed)), None)
         print(f"{name}: {'NOT FOUND' if found is None else f'seed {found}'}", flush=True)
         missed += found is None
     return missed

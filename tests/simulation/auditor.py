@@ -9,6 +9,7 @@ import hmac
 from collections import Counter, defaultdict
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ JOURNAL = "select * from journal where data <> '@' || data_digest order by run, 
 # Of processes, by one run that nobody has mended. When the store has failed, a death may not have been counted: nobody
 # knows who had the run then.
 MOST_DEATHS = 3
+# Claims of a run of which nothing came, in a row: each death of a process may cost one, and each failure of the store.
+MOST_CLAIMS = 15
+OF_DELIVERIES = ("committed", "delivering", "delivery_failed", "delivered", "effects_dropped", "resolved")
 
 
 @dataclass
@@ -57,6 +61,7 @@ def audit(store: Path, app: Path, world: World, told: Told, key: bytes, *, over:
     wrong += _refused(runs, entries, told)
     wrong += _anchors(runs, key)
     wrong += _entries(entries)
+    wrong += _claims(entries, told)
     wrong += _effects(entries, world)
     wrong += _hostile(runs, entries, told, world)
     if over:
@@ -104,6 +109,16 @@ def _entries(entries: list[dict[str, Any]]) -> list[str]:
     ]
     wrong += [f"{step} of {run} committed {count} times" for (run, _, step), count in on_failure.items() if count > 1]
     return wrong
+
+
+def _claims(entries: list[dict[str, Any]], told: Told) -> list[str]:
+    """I4: who waits is left alone until something has come for him."""
+    most: Counter[str] = Counter()
+    for (run, kind), ones in groupby(entries, key=lambda entry: (entry["run"], entry["kind"])):
+        if kind == "claimed":
+            most[run] = max(most[run], sum(1 for _ in ones))
+    allowed = MOST_CLAIMS + told.failures
+    return [f"I4: {run} was claimed {count} times for nothing" for run, count in most.items() if count > allowed]
 
 
 def _refused(runs: dict[str, Any], entries: list[dict[str, Any]], told: Told) -> list[str]:
@@ -155,8 +170,10 @@ def _effects(entries: list[dict[str, Any]], world: World) -> list[str]:
     by_key: dict[str, list[Any]] = defaultdict(list)
     for arrival in world.arrivals:
         by_key[arrival.key].append(arrival)
+    kept = _kept(entries)
     for key, arrivals in by_key.items():
-        if len({(one.system, one.what) for one in arrivals}) > 1:
+        # What is staged here names the attempt: that is another one when the step was done again.
+        if len({(one.system, one.what.rpartition(" at ")[0] if key in kept else one.what) for one in arrivals}) > 1:
             wrong.append(f"I8: one key for several effects: {arrivals}")
         happened = sum(one.happened for one in arrivals)
         if happened > 1 and arrivals[0].system in ("found", "asked"):
@@ -172,6 +189,36 @@ def _effects(entries: list[dict[str, Any]], world: World) -> list[str]:
             if key not in by_key:
                 wrong.append(f"{key} is journaled as delivered, and never arrived")
     return wrong
+
+
+def _kept(entries: list[dict[str, Any]]) -> set[str]:
+    """The keys of what was perhaps delivered before its step was done again: they are kept, so that the receiver can
+    tell the n-th staging then from the n-th before (docs/decisions/retry-opens-a-generation.md)."""
+    staged: dict[tuple[str, str], list[str]] = {}
+    doubts: set[str] = set()
+    kept: set[str] = set()
+    for entry in entries:
+        of = entry["run"], entry["step"]
+        if entry["kind"] not in OF_DELIVERIES:
+            continue
+        data = msgspec.json.decode(entry["data"])
+        match entry["kind"]:
+            case "committed":
+                staged[of] = [effect["key"] for effect in data["effects"]]
+                kept.update(doubts.intersection(staged[of]))
+            case "delivering":
+                doubts.add(staged[of][data["effect"]])
+            case "delivered":
+                doubts.discard(staged[of][data["effect"]])
+            case "delivery_failed":
+                (doubts.add if data.get("unknown") else doubts.discard)(staged[of][data["effect"]])
+            case "effects_dropped":
+                for index in data["effects"]:
+                    (doubts.add if index in data.get("unknown", ()) else doubts.discard)(staged[of][index])
+            case _:
+                if data["outcome"] != "try_again":
+                    doubts.discard(data["key"])
+    return kept
 
 
 def _keys(entries: list[dict[str, Any]]) -> list[str]:

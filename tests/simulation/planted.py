@@ -37,6 +37,8 @@ from dotdo.journal import anchor
 from dotdo.records import Options
 from dotdo.schema import Schema
 from dotdo.store.sql import SqlStore
+from tests.simulation.cases import Case, make_case
+from tests.simulation.simulating import Played
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 PLANTED: dict[str, Plant] = {}
@@ -46,6 +48,14 @@ def planted(plant: Plant) -> Plant:
     """Adds a bug to the list."""
     PLANTED[plant.__name__] = plant
     return plant
+
+
+def finds(plant: Plant, play: Callable[[Case], Played], seed: int) -> bool:
+    """Whether a seed finds a bug: something is wrong with it, and nothing is without it."""
+    with pytest.MonkeyPatch.context() as patch:
+        plant(patch)
+        wrong = play(make_case(seed)).wrong
+    return bool(wrong) and not play(make_case(seed)).wrong
 
 
 async def nothing(*args: Any, **options: Any) -> None:
@@ -383,3 +393,14 @@ def keeps_nothing_for_what_cannot_be_kept(patch: pytest.MonkeyPatch) -> None:
             return b"null", None
 
     patch.setattr(Schema, "dump", lenient)
+
+
+@planted
+def wakes_for_a_deadline_that_has_passed(patch: pytest.MonkeyPatch) -> None:
+    def deadline_at(self: history.History) -> int | None:
+        options = self.accepted.options if self.accepted else None
+        if options is None or options.deadline is None or self.ended is not None:
+            return None
+        return self.accepted_at + round(((options.delay or 0) + options.deadline) * 1000)
+
+    patch.setattr(history.History, "deadline_at", property(deadline_at))

@@ -12,7 +12,7 @@ import pytest
 
 from tests.simulation.cases import make_case
 from tests.simulation.occurring import SOMETIMES
-from tests.simulation.planted import PLANTED
+from tests.simulation.planted import PLANTED, finds
 from tests.simulation.simulating import Played, play, shrink
 
 FIRST, SEEDS, SECONDS = 10_000, 240, 15.0
@@ -25,6 +25,7 @@ FOUND = {
     21: "a claim whose answer was lost was never begun",
     98: "a parent stood still when the store failed at its word to a child, with nothing left to write",
     159: "a request was sent, and taken back, before its intent was durable",
+    392: "the auditor took what was staged anew under the key of what was perhaps sent for another effect",
     523: "a run that may have killed its process was read again, and then began beside the others",
     852: "a cancellation began the undo of a run anew that an operator was undoing",
     1131: "retrying a run that was blocked for its crashes sent again what nobody was asked about",
@@ -50,7 +51,7 @@ CAUGHT = {
     "undoes_oldest_first": 10,
     "forgets_what_was_undone": 18,
     "forgets_undo_when_a_run_fails": 10,
-    "begins_undoing_again_when_cancelled": 392,
+    "begins_undoing_again_when_cancelled": 852,
     "takes_events_twice": 7,
     "loses_the_end_of_a_child": 2,
     "rings_early": 1,
@@ -68,6 +69,7 @@ CAUGHT = {
     "suspects_nobody": 162,
     "never_blocks_what_kills": 34,
     "keeps_nothing_for_what_cannot_be_kept": 59,
+    "wakes_for_a_deadline_that_has_passed": 478,
 }
 
 
@@ -110,9 +112,8 @@ def test_seed_plays_the_same_again():
 
 
 @pytest.mark.parametrize("bug", CAUGHT)
-def test_planted_bug_is_found(bug: str, monkeypatch: pytest.MonkeyPatch):
-    PLANTED[bug](monkeypatch)
-    assert found(CAUGHT[bug]) is not None
+def test_planted_bug_is_found(bug: str):
+    assert any(finds(PLANTED[bug], play, seed) for seed in itertools.chain([CAUGHT[bug]], range(MOST)))
 
 
 def test_case_that_turns_round_and_round_is_a_finding(monkeypatch: pytest.MonkeyPatch):

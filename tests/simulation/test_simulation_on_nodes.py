@@ -11,6 +11,7 @@ import pytest
 from tests.simulation.cases import make_case
 from tests.simulation.nodes import play_on_nodes
 from tests.simulation.occurring import SOMETIMES_ON_NODES
+from tests.simulation.planted import finds
 from tests.simulation.planted_peers import PLANTED
 from tests.simulation.simulating import Played
 
@@ -70,6 +71,5 @@ def test_seed_plays_the_same_again():
 
 
 @pytest.mark.parametrize("bug", CAUGHT)
-def test_planted_bug_is_found(bug: str, monkeypatch: pytest.MonkeyPatch):
-    PLANTED[bug](monkeypatch)
-    assert any(play_on_nodes(make_case(CAUGHT[bug] + number)).wrong for number in range(FEW))
+def test_planted_bug_is_found(bug: str):
+    assert any(finds(PLANTED[bug], play_on_nodes, CAUGHT[bug] + number) for number in range(FEW))

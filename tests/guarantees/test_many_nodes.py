@@ -236,7 +236,7 @@ async def test_frozen_node_commits_nothing_when_it_wakes_and_comes_back_as_anoth
 
 
 @in_loop
-async def test_connections_that_are_cut_again_and_again_lose_nothing(path: Path):
+async def test_connections_that_are_cut_again_and_again_lose_nothing(path: Path, caplog: pytest.LogCaptureFixture):
     async with nodes(url_of(path), node.definitions(), node.definitions()) as clients:
         over, done = asyncio.Event(), asyncio.Event()
         cuts = 0
@@ -272,6 +272,7 @@ async def test_connections_that_are_cut_again_and_again_lose_nothing(path: Path)
         assert cuts > 50
         found = await clients[0].runs.list(limit=2 * len(results))
         assert Counter(run.status for run in found) == {"completed": len(results)}
+    assert [record.getMessage() for record in caplog.records if record.name == "psycopg"] == [], "the driver warns"
 
 
 async def insist(ask: Callable[[], Awaitable[Any]]) -> Any:
@@ -483,6 +484,34 @@ async def test_what_was_claimed_by_a_node_that_is_gone_is_claimed_again(path: Pa
         written = sql(path, "select data from dotdo.journal where kind = 'claimed' order by seq")
         assert [json.loads(data)["claim"] for (data,) in written] == claims[1:]
         assert len(claims) == 2
+
+
+@pytest.mark.usefixtures("lasting")
+@in_loop
+async def test_node_goes_on_beside_one_that_publishes_what_this_version_does_not_know(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Without hints: who waits for a run that another node has learns of its end by looking, whatever else fails."""
+    columns = "id, host, pid, started_at, lease_until, offers, definitions"
+    strange = "'node_of_another_version', 'h', 1, 0, dotdo.now() + 600000, '{}', '[]'"
+    sql(path, f"insert into dotdo.nodes ({columns}) values ({strange})")
+    async with nodes(url_of(path), node.definitions(), Catalogue()) as (_, waiting):
+        engine = await engine_of(waiting)
+        assert isinstance(engine.store, SharedStore)
+        engine.store.listen(None)
+        own_runs, failures = engine.store.runs_with_messages, iter([RuntimeError("nobody thought of this")])
+
+        def looked_at(name: str) -> list[str]:
+            if error := next(failures, None):
+                raise error
+            return own_runs(name)
+
+        monkeypatch.setattr(engine.store, "runs_with_messages", looked_at)
+        await until(lambda: "nobody thought of this" in caplog.text)
+        async with AsyncDo(url_of(path), catalogue=node.definitions(), engine=False) as filing:
+            handle = await filing.service("sum", key="one").start(numbers=[1, 2])
+        assert (await asyncio.wait_for(engine.result(handle.id), PATIENCE)).result == 3
+    assert caplog.text.count("looking at the store failed") == 1
 
 
 @pytest.mark.usefixtures("lasting")

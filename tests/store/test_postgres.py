@@ -12,7 +12,7 @@ import pytest
 from dotdo.embedding import store_clock
 from dotdo.errors import FenceLost, InvalidOperation, NodeExpelled, StoreUnavailable, StoreUnusable
 from dotdo.store import migrate
-from dotdo.store.connecting import in_words
+from dotdo.store.connecting import Link, in_words, pipelined
 from dotdo.store.migrate import migrations
 from dotdo.store.postgres import PostgresDatabase
 from dotdo.store.queries import load_queries
@@ -45,6 +45,24 @@ def test_server_understands_every_statement(postgres_store: str):
                 assert plan_of(connection, statement)["Node Type"]
             assert statement.count("dotdo.") or "pg_" in statement, f"{name} does not say in which schema"
     assert len(statements) > 90
+
+
+def test_driver_does_not_warn_of_a_pipeline_that_breaks(postgres_store: str, caplog: pytest.LogCaptureFixture):
+    link = Link(postgres_store, "here")
+    try:
+        connection = link.get()
+        with pytest.raises(psycopg.OperationalError):
+            _ask_in_a_broken_pipeline(link, connection)
+        assert link.get() is not connection
+    finally:
+        link.drop()
+    assert [record.getMessage() for record in caplog.records if record.name == "psycopg"] == []
+
+
+def _ask_in_a_broken_pipeline(link: Link, connection: psycopg.Connection[tuple[object, ...]]) -> None:
+    with pipelined(connection):
+        link.cut()
+        connection.execute("select 1").fetchall()
 
 
 def test_two_that_migrate_at_the_same_time_do_not_meet(postgres_template: str):

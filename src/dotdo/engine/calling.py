@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dotdo.effect import Effect, EffectCall
 from dotdo.engine.secrets import arguments_of, plain_input
-from dotdo.engine.threads import Threads
+from dotdo.engine.threads import OnThread, Threads, TimeIsUp
 from dotdo.errors import AttemptTimedOut
 
 if TYPE_CHECKING:
@@ -25,16 +25,26 @@ async def _run_effect(run: "LiveRun", effect: Effect[..., Any], call: EffectCall
         effect = run.engine.doubles.effect(effect)
     arguments = arguments_of(run, effect.schema, input)
     first = (call,) if effect.takes_call else ()
+    if not effect.is_async:
+        job = OnThread(run.engine.threads, _bound(run, lambda: effect.function(*first, **arguments)))
+        try:
+            return await job.result(effect.timeout)
+        except TimeIsUp:
+            raise _timed_out(effect) from None
+        finally:
+            job.call_off()
     limit = asyncio.timeout(effect.timeout)
     try:
         async with limit:
-            if effect.is_async:
-                return await effect.function(*first, **arguments)
-            return await run.engine.threads.run(_bound(run, lambda: effect.function(*first, **arguments)))
+            return await effect.function(*first, **arguments)
     except TimeoutError:
         if limit.expired():
-            raise AttemptTimedOut(f"{effect.name} did not answer within {effect.timeout} s.") from None
+            raise _timed_out(effect) from None
         raise
+
+
+def _timed_out(effect: Effect[..., Any]) -> AttemptTimedOut:
+    return AttemptTimedOut(f"{effect.name} did not answer within {effect.timeout} s.")
 
 
 def _bound(run: "LiveRun", function: Callable[[], Any]) -> Callable[[], Any]:
@@ -57,10 +67,16 @@ async def run_companion(
     """Runs what goes with an effect: the call record first, then those of what is offered that it takes."""
     names = list(inspect.signature(function).parameters)
     arguments = {name: offered[name] for name in names[1:] if name in offered}
-    async with asyncio.timeout(timeout):
-        if inspect.iscoroutinefunction(function):
+    if inspect.iscoroutinefunction(function):
+        async with asyncio.timeout(timeout):
             return await function(call, **arguments)
-        return await threads.run(lambda: function(call, **arguments))
+    job = OnThread(threads, lambda: function(call, **arguments))
+    try:
+        return await job.result(timeout)
+    except TimeIsUp:
+        raise TimeoutError from None
+    finally:
+        job.call_off()
 
 
 def answer_of(run: "LiveRun", effect: Effect[..., Any], answer: Any) -> tuple[bytes, Any]:

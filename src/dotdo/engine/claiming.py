@@ -4,6 +4,7 @@ Polling is the truth, hints only make it sooner. Rescue is a sweep for ever, in 
 """
 
 import asyncio
+import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -64,10 +65,17 @@ class Claimer:
             except ClientClosed:
                 return
             except StoreError as error:
-                # The store may come back; nothing is lost meanwhile.
-                self._unsure = True
-                self._engine.log.error("claiming failed, trying again in %s s: %s", RETRY_SECONDS, error)
-                await asyncio.sleep(RETRY_SECONDS)
+                # The store may come back; nothing is lost meanwhile. Said once, not with each try.
+                level = logging.DEBUG if self._unsure else logging.ERROR
+                self._engine.log.log(level, "claiming failed, trying again in %s s: %s", RETRY_SECONDS, error)
+                await self._try_later()
+            except Exception:  # nobody thought of this; but who claims nothing any more stands still for ever
+                self._engine.log.exception("claiming failed, trying again in %s s", RETRY_SECONDS)
+                await self._try_later()
+
+    async def _try_later(self) -> None:
+        self._unsure = True
+        await asyncio.sleep(RETRY_SECONDS)
 
     async def _sweep(self) -> None:
         engine = self._engine

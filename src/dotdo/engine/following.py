@@ -62,6 +62,8 @@ LOOK, REDIAL, LOOK_ALONE = 1.0, 0.05, 0.02
 GLANCE, PATIENCE = 0.25, 30.0
 # After an engine could not be started here: time for others to try, in seconds.
 PENANCE = 5.0
+# In a storm of cut connections, how long the store must have been there before it is said that it is not.
+SILENT = 60.0
 
 
 class _Moved(Exception):
@@ -104,6 +106,7 @@ class Follower(Serving):
         self._numbers = count(1)
         self._changes, self._pins = -1, ""
         self._blind = False  # the last look at the store failed
+        self._silent_until = 0.0
         self._closed = False
 
     # -- beginning and end --------------------------------------------------------------------------------------------
@@ -208,11 +211,12 @@ class Follower(Serving):
             try:
                 over = await self._read(lambda: self._own.runs_over(runs))
             except StoreError as error:
-                if not self._blind:  # said once, not with each look
+                if not self._blind and self.loop.time() >= self._silent_until:  # said once, not with each look
                     self.log.error("the store could not be looked at: %s", error)
                 self._blind = True
                 return
-            self._blind = False
+            if self._blind:
+                self._blind, self._silent_until = False, self.loop.time() + SILENT
             for run in over:
                 self.readers.wake(run)
 

@@ -18,7 +18,7 @@ from dotdo.engine.cancelling import whatever_happens
 from dotdo.engine.failing import Block
 from dotdo.engine.outliving import Outliving, outlive
 from dotdo.engine.process_pool import ProcessPool, run_in_process
-from dotdo.engine.threads import Threads
+from dotdo.engine.threads import OnThread, Threads, TimeIsUp
 from dotdo.errors import AttemptTimedOut
 from dotdo.journal import LARGE, Completion, StagedEffect
 
@@ -154,23 +154,20 @@ class HandlerRun:
                 raise
 
         trace = self.run.trace
-        future = self.run.engine.threads.run(work if trace is None else trace.bound(work))
-        limit = asyncio.timeout(timeout)
+        job = OnThread(self.run.engine.threads, work if trace is None else trace.bound(work))
         try:
-            async with limit:
-                return await asyncio.shield(future)
-        except TimeoutError:
-            if not limit.expired():
-                raise  # the handler's own
+            return await job.result(timeout)
+        except TimeIsUp:
             if not attempt.end("timed out"):
-                return await whatever_happens(future)
+                return await whatever_happens(job.future)
             # A thread cannot be killed: its context is dead now, and the retry waits until its SQL is rolled back.
-            await outlive(self.run, future, attempt)
+            await outlive(self.run, job.future, attempt)
             raise AttemptTimedOut(f"The attempt did not end within {timeout} s.") from None
         except asyncio.CancelledError:
             if not attempt.end("was cancelled"):
-                return await whatever_happens(future)
-            await outlive(self.run, future, attempt)
+                return await whatever_happens(job.future)
+            if not job.call_off():
+                await outlive(self.run, job.future, attempt)
             raise
 
     async def _run_elsewhere(

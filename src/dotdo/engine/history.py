@@ -126,7 +126,8 @@ class History:
 
     def apply(self, entry: Entry, data: Any) -> None:
         """Applies one entry; `data` is its decoded data."""
-        if entry.kind in PROGRESS:
+        # What is told of a run that is blocked for its crashes gets it nowhere.
+        if self.crashes and entry.kind in PROGRESS and not (self.crashes >= MAX_CRASHES and _tells(entry.step)):
             self.crashes = 0
         change = _CHANGES.get(entry.kind)
         if change is not None:
@@ -312,6 +313,10 @@ class History:
         self.steps[id] = StepRecord(
             id, epoch=old.epoch + 1, generation=self.generation, requests=requests, doubts=doubts_of(old)
         )
+
+
+def _tells(step: str) -> bool:
+    return step.startswith("on_failure:")
 
 
 def _count_try(known: Request, entry: Entry) -> None:

@@ -182,6 +182,8 @@ class Peers:
                 return
             except StoreError as error:
                 engine.log.debug("looking at the store failed: %s", error)
+            except Exception:  # such as something of another version of dotdo; the other looks go on
+                engine.log.exception("looking at the store failed")
             self._turn.clear()
             if engine.loop.time() >= self._due:
                 continue  # somebody said so meanwhile

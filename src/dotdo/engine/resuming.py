@@ -6,8 +6,6 @@ a time, so that it takes no other with it, and only those that really ran are co
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from dotdo.catalogue import described
 from dotdo.engine.elsewhere import is_left_to_others, missing
 from dotdo.engine.failing import Block, error_record
@@ -38,8 +36,8 @@ async def load_runs(engine: "Engine", claims: list[Claim], node: str) -> None:
         history = History()
         try:
             history.load(journals[claim.run])
-        except (msgspec.MsgspecError, KeyError, IndexError) as error:
-            engine.log.error("the journal of %s cannot be read; run `dotdo audit verify`: %s", claim.run, error)
+        except Exception as error:  # whatever an entry says that no engine would have written
+            engine.log.error("the journal of %s cannot be read; run `dotdo audit verify`: %r", claim.run, error)
             continue
         if history.accepted is not None:
             histories.append((claim, journals[claim.run], history))

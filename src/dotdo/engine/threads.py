@@ -1,6 +1,8 @@
 """Daemon threads for sync handlers: made on demand, reused, and never waited for at exit.
 
 The standard pool joins its threads when the interpreter ends, so one stuck handler would keep a process from ending.
+What is user code runs as an `OnThread`: its time begins when it does, however long it waits for a thread, and once it
+was called off it does not begin any more.
 """
 
 import asyncio
@@ -10,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -84,6 +86,62 @@ class Threads:
         except RuntimeError:
             # The engine's loop is closed: nobody waits for this handler any more.
             return
+
+
+class TimeIsUp(TimeoutError):
+    """A function on a thread did not end in the time that it had; it may go on."""
+
+
+class OnThread(Generic[T]):
+    """A function that begins as soon as a thread is free, unless it is called off before. future: of its result."""
+
+    __slots__ = ("_began", "_function", "_is_off", "future")
+
+    def __init__(self, threads: Threads, function: Callable[[], T]) -> None:
+        self._function: Callable[[], T] | None = function
+        self._began: float | None = None
+        self._is_off = False
+        self.future: asyncio.Future[T] = threads.run(self._run)
+
+    async def result(self, timeout: float | None) -> T:
+        """Its result. Raises what it raises, and TimeIsUp when that has not come so many seconds after it began."""
+        loop = asyncio.get_running_loop()
+        until = None if timeout is None else loop.time() + timeout
+        while True:
+            limit = asyncio.timeout_at(until)
+            try:
+                async with limit:
+                    return await asyncio.shield(self.future)
+            except TimeoutError:
+                if timeout is None or not limit.expired():
+                    raise  # the function's own
+            left = timeout if self._began is None else self._began + timeout - time.monotonic()
+            if left <= 0:
+                raise TimeIsUp
+            until = loop.time() + left
+
+    def call_off(self) -> bool:
+        """It does not begin any more; returns whether it had not begun, so that nothing of it has happened or will."""
+        self._is_off = True
+        if self._began is None:
+            self.future.cancel()
+            return True
+        if not self.future.done():
+            self.future.add_done_callback(_ignore)
+        return False
+
+    def _run(self) -> T:
+        self._began = time.monotonic()  # before it looks: whoever calls it off and sees no beginning can be sure
+        function, self._function = self._function, None
+        if self._is_off or function is None:
+            raise asyncio.CancelledError
+        return function()
+
+
+def _ignore(future: "asyncio.Future[Any]") -> None:
+    """Nobody waits for it: asyncio need not say that nobody has seen its error."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _resolve(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:

@@ -9,7 +9,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, LiteralString, TypeVar, cast
 
 import psycopg
@@ -63,6 +64,24 @@ SET_LOCAL = settings(local=True)
 
 class CommitUnknown(StoreUnavailable):
     """The connection was lost while a transaction was on its way to its commit."""
+
+
+@contextmanager
+def pipelined(connection: Connection) -> Generator[None]:
+    """The driver's pipeline. When the connection breaks in it, raises what broke it first; the driver would raise that
+    as well, but warn in the log of each error that follows from it."""
+    broken: psycopg.Error | None = None
+    try:
+        with connection.pipeline():
+            try:
+                yield
+            except psycopg.Error as error:
+                broken = error
+    except psycopg.Error:
+        if broken is None:
+            raise
+    if broken is not None:
+        raise broken
 
 
 class Link:

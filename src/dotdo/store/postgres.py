@@ -21,6 +21,7 @@ from dotdo.store.connecting import (
     Connection,
     Link,
     in_words,
+    pipelined,
     statement,
     told,
     with_defaults,
@@ -125,7 +126,7 @@ class PostgresDatabase:
         lost: then it may or may not have been done."""
         connection = self._writer.patiently(lambda writer: writer, "be reached")
         try:
-            with connection.pipeline():
+            with pipelined(connection):
                 self._begin(connection)
                 cursor = connection.execute(statement(sql), parameters)
                 connection.execute("COMMIT")
@@ -139,7 +140,7 @@ class PostgresDatabase:
             raise told(error, self.where, "write") from error
 
     def _send(self, connection: Connection, steps: list[tuple[str, dict[str, Any], int | None, str]]) -> None:
-        with connection.pipeline():
+        with pipelined(connection):
             self._begin(connection)
             for number, (sql, parameters, expected, _) in enumerate(steps):
                 if expected is None:
@@ -169,7 +170,7 @@ class PostgresDatabase:
         CommitUnknown if even asking again did not tell whether it was committed."""
 
         def begin(connection: Connection) -> None:
-            with connection.pipeline():
+            with pipelined(connection):
                 self._begin(connection)
 
         self._writer.patiently(begin, "begin a transaction")

@@ -94,6 +94,10 @@ class AsyncDo:
         if url is not None and store is not None:
             raise DefinitionError("A client has a store of its own, or the URL of a server; not both.")
         url = url or (os.environ.get("DOTDO_URL") if store is None else None)
+        if api_key is not None and url is None:
+            raise DefinitionError(
+                "api_key= is for a client of a server: give its address, too, as url= or in DOTDO_URL."
+            )
         self._url, self.tracer_provider = url, tracer_provider
         self._open = lambda: (
             connect(url, api_key)

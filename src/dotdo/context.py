@@ -218,9 +218,10 @@ class AsyncContext(_Context):
         """Like `sql`, for one of several databases. One attempt may use one database."""
         return self._attempt.connection(name)
 
-    async def request(self, effect: Effect[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Calls the effect now and returns its answer. Intent and answer are journaled; a retry replays the answer."""
-        return await self._attempt.request(effect, args, kwargs)
+    def request(self, effect: Effect[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Awaited, it calls the effect now and returns its answer. Intent and answer are journaled; a retry replays the
+        answer. An attempt fails for good that has made a request and never awaited it."""
+        return self._attempt.request(effect, args, kwargs)
 
 
 current: ContextVar[Context | AsyncContext | Runner | None] = ContextVar("dotdo_current", default=None)

@@ -231,7 +231,7 @@ def test_what_only_one_of_them_defines(store: Path):
         assert second.ask("client.action('nowhere').invoke()").startswith("UnknownName: There is no action 'nowhere'")
         assert "where" in second.ask("[one.name for one in client.action.list()]")
         id = second.ask("client.start(only_narrow).id")
-        waits = "does not define the action only-narrow@1"
+        waits = "the action only-narrow@1, which the process with the engine does not define"
         until(lambda: waits in first.ask(f"str(client.runs.get({id!r}).waiting_for)"))
         first.kill()
         assert second.ask(f"client.handle({id!r}).result()") == second.pid

@@ -240,10 +240,11 @@ def test_letters(do):
     assert re.search(rf"It ended alike after each of {kills} kills", found.stdout.str()), found.stdout.str()
 
 
-def test_sample_that_is_none_fails(pytester: pytest.Pytester):
-    found = outcome(pytester, "\n@pytest.mark.crash_everywhere(sample=0)\ndef test_it(do): do.run(both)\n")
+@pytest.mark.parametrize("given", ["sample=0", "smaple=3", "20"])
+def test_sample_that_is_none_fails(pytester: pytest.Pytester, given: str):
+    found = outcome(pytester, f"\n@pytest.mark.crash_everywhere({given})\ndef test_it(do): do.run(both)\n")
     found.assert_outcomes(failed=1)
-    assert "say a number from 1 on or all" in found.stdout.str()
+    assert "say sample=, with a number from 1 on or 'all'" in found.stdout.str()
 
 
 def test_what_the_module_shares_is_made_once(pytester: pytest.Pytester):

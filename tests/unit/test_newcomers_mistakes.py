@@ -10,6 +10,7 @@ import pytest
 import dotdo
 from dotdo import (
     ActionFailed,
+    AsyncContext,
     Catalogue,
     DefinitionError,
     Do,
@@ -142,6 +143,42 @@ def give_generator() -> Any:
 def test_result_that_is_not_there_yet_says_what_to_do(client: Do, definition: Any, text: str):
     with pytest.raises(ActionFailed, match=text):
         client.run(definition)
+
+
+noted: list[str] = []
+
+
+@effect("note-down", dedup="key", catalogue=catalogue)
+def note_down(text: str) -> str:
+    noted.append(text)
+    return text
+
+
+@action("forgets-to-await", catalogue=catalogue)
+async def forgets_to_await(ctx: AsyncContext) -> None:
+    ctx.request(note_down, "never")  # pyright: ignore[reportUnusedCoroutine]  # the mistake
+
+
+@action("awaits-together", catalogue=catalogue)
+async def awaits_together(ctx: AsyncContext) -> list[str]:
+    return await asyncio.gather(*(asyncio.create_task(ctx.request(note_down, text)) for text in ("one", "two")))
+
+
+def test_request_that_was_never_awaited_fails_its_action(client: Do):
+    with pytest.raises(
+        ActionFailed, match=r"never awaited it, so it was not sent: write `await ctx\.request"
+    ) as failed:
+        client.run(forgets_to_await)
+    assert (failed.value.error_type, failed.value.attempts) == ("DefinitionError", 1)
+    assert noted == []
+    assert client.run(awaits_together) == ["one", "two"]
+    assert sorted(noted) == ["one", "two"]
+    assert client.preview(forgets_to_await).status == "failed"
+
+
+def test_key_without_a_server_is_refused():
+    with pytest.raises(DefinitionError, match="give its address, too, as url= or in DOTDO_URL"):
+        Do(api_key="do_x")
 
 
 @service("look-up-nothing", catalogue=catalogue)

@@ -5,23 +5,24 @@ import click
 from dotdo.cli.audit import counted
 from dotdo.cli.loading import load_application
 from dotdo.cli.output import Span, json_option, mark, print_json, print_lines, say
-from dotdo.cli.settings import configured, store_option
+from dotdo.cli.settings import app_option, store_option
 from dotdo.embedding import open_reader, vault_of
 from dotdo.engine.foreseeing import Outlook, foresee
 
 
 @click.command(short_help="Which runs in flight would block with this code.")
-@click.argument("app", default=lambda: configured("app"), envvar="DOTDO_APP", metavar="[APP]")
+@click.argument("file", required=False, metavar="[APP]")
+@app_option
 @store_option
 @click.option("--against", metavar="PATH", help="The store whose runs are looked at; the same as --store.")
 @json_option
-def check(app: str, store: str, against: str | None, as_json: bool) -> int:
+def check(file: str | None, app: str, store: str, against: str | None, as_json: bool) -> int:
     """Replay every unfinished run of a store against the code in APP, and tell which would block, and why.
 
     Nothing is run, sent or written, and an engine may be at work on the store. Exit code 1 when any would block. What a
     run does after the point where it stands now cannot be told.
     """
-    application = load_application(app)
+    application = load_application(file or app)
     chosen = against or store
     reader = open_reader(chosen)
     try:

@@ -8,8 +8,9 @@ import asyncio
 import hashlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
+from inspect import CORO_CREATED, getcoroutinestate
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -38,6 +39,7 @@ log = logging.getLogger("dotdo.action")
 _NO_EFFECTS = cast("list[StagedEffect]", ())
 _NO_REQUESTS = cast("list[str]", ())
 _NO_COUNTS = cast("dict[str, int]", MappingProxyType({}))
+_NONE_ASKED = cast("list[Coroutine[Any, Any, Any]]", ())
 _NONE_ASKING: frozenset[Future[Any]] = frozenset()
 
 
@@ -58,8 +60,8 @@ class Attempt:
     mind."""
 
     __slots__ = (
-        "_asking", "_committing", "_counts", "_databases", "_is_async", "_keeper", "_lock", "_loop", "_over", "_owner",
-        "_resources", "actor", "block", "effects", "elsewhere", "epoch", "generation", "number", "promised",
+        "_asked", "_asking", "_committing", "_counts", "_databases", "_is_async", "_keeper", "_lock", "_loop", "_over",
+        "_owner", "_resources", "actor", "block", "effects", "elsewhere", "epoch", "generation", "number", "promised",
         "requests", "run_id", "spares_calls", "step", "task", "traceparent", "trail", "work"
     )  # fmt: skip
 
@@ -94,6 +96,7 @@ class Attempt:
         self._resources, self._databases = resources, databases
         self._owner, self._loop, self._is_async, self._keeper = owner, loop, is_async, keeper
         self._counts: dict[str, int] = _NO_COUNTS
+        self._asked: list[Coroutine[Any, Any, Any]] = _NONE_ASKED  # to find those that were never awaited
         self._asking: frozenset[Future[Any]] = _NONE_ASKING  # requests that a thread waits for
         self._over: str | None = None
         self._committing = False
@@ -128,7 +131,22 @@ class Attempt:
                 raise AttemptOver(f"The attempt {self.number} of {self.step} {self._over}; it commits nothing.")
             if self.block is not None:
                 raise self.block
+            if self._asked:
+                self._refuse_unasked()
             self._committing = True
+
+    def _refuse_unasked(self) -> None:
+        """Raises DefinitionError if the handler has made a request and never awaited it: it was not sent."""
+        left = [one for one in self._asked if getcoroutinestate(one) == CORO_CREATED]
+        if not left:
+            return
+        tasks = {task.get_coro() for task in asyncio.all_tasks(self._loop)}
+        for one in left:
+            if one not in tasks:
+                one.close()  # or Python warns of what is told here
+        raise DefinitionError(
+            "The handler made a request and never awaited it, so it was not sent: write `await ctx.request(...)`."
+        )
 
     def close(self) -> None:
         """The attempt has ended, however: tasks that the handler left behind can do nothing with its context."""
@@ -169,8 +187,17 @@ class Attempt:
             self.effects = []
         self.effects.append(staged)
 
-    async def request(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Makes the call now, or replays its answer."""
+    def request(
+        self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """Makes the call when it is awaited, or replays its answer."""
+        asked = self._request(effect, args, kwargs)
+        if self._asked is _NONE_ASKED:
+            self._asked = []
+        self._asked.append(asked)
+        return asked
+
+    async def _request(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._before_completion()
         input, identity = self._input(effect, args, kwargs)
         return await self.ask(effect, input, self.name_request(effect, identity))
@@ -193,7 +220,7 @@ class Attempt:
     def request_and_wait(self, effect: Effect[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The same from a handler's thread."""
         self.heartbeat()
-        asking = asyncio.run_coroutine_threadsafe(self.request(effect, args, kwargs), self._loop)
+        asking = asyncio.run_coroutine_threadsafe(self._request(effect, args, kwargs), self._loop)
         with self._lock:
             self._asking |= {asking}
             too_late = self._over is not None  # whoever declared it over did not see this one

@@ -121,7 +121,9 @@ def _needs_none(engine: "Engine", history: History, entries: list[Entry], messag
 def _missing(engine: "Engine", accepted: Accepted) -> str:
     what = described(accepted.kind, accepted.name, accepted.version)
     if engine.elsewhere is None:
-        return f"the process with the engine does not define the {what}; start it again with that, or another one"
+        return (
+            f"the {what}, which the process with the engine does not define; start it again with that, or another one"
+        )
     return missing(engine, what, accepted.name, accepted.version)
 
 

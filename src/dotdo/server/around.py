@@ -126,5 +126,7 @@ def _tell(asked: Asked, seconds: float) -> None:
 
 async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        raise HTTPException(404, f"There is nothing at {scope['path'][:200]}. What there is, /reference tells.")
+        path: str = scope["path"][:200]
+        twice = " A client is given the address without /v1." if path.startswith("/v1/v1/") else ""
+        raise HTTPException(404, f"There is nothing at {path}. What there is, /reference tells.{twice}")
     raise RuntimeError("The API takes HTTP only.")

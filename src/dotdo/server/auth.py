@@ -58,7 +58,9 @@ class Gate:
         scheme, _, text = header.partition(" ")
         if scheme.lower() != "bearer" or not is_well_formed(text.strip()):
             raise _unknown(
-                "malformed_key", "That is no API key of dotdo; one looks like do_ and 46 letters and digits."
+                "malformed_key",
+                "That is no API key of dotdo, or it is mistyped or cut off; one looks like do_ and 46 letters and "
+                "digits.",
             )
         key = await self._find(text.strip())
         now = int(time.time() * 1000)

@@ -106,7 +106,8 @@ def _run_killed(
         return _failed(reports, "The test is marked with crash_everywhere, but does not ask for the fixture `do`.")
     if sample != "all" and not (str(sample).isdecimal() and int(sample)):
         return _failed(
-            reports, f"crash_everywhere: {sample!r} is not how often to kill; say a number from 1 on or all."
+            reports,
+            f"crash_everywhere: {sample!r} is not how often to kill; say sample=, with a number from 1 on or 'all'.",
         )
     kills, seconds = 0, 0.0
     seed = zlib.crc32(item.nodeid.encode())

@@ -64,5 +64,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     from dotdo.testing.everywhere import run_everywhere
 
     asked = item.config.getoption("--crash-sample")
-    run_everywhere(item, nextitem, marker.kwargs.get("sample", "all") if asked is None else asked)
+    # A typing error in the marker must not count as all.
+    unknown = [f"({value!r})" for value in marker.args] + [name for name in marker.kwargs if name != "sample"]
+    sample = ", ".join(unknown) or marker.kwargs.get("sample", "all")
+    run_everywhere(item, nextitem, sample if asked is None or unknown else asked)
     return True

@@ -50,6 +50,7 @@ nightly: $(INSTALLED)
 # of one, by default those that Debian has installed; `make servers SERVERS="/opt/16/bin /opt/17/bin"` names others.
 SERVERS := $(dir $(wildcard /usr/lib/postgresql/*/bin/initdb))
 servers: $(INSTALLED)
+	@$(if $(SERVERS),,echo "Debian's postgresql is not installed, and SERVERS names none: nothing was tried")
 	@for server in $(SERVERS); do \
 		$$server/postgres --version && export DOTDO_TEST_POSTGRES=$$server && \
 		$(PYTHON) -m pytest -q -n auto tests/store tests/contract_sql tests/simulation/test_simulation_on_a_server.py && \

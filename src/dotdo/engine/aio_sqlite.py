@@ -10,6 +10,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from threading import Thread
 from typing import Any, cast
 
 import aiosqlite
@@ -103,5 +104,15 @@ def connect(*args: Any, **options: Any) -> Connection:
     """For SQLAlchemy's `async_creator_fn`."""
     connector: Callable[[], sqlite3.Connection] = partial(sqlite3.connect, *args, **options)
     connection = Connection(connector, AHEAD)
-    connection._thread.daemon = True  # pyright: ignore[reportPrivateUsage]  # as SQLAlchemy does with aiosqlite's own
+    thread_of(connection).daemon = True  # as SQLAlchemy does with aiosqlite's own
     return connection
+
+
+def thread_of(connection: Any) -> Thread:
+    """Before aiosqlite 0.22 a connection was its thread; since then it has one."""
+    return connection if isinstance(connection, Thread) else connection._thread
+
+
+def fits() -> bool:
+    """Whether aiosqlite has the insides that are used here. If not, its own cursors do, with more visits."""
+    return hasattr(aiosqlite.Connection, "_conn") and hasattr(aiosqlite.Cursor, "_execute")

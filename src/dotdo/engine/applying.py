@@ -301,7 +301,7 @@ def _async_options(url: URL) -> dict[str, Any]:
         return _prompt(url)
     from dotdo.engine import aio_sqlite  # here: aiosqlite is needed with the first async handler that uses SQL
 
-    return {"async_creator_fn": aio_sqlite.connect}
+    return {"async_creator_fn": aio_sqlite.connect} if aio_sqlite.fits() else {}
 
 
 def _sync_url(url: URL) -> URL:

@@ -2,15 +2,16 @@
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiosqlite
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from dotdo.engine import aio_sqlite
+from dotdo.engine import aio_sqlite, applying
 from dotdo.engine.aio_sqlite import AHEAD
 
 NUMBERS = "with recursive n(x) as (select 1 union all select x + 1 from n where x < {}) select x, 'é' from n"
@@ -105,3 +106,22 @@ def test_rows_that_nobody_wants_are_not_fetched():
             await connection.execute("create table t (a)")
 
     asyncio.run(main())
+
+
+def test_thread_of_a_connection_keeps_no_process_from_ending():
+    """Before aiosqlite 0.22 a connection was its thread."""
+
+    class Older(threading.Thread):
+        pass
+
+    older = Older()
+    assert aio_sqlite.thread_of(older) is older
+    assert aio_sqlite.thread_of(aio_sqlite.connect(":memory:")).daemon
+
+
+@pytest.mark.parametrize("inside", [(aiosqlite.Cursor, "_execute"), (aiosqlite.Connection, "_conn")])
+def test_aiosqlite_with_other_insides_has_cursors_of_its_own(monkeypatch: pytest.MonkeyPatch, inside: tuple[Any, str]):
+    url = make_url("sqlite+aiosqlite:///app.db")
+    assert applying._async_options(url) == {"async_creator_fn": aio_sqlite.connect}
+    monkeypatch.delattr(*inside)
+    assert applying._async_options(url) == {}

@@ -100,7 +100,7 @@ async def send_welcome(ctx: AsyncContext, name: str) -> None:
     await _applied(ctx, f"welcome {name}")
 
 
-@action("add-to-crm", retry=Retry(attempts=2, delay=0.01), catalogue=catalogue)
+@action("add-to-crm", retry=Retry(attempts=2, delay=0.01, jitter=False), catalogue=catalogue)
 def add_to_crm(ctx: Context, name: str) -> None:
     if name.startswith("no-crm") and not Path(f"mended-{name}").exists():
         raise ConnectionError("The CRM is down.")

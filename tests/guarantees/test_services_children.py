@@ -6,6 +6,11 @@ from pathlib import Path
 import pytest
 
 from dotdo import ActionFailed, RunBlocked, service
+from dotdo.engine.children import take_child_message
+from dotdo.engine.running import LiveRun
+from dotdo.journal import Stopping
+from dotdo.records import ErrorRecord
+from dotdo.store.protocol import Message
 from tests.guarantees.lab import Lab, book, catalogue, flaky, hold, in_loop, laboratory, note, refuse
 from tests.patience import PATIENCE
 
@@ -142,6 +147,26 @@ async def test_cancel_of_a_parent_that_sleeps_until_its_child_ends(tmp_path: Pat
         run = await lab.until_status(handle.id, "cancelled")
         assert run.undo == "all"
         assert lab.world.said[-2:] == ["unbook vase", "unbook van"]
+
+
+@in_loop
+async def test_child_ends_in_the_turn_in_which_its_parent_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its word is not lost with the step that is given up: the parent stood still for ever."""
+    told: list[str] = []
+
+    def stop_and_take(run: LiveRun, message: Message) -> None:
+        if not told:
+            run.stop(Stopping("cancelled", ErrorRecord("Cancelled", "The run was cancelled.")))
+        told.append(message.name)
+        take_child_message(run, message)
+
+    monkeypatch.setattr("dotdo.engine.messages.take_child_message", stop_and_take)
+    async with laboratory(tmp_path) as lab:
+        handle = await lab.client.start(ships, items=["vase"])
+        run = await lab.until_status(handle.id, "cancelled")
+        assert run.undo == "all"
+        assert told[0] == await child_of(lab, handle.id)
+        assert lab.world.said == ["book vase", "unbook vase"]
 
 
 @in_loop

@@ -28,6 +28,7 @@ FOUND = {
     392: "the auditor took what was staged anew under the key of what was perhaps sent for another effect",
     523: "a run that may have killed its process was read again, and then began beside the others",
     852: "a cancellation began the undo of a run anew that an operator was undoing",
+    179541773300077: "a child that had ended in the turn in which its parent was cancelled was waited for for ever",
     1131: "retrying a run that was blocked for its crashes sent again what nobody was asked about",
 }
 

@@ -56,6 +56,10 @@ class Waiting:
         run.leave()
         try:
             return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():  # it came in the same turn: whoever waits next has it
+                self.early.setdefault(child, []).insert(0, future.result())
+            raise
         finally:
             self.children.pop(child, None)
             self.now.pop(step, None)

@@ -123,6 +123,25 @@ def test_show_says_when_a_timer_is_due(shop: Shell):
     assert re.search(r"^waits for +a timer .*\(in 2 d 23 h\)$", shop.ok("runs", "show", "latest"), re.MULTILINE)
 
 
+FANS_OUT = """
+@service("fans-out")
+async def fans_out() -> None:
+    await asyncio.gather(*(reserve(item=item) for item in ("tea", "milk", "a very long name of something in the shop")))
+    await charge(cents=1)
+"""
+
+
+def test_steps_of_one_name_are_told_from_each_other_by_their_inputs(shop: Shell):
+    with (shop.folder / "app.py").open("a") as source:
+        source.write(FANS_OUT)
+    shop.ok("run", "fans-out")
+    shown = shop.ok("runs", "show", "latest")
+    assert re.search(r'✓ reserve item="tea" +\d+ ms  → "reserved tea"$', shown, re.MULTILINE)
+    assert re.search(r'✓ reserve item="milk" +\d+ ms  → "reserved milk"$', shown, re.MULTILINE)
+    assert re.search(r'✓ reserve item="a very long \w+… +\d+ ms  → ', shown, re.MULTILINE)
+    assert re.search(r"✓ charge {20,}\d+ ms", shown, re.MULTILINE)
+
+
 def test_show_json_has_the_run_and_its_journal(history: Shell):
     [run] = history.json("runs", "ls", "--status", "failed")
     told = history.json("runs", "show", run["id"])

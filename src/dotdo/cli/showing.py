@@ -3,6 +3,7 @@
 import re
 import textwrap
 from collections.abc import Sequence
+from typing import Any, cast
 
 from dotdo.cli.output import STATUS_STYLES, Span, clock_time, is_terminal, mark, one_line, status_span, until, width
 from dotdo.clock import duration
@@ -11,7 +12,7 @@ from dotdo.timeline import EffectItem, Moment, StepItem, Timeline, Try, step_nam
 
 Line = Sequence[Span]
 DIM, BAD, GOOD = "dim", "red", "green"
-NAME_WIDTH = 30
+NAME_WIDTH, SHORTEST_INPUT = 30, 6
 _AWAITED = re.compile(r"the event '([\w.-]+)'")
 SHORT_ID = 20  # what is typed to name a run: its time in ms and some random bits
 STEP_MARKS = {
@@ -55,6 +56,7 @@ class View:
     def __init__(self, run: Run, timeline: Timeline, engine: str | None, *, verbose: bool = False) -> None:
         self.run, self.timeline, self.engine, self.verbose = run, timeline, engine, verbose
         self._limit = 100_000 if verbose else max(width() - 20, 40)
+        self._varying = _varying(timeline.steps)
 
     def lines(self) -> list[Line]:
         """All of it."""
@@ -193,10 +195,12 @@ class View:
             symbol, plain, style = "↩", "<", "yellow"
         name = {"undo": f"undo {step.name}", "on_failure": f"{step.name} (on failure)"}.get(step.purpose, step.name)
         version = f"@{step.version}" if step.version > 1 else ""
+        inputs = self._inputs(step, NAME_WIDTH - len(name + version) - 2)
         line: list[Span] = [
             self._at(step.at),
             (mark(symbol, plain) + " ", style),
-            (f"{name + version:<{NAME_WIDTH}}", ""),
+            (name + version, ""),
+            (f"{inputs:<{NAME_WIDTH - len(name + version)}}", DIM),
         ]
         line += self._outcome(step)
         lines: list[Line] = [line]
@@ -213,6 +217,14 @@ class View:
         if step.undo_error is not None:
             lines.append(_detail("undo    ", f"failed: {_error(step.undo_error)}", BAD))
         return lines
+
+    def _inputs(self, step: StepItem, room: int) -> str:
+        """What tells a step from others of its name, cut to the room that there is."""
+        names, given = self._varying.get((step.name, step.purpose)), _parameters(step)
+        if not names or room < SHORTEST_INPUT:
+            return ""
+        text = ", ".join(f"{name}={one_line(given[name], room)}" for name in sorted(names) if name in given)
+        return f" {text}" if len(text) <= room else f" {text[: room - 1]}{mark('…', '~')}"
 
     def _outcome(self, step: StepItem) -> list[Span]:
         took = f"{duration(step.ended_at - step.at):>9}  " if step.ended_at is not None else " " * 11
@@ -273,6 +285,23 @@ class View:
 
 def _kind_of(question: Question) -> str:
     return "undo" if question.about in ("undo", "request_undo") else "call"
+
+
+def _varying(steps: list[StepItem]) -> dict[tuple[str, str], set[str]]:
+    """By name and purpose of steps, the parameters in which those differ."""
+    first: dict[tuple[str, str], dict[str, Any]] = {}
+    found: dict[tuple[str, str], set[str]] = {}
+    for step in steps:
+        which, given = (step.name, step.purpose), _parameters(step)
+        before = first.setdefault(which, given)
+        differ = {name for name in given.keys() | before.keys() if given.get(name) != before.get(name)}
+        found.setdefault(which, set()).update(differ)
+    return found
+
+
+def _parameters(step: StepItem) -> dict[str, Any]:
+    given: object = step.input
+    return cast("dict[str, Any]", given) if isinstance(given, dict) else {}
 
 
 def _fact(label: str, value: str, style: str = "") -> Line:

@@ -94,6 +94,11 @@ RACES = {
     "unseen:writes": "its result says which attempt it is of",
 }
 
+# Lives that are killed, too, and must end with every invariant intact, but with a doubt that is not in the undisturbed.
+DOUBTS = {
+    "killed_server_app:onboard-2-cancelled": "its mail waits for a retry, and who was killed may have sent it unseen",
+}
+
 INPUTS: dict[str, list[dict[str, Any]]] = {
     "README.md:sell-ticket": [{"passenger": "Ada", "cents": 9_900}, {"passenger": "Ben", "cents": 99_000}],
     "crash_services:family": [{"refused": False}, {"refused": True}],

@@ -16,11 +16,14 @@ from dotdo import (
     Catalogue,
     EffectCall,
     Fail,
+    Retry,
+    RetryLater,
     RunBlocked,
     RunCancelled,
     action,
     effect,
     service,
+    wait_for_event,
 )
 from dotdo.errors import InvalidOperation
 from dotdo.records import Outcome
@@ -246,6 +249,37 @@ async def test_retry_of_a_run_that_was_stopped_asks_what_did_not_matter_before(t
         assert lab.world.said == ["ask for a"]
         await lab.client.runs.resolve(handle.id, "happened", answer="form a")
         assert await handle.result() == "form a"
+
+
+@effect("race.full", dedup="key", retry=Retry(attempts=3, delay=3600), catalogue=catalogue)
+async def full(call: EffectCall) -> None:
+    raise RetryLater("the box is full")
+
+
+@action("posts-to-a-full-box", catalogue=catalogue)
+async def posts_to_a_full_box(ctx: AsyncContext) -> None:
+    ctx.stage(full)
+
+
+@service("posts-when-approved", catalogue=catalogue)
+async def posts_when_approved() -> None:
+    await wait_for_event("approved")
+    await posts_to_a_full_box()
+
+
+@in_loop
+async def test_what_was_committed_after_a_crash_was_tried_by_nobody_else(tmp_path: Path):
+    """A process that dies may have sent what it had committed, unseen; not what the next one committed."""
+    async with laboratory(tmp_path) as lab:
+        handle = await lab.client.start(posts_when_approved)
+        await lab.until_asleep(handle.id)
+        await lab.sql("update runs set crashed = 1 where id = :id", id=handle.id)
+        await handle.send_event("approved")
+        await lab.until_journal_has(handle.id, "delivery_failed")
+        await handle.cancel()
+        run = await lab.until_status(handle.id, "cancelled")
+        assert [claimed.crashed for claimed in await lab.data(handle.id, "claimed")] == [1]
+        assert run.not_undone == []
 
 
 async def send_parcel(call: EffectCall, name: str) -> None:

@@ -62,5 +62,5 @@ async def test_no_traceback_leaves_the_server(tmp_path: Path):
     assert any("tell" in text and "not today" in text for text in journals)
     assert sum("traceback" in data for data in inside) >= 3, "the journal has them"
     for text in [*answers, *journals]:
-        assert "traceback" not in text
+        assert "traceback" not in text.replace(Path(__file__).name, "")  # where a bug is, is told without its folder
         assert __file__ not in text

@@ -238,7 +238,9 @@ async def drop(run: "LiveRun", record: StepRecord) -> None:
         if delivery.delivered or delivery.given_up:
             continue
         effect: Effect[..., Any] | None = run.engine.catalogue.find("effect", staged.effect, staged.version)
-        if delivery.in_doubt or (run.crashed and (effect is None or _is_not_announced(effect))):
+        # What was committed here since, was tried here only.
+        unseen = record.seq < run.crashed and (effect is None or _is_not_announced(effect))
+        if delivery.in_doubt or unseen:
             if effect is not None and await _look_up(run, record, index, effect, staged, delivery):
                 continue
             unknown.append(index)

@@ -47,7 +47,7 @@ from dotdo.engine.serving import Serving
 from dotdo.engine.settling import Settler
 from dotdo.engine.spilling import spilled
 from dotdo.engine.sweeping import Sweeper
-from dotdo.engine.threads import Threads
+from dotdo.engine.threads import Threads, on_pool
 from dotdo.engine.tuning import tune_interpreter
 from dotdo.engine.waking import Alarm
 from dotdo.engine.watching import SPIN_SECONDS, Watch, Watchdog
@@ -473,7 +473,7 @@ class Engine(Serving):
         """Runs a read of the store on the reader's thread."""
         if self._closed and not self.live:
             raise ClientClosed("The client is closed; open a new one.")
-        return await self.loop.run_in_executor(self._reader, function)
+        return await on_pool(self.loop, self._reader, function)
 
     def spawn(self, work: Any) -> None:
         """Runs something in the background; its failure is logged."""

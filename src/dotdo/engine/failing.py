@@ -8,6 +8,7 @@ import os
 import re
 import traceback
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any, cast
 
 from dotdo.errors import ActionFailed, Fail
@@ -133,13 +134,14 @@ def _traceback_of(error: BaseException) -> str:
 
 
 def place_of(record: ErrorRecord) -> str:
-    """Where the user's code raised, for the end of a message: the innermost frame that is no library's."""
+    """Where the user's code raised, for the end of a message: the innermost frame that is no library's. Without its
+    folder, which does not concern those who call a server."""
     frames = _FRAME.findall(record.traceback)
     own = [frame for frame in frames if not frame[0].startswith(_LIBRARIES) and "site-packages" not in frame[0]]
     if not frames:
         return ""
     file, line, function = (own or frames)[-1]
-    return f" ({file}, line {line}, in {function})"
+    return f" ({PurePath(file).name}, line {line}, in {function})"
 
 
 def leaves(error: BaseException) -> list[BaseException]:

@@ -23,7 +23,7 @@ def take_up_left(run: "LiveRun", code: "ServiceCode") -> None:
         run.unsettled.replayed(open_calls(run, code))
     for call in code.calls.values():
         record = run.history.steps.get(call.id)
-        begun = run.crashed if record is None else record.state in (OPEN, COMMITTED)
+        begun = run.crashed > 0 if record is None else record.state in (OPEN, COMMITTED)
         if not (call.begun and begun):
             continue
         if code.main.done() or call.done:

@@ -85,8 +85,8 @@ def begin(engine: "Engine", run: LiveRun, claim: Claim, messages: list[Message])
     """Lets a loaded run go on."""
     if run.over:
         return
-    run.crashed = claim.crashed or claim.unseen
-    if run.crashed:
+    if claim.crashed or claim.unseen:
+        run.crashed = run.journal.seq + 1
         run.unsettled = Unsettled(taken_over=True)
     run.append("claimed", Claimed(engine.node, claim.claim, claim.crashed))
     if claim.crashed and run.history.crashes >= MAX_CRASHES:  # else a person said that it may go on

@@ -73,7 +73,7 @@ class LiveRun(SecretKeeping):
         self.id = journal.run
         self.accepted: Accepted = accepted
         self.over = False
-        self.crashed = False
+        self.crashed = 0  # the number of the entry with which it was claimed, if it was under way when a process died
         self.began = False  # a suspect waits for its turn before it begins
         self.is_stopping = self.continuing = False
         self.status = "running"

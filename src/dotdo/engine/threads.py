@@ -11,8 +11,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from typing import Any, Generic, TypeVar
+
+from dotdo.errors import ClientClosed
 
 T = TypeVar("T")
 
@@ -136,6 +139,14 @@ class OnThread(Generic[T]):
         if self._is_off or function is None:
             raise asyncio.CancelledError
         return function()
+
+
+def on_pool(loop: asyncio.AbstractEventLoop, pool: ThreadPoolExecutor, work: Callable[[], T]) -> "asyncio.Future[T]":
+    """Runs work on a pool's thread. Raises ClientClosed when the interpreter ends: then no pool takes anything."""
+    try:
+        return loop.run_in_executor(pool, work)
+    except RuntimeError:
+        raise ClientClosed("The program ends; nothing more is begun.") from None
 
 
 def _ignore(future: "asyncio.Future[Any]") -> None:

@@ -66,7 +66,10 @@ class Paper {
         this.#wake = resolve;
       });
     }
-    const written = this.#answers[kind]?.shift();
+    // A beat that was on its way before is of other tasks; what is cancelled is told to one that names it.
+    const cancelled = (this.#answers[kind]?.[0]?.response.cancelled ?? []) as string[];
+    const isOfThese = cancelled.every((task) => (body.tasks as string[]).includes(task));
+    const written = isOfThese ? this.#answers[kind]?.shift() : undefined;
     if (written) return { status: written.status, answer: written.response };
     if (kind === "register")
       return { status: 200, answer: { ...golden("register").response, heartbeat_seconds: 0.05 } };

@@ -15,7 +15,7 @@ from tests.worker.processes import APP, Stage, eventually, on_stage
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """A server with a worker; what the tests do there is told apart by its notes."""
     with on_stage(tmp_path_factory.mktemp("stage")) as found:
-        found.work("first", A_TOKEN="tok-4711-very-secret")
+        found.work("first", A_TOKEN="tok-very-secret-indeed")
         yield found
 
 
@@ -71,8 +71,8 @@ def test_a_timeout_ends_the_attempt_and_its_context(stage: Stage):
 def test_secrets_come_from_the_workers_environment_and_leave_it_nowhere(stage: Stage):
     run = stage.execute("spy", wait=20)
     assert run["error"]["message"] == "it is ***"
-    assert "4711" not in stage.log("first") + stage.log("server")
-    assert b"4711" not in (stage.folder / "dotdo.db-wal").read_bytes()
+    assert "very-secret" not in stage.log("first") + stage.log("server")
+    assert b"very-secret" not in (stage.folder / "dotdo.db-wal").read_bytes()
 
 
 def test_a_commit_of_the_handlers_own_counts(stage: Stage):

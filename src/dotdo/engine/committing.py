@@ -32,6 +32,10 @@ MAX_BYTES = 1024 * 1024
 Done = Callable[[BaseException | None], None]
 
 
+class _LoopClosed(Exception):
+    """There is no loop any more on which somebody could be told."""
+
+
 class Writer(Protocol):
     """Something with writes to collect (a run's journal, under one claim)."""
 
@@ -56,7 +60,7 @@ class GroupCommit:
         self._bringing: set[asyncio.Task[None]] = set()
         self.commits = 0
         self.watched: dict[str, set[asyncio.Event]] = {}  # by run: set when something of it has been written
-        self._thread = threading.Thread(target=self._work, name="dotdo-writer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="dotdo-writer", daemon=True)
         self._thread.start()
 
     def mark(self, writer: Writer) -> None:
@@ -145,6 +149,12 @@ class GroupCommit:
 
     # -- on the writer thread -----------------------------------------------------------------------------------------
 
+    def _run(self) -> None:
+        try:
+            self._work()
+        except _LoopClosed:  # by somebody who had not closed the client: nobody is left to be told, or to ask for more
+            log.warning("the event loop of %s was closed before its client; close that first", self.store.where)
+
     def _work(self) -> None:
         item = self._queue.get()
         while item is not _STOP:
@@ -170,14 +180,22 @@ class GroupCommit:
             result, error = function(), None
         except BaseException as failure:  # handed to whoever waits
             result, error = None, failure
-        self._loop.call_soon_threadsafe(_resolve, future, result, error)
+        self._on_loop(_resolve, future, result, error)
+
+    def _on_loop(self, tell: Callable[..., None], *given: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(tell, *given)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            raise _LoopClosed from None
 
     def _commit(self, writes: list[tuple[Write, Done]]) -> None:
         parts = [writes[start : start + MAX_ROWS] for start in range(0, len(writes), MAX_ROWS)]
         writes.clear()  # or this thread would keep the runs of its last batch in memory
         for part in parts:
             outcomes = self._write(part)
-            self._loop.call_soon_threadsafe(self._tell, part, outcomes)
+            self._on_loop(self._tell, part, outcomes)
         self.store.settle()
 
     def _write(self, part: list[tuple[Write, Done]]) -> list[BaseException | None]:

@@ -305,3 +305,26 @@ async def test_close_writes_what_waits_and_takes_no_more(store: FaultyStore):
     assert at.kinds(journal) == ["accepted", "completed"]
     with pytest.raises(ClientClosed):
         await at.committer.call(lambda: None)
+
+
+def test_loop_that_is_closed_before_its_client_ends_the_writer(store: FaultyStore, caplog: pytest.LogCaptureFixture):
+    """As when a server ends its loop without the lifespan of its application: the thread says so, and ends."""
+    asked, released = threading.Event(), threading.Event()
+
+    def long_write() -> None:
+        asked.set()
+        assert released.wait(PATIENCE)
+
+    async def main() -> GroupCommit:
+        committer = GroupCommit(store, asyncio.get_running_loop())
+        committer.call(long_write)
+        assert await asyncio.to_thread(asked.wait, PATIENCE)
+        return committer
+
+    committer = asyncio.run(main())
+    released.set()
+    committer._thread.join(PATIENCE)
+    assert not committer._thread.is_alive()
+    assert [record.message for record in caplog.records] == [
+        f"the event loop of {store.where} was closed before its client; close that first"
+    ]

@@ -11,6 +11,7 @@ from typing import Any, cast
 import msgspec
 
 PIECE = 256 * 1024  # characters or bytes
+NEARBY = 1024  # bytes
 # The longest that stands for one character: the two escapes of a surrogate pair.
 _ESCAPES = 12
 
@@ -61,10 +62,9 @@ def _decode_text(view: memoryview) -> str:
 
 
 def _end_of_piece(inside: memoryview, start: int) -> int:
-    """Where a piece may end: neither within an escape sequence nor within a character of several bytes."""
-    end = start + PIECE
-    while end < len(inside) and (
-        inside[end] & 0xC0 == 0x80 or b"\\" in bytes(inside[max(start, end - _ESCAPES) : end])
-    ):
-        end += 1
-    return min(end, len(inside))
+    """Where a piece may end: neither within an escape sequence nor within a character of several bytes. If there is no
+    such place nearby, because of many escapes, the piece is all that is left."""
+    for end in range(start + PIECE, min(start + PIECE + NEARBY, len(inside))):
+        if inside[end] & 0xC0 != 0x80 and b"\\" not in bytes(inside[max(start, end - _ESCAPES) : end]):
+            return end
+    return len(inside)

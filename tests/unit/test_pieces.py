@@ -43,6 +43,14 @@ def test_what_is_not_json_is_refused(data: bytes) -> None:
         pieces.decode(data)
 
 
+def test_text_of_escapes_only_is_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "NEARBY", 20)
+    whole = msgspec.json.encode("\n" * 100 + "é" * 100)
+
+    assert pieces._end_of_piece(memoryview(whole)[1:-1], 0) == len(whole) - 2
+    assert pieces.decode(whole) == "\n" * 100 + "é" * 100
+
+
 def test_what_cannot_be_carried_is_refused() -> None:
     with pytest.raises(UnicodeEncodeError):
         pieces.encode("abcd\ud800", msgspec.json.encode)

@@ -99,13 +99,19 @@ def open_session() -> "aiohttp.ClientSession":
         headers={
             "Accept": "application/json, */*;q=0.5",
             "Accept-Encoding": "identity",
-            "User-Agent": f"dotdo/{version('dotdo')}",
+            "User-Agent": _user_agent(),
         },
         skip_auto_headers=("Content-Type",),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # and so is the time of a whole call
         trust_env=True,  # proxies, as HTTP_PROXY and its like name them
         trace_configs=[trace],
     )
+
+
+@functools.cache
+def _user_agent() -> str:
+    """Read from a file, so once: without an HttpClient there is a session for each call."""
+    return f"dotdo/{version('dotdo')}"
 
 
 async def _about_to_send(_session: Any, context: SimpleNamespace, _connection: Any) -> None:

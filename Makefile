@@ -27,35 +27,21 @@ test: $(INSTALLED) $(TYPESCRIPT_BUILT)
 # service of the guarantees, the docs and the example killed at every commit and effect; throughput after each fault of
 # PostgreSQL, its nodes and the net; all of it behind PgBouncer; random histories of what people do beside a reference
 # model, on each door; the guarantees with PostgreSQL as the store; and those on Debian's servers, if it has any.
-SEEDS := $(shell date +%s)00000
+# `make nightly ONLY="nodes server"` runs some of them; one that fails stops no other.
 nightly: $(INSTALLED)
-	$(PYTHON) -m tests.simulation planted
-	$(PYTHON) -m tests.simulation $(SEEDS) $$(($(SEEDS) + 100000))
-	$(PYTHON) -m tests.simulation nodes planted
-	$(PYTHON) -m tests.simulation nodes $(SEEDS) $$(($(SEEDS) + 10000))
-	$(PYTHON) -m tests.simulation server $(SEEDS) $$(($(SEEDS) + 200))
-	$(PYTHON) -m tests.store_faults
-	$(PYTHON) -m tests.guarantees.kill_storm --kills 1000
-	$(PYTHON) -m tests.guarantees.kill_storm --kills 1000 --store postgres
-	$(PYTHON) -m tests.guarantees.behind_pgbouncer
-	$(PYTHON) -m tests.guarantees.throughput_after_faults
-	$(PYTHON) -m pytest -q -n auto --timeout 1800 --crash-sample=all \
-		tests/guarantees/test_every_service_killed_everywhere.py tests/examples/test_onboarding_killed_everywhere.py
-	$(PYTHON) -m tests.model planted
-	$(PYTHON) -m tests.model --examples 2000 --seed $(SEEDS)
-	$(PYTHON) -m pytest -q -n auto --store=postgres tests/guarantees
-	$(MAKE) servers
+	$(PYTHON) -m tests.nightly $(ONLY)
 
 # What has to do with PostgreSQL, and the guarantees with it as the store, on each other server: folders with the programs
 # of one, by default those that Debian has installed; `make servers SERVERS="/opt/16/bin /opt/17/bin"` names others.
 SERVERS := $(dir $(wildcard /usr/lib/postgresql/*/bin/initdb))
 servers: $(INSTALLED)
 	@$(if $(SERVERS),,echo "Debian's postgresql is not installed, and SERVERS names none: nothing was tried")
-	@for server in $(SERVERS); do \
-		$$server/postgres --version && export DOTDO_TEST_POSTGRES=$$server && \
-		$(PYTHON) -m pytest -q -n auto tests/store tests/contract_sql tests/simulation/test_simulation_on_a_server.py && \
-		$(PYTHON) -m pytest -q -n auto --store=postgres tests/guarantees || exit 1; \
-	done
+	@failed=""; for server in $(SERVERS); do \
+		$$server/postgres --version && export DOTDO_TEST_POSTGRES=$$server || exit 1; \
+		$(PYTHON) -m pytest -q -n auto tests/store tests/contract_sql tests/simulation/test_simulation_on_a_server.py || \
+			failed="$$failed $$server"; \
+		$(PYTHON) -m pytest -q -n auto --store=postgres tests/guarantees || failed="$$failed $$server (guarantees)"; \
+	done; test -z "$$failed" || { echo "failed on:$$failed"; exit 1; }
 
 check: $(INSTALLED) $(TYPESCRIPT_BUILT)
 	ruff check .

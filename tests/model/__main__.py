@@ -34,8 +34,12 @@ def many(name: str, examples: int, first: int, *, shrink: bool) -> int:
                 wrong += 1
                 print(f"{name}, seed {seed}: {error}", *getattr(error, "__notes__", ()), sep="\n", flush=True)
     spent = time.process_time() - began
-    print(f"{name}: {wrong} seeds from {first} on went wrong; {BATCH} examples each, {spent:.0f} s of CPU")
-    print("; ".join(f"{what} {count}" for what, count in sorted(seen.items()) if count), flush=True)
+    print("; ".join(f"{what} {count}" for what, count in sorted(seen.items()) if count))
+    seeds = -(-examples // BATCH)
+    print(
+        f"{name}: {seeds} seeds from {first} on, {wrong} went wrong; {BATCH} examples each, {spent:.0f} s of CPU",
+        flush=True,
+    )
     return wrong
 
 
@@ -66,6 +70,7 @@ def find_planted(first: int) -> int:
                     break
         print(f"{name}: {'NOT FOUND' if found is None else f'seed {found}'}", flush=True)
         missed += found is None
+    print(f"{len(PLANTED)} planted faults, {missed} not found")
     return missed
 
 

@@ -24,6 +24,7 @@ Player = Callable[[Case], Played]
 
 MOST = 2_000  # seeds within which a planted bug must be found
 ENOUGH = 1_000  # seeds from which on everything must have occurred
+TOLD = 1_000  # seeds after which it tells how far it is
 RATE = 10_000  # seeds in an hour of one core
 
 
@@ -48,28 +49,31 @@ def many(first: int, last: int, play: Player = play, occurs: Sequence[str] = EVE
         if played.wrong:
             wrong += 1
             print(f"seed {seed}: {played.wrong[:3]}", flush=True)
+        if (seed + 1 - first) % TOLD == 0:
+            print(f"{seed + 1 - first} seeds, {wrong} went wrong", flush=True)
     reached = (last - first) / (time.process_time() - began) * 3600
-    print(f"{last - first} seeds, {wrong} went wrong; {reached:,.0f} seeds per hour and core")
     print("; ".join(f"{what} {count}" for what, count in sorted(seen.items())))
-    if last - first < ENOUGH:
-        return wrong
-    never = [what for what in occurs if not seen[what]]
+    never = [what for what in occurs if not seen[what]] if last - first >= ENOUGH else []
+    slow = last - first >= ENOUGH and reached < rate
     if never:
         print(f"never: {', '.join(never)}")
-    if reached < rate:
+    if slow:
         print(f"too slow: {rate:,} seeds per hour and core are wanted")
-    return wrong + len(never) + (reached < rate)
+    print(f"{last - first} seeds, {wrong} went wrong; {reached:,.0f} seeds per hour and core")
+    return wrong + len(never) + slow
 
 
 def find_planted(bugs: dict[str, Plant] = PLANTED, play: Player = play, names: Sequence[str] = ()) -> int:
     """Looks for each planted bug, or for those of some names; returns how many were not found."""
-    missed = 0
+    tried = missed = 0
     for name, plant in bugs.items():
         if names and name not in names:
             continue
         found = next((seed for seed in range(MOST) if finds(plant, play, seed)), None)
         print(f"{name}: {'NOT FOUND' if found is None else f'seed {found}'}", flush=True)
         missed += found is None
+        tried += 1
+    print(f"{tried} planted bugs, {missed} not found")
     return missed
 
 

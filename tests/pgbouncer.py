@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from tests.postgres import START_SECONDS, UNPRIVILEGED_USER, free_port
+from tests.ports import free_port
+from tests.postgres import START_SECONDS, UNPRIVILEGED_USER
 
 PROGRAM = "/usr/sbin/pgbouncer"
 

@@ -13,7 +13,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -23,6 +22,8 @@ from typing import TypedDict
 
 import psycopg
 import pytest
+
+from tests.ports import free_port
 
 CHOSEN = "DOTDO_TEST_POSTGRES"
 DEBIAN = Path("/usr/lib/postgresql")
@@ -285,12 +286,6 @@ def _launch(binaries: Path, folder: Path, run_as: _RunAs, options: dict[str, str
             start_new_session=True,  # so that Ctrl-C reaches the tests first and they stop the server
             **run_as,
         )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:

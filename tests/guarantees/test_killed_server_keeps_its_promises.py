@@ -7,7 +7,6 @@ Each kill comes when the ledger has heard so many requests more, and must find r
 import asyncio
 import contextlib
 import random
-import socket
 import sqlite3
 import threading
 from collections import Counter
@@ -27,6 +26,7 @@ from tests.guarantees.invariants import check_store
 from tests.guarantees.ledger import ROOT, Arrival, Ledger
 from tests.guarantees.replays import check_replays
 from tests.patience import PATIENCE
+from tests.ports import free_port
 from tests.server.process import Serving
 from tests.stores import rows_of
 
@@ -50,9 +50,7 @@ class Killed:
             database.execute("pragma journal_mode = wal")
             database.execute("create table users (id integer primary key, name text not null)")
             database.execute("create table transactions (what text not null)")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
-        self._over = threading.Event()
+        self._port, self._over = free_port(), threading.Event()
         self._serving = self._start()
         self.key = self._serving.key("*")
         self.url = self._serving.url()

@@ -10,6 +10,7 @@ import httpx2
 import psutil
 
 from tests.patience import PATIENCE
+from tests.ports import free_port
 from tests.server.process import Serving, serving
 
 APPLICATION = """
@@ -33,14 +34,6 @@ async def approval(name: str) -> str:
     said = await wait_for_event("answer")
     return f"{await greet(name=name)} {said}"
 """
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def greet(url: str) -> str:

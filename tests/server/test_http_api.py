@@ -2,6 +2,7 @@
 
 import gzip
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import httpx2
 import pytest
 
 from dotdo.server.reading import MAX_BODY
+from tests.patience import PATIENCE
 from tests.server.running import Running, seen
 
 
@@ -76,7 +78,9 @@ def test_wait_that_is_over_answers_with_where_to_look(http: httpx2.Client):
     body = {"params": {"name": "Ada"}}
     response = http.post("/v1/services/approval/execute", json=body, headers={"Prefer": "wait=0.05"})
     assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=0.05")
-    assert http.get(response.headers["location"]).json()["waiting_for"]["kind"] == "event"
+    until = time.monotonic() + PATIENCE  # that may be before the run has come to its event
+    while (http.get(response.headers["location"]).json()["waiting_for"] or {}).get("kind") != "event":
+        assert time.monotonic() < until
 
 
 # -- refusing ---------------------------------------------------------------------------------------------------------
@@ -230,7 +234,7 @@ def test_stream_follows_a_run_and_resumes_where_it_broke_off(http: httpx2.Client
     reader = threading.Thread(target=read)
     reader.start()
     http.post(f"/v1/runs/{run['id']}/events", json={"name": "answer", "value": 1})
-    reader.join(20)
+    reader.join(PATIENCE)
     assert [kind for _, kind in found] == ["published", "event", "ended", "end"]
     assert [number for number, _ in found[:3]] == ["3", "4", "5"]
 

@@ -7,6 +7,7 @@ import httpx2
 from dotdo import AsyncContext, AsyncDo, Catalogue, EffectCall, Fail, Retry, action, effect, service
 from tests.doors import served
 from tests.guarantees.lab import in_loop
+from tests.patience import PATIENCE
 
 catalogue = Catalogue()
 
@@ -47,7 +48,8 @@ PATHS = (
 @in_loop
 async def test_no_traceback_leaves_the_server(tmp_path: Path):
     async with AsyncDo(str(tmp_path / "dotdo.db"), catalogue=catalogue) as client, served(client) as (url, key):
-        async with httpx2.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}) as http:
+        headers = {"Authorization": f"Bearer {key}"}
+        async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE) as http:
             answers = [(await http.post(f"/v1/{path}", json={})).text for path in PATHS]
             listed = await http.get("/v1/runs")
             answers.append(listed.text)

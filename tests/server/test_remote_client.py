@@ -174,9 +174,9 @@ def test_wrong_key_is_denied(server: Running):
 def test_nobody_listening_means_that_nothing_happened():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with Do(url=f"http://127.0.0.1:{port}") as client, pytest.raises(Unreachable, match="nothing happened"):
-        client.action("greet-user").invoke(name="Ada")
+        port = free.getsockname()[1]  # and it stays ours, so that nobody else listens there
+        with Do(url=f"http://127.0.0.1:{port}") as client, pytest.raises(Unreachable, match="nothing happened"):
+            client.action("greet-user").invoke(name="Ada")
 
 
 class Cutting:

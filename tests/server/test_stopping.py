@@ -89,12 +89,17 @@ def test_what_was_accepted_is_answered_or_found_again(tmp_path: Path):
             headers = {"Prefer": "respond-async"}
             body = {"params": {"name": "Ada"}}
             waits = http.post("/v1/services/approval/execute", json=body, headers=headers).json()["id"]
-        load = Load(serve, 8)
         standing = ask("standing", "POST", "/v1/actions/stand/execute", json={"params": {"gate": "gate"}})
         until = time.monotonic() + PATIENCE
         while not (tmp_path / "gate.reached").exists():
             assert time.monotonic() < until
         polling = ask("polling", "GET", f"/v1/runs/{waits}", headers={"Prefer": "wait=30"})
+        with serve.http() as http:  # both have been taken, and this is the third
+            while "dotdo_http_requests_in_flight 3\n" not in http.get("/metrics").text:
+                assert time.monotonic() < until
+            while http.get(f"/v1/runs/{waits}").json()["status"] != "waiting":  # it leaves memory a moment later
+                assert time.monotonic() < until
+        load = Load(serve, 8)
         with serve.http() as http, http.stream("GET", f"/v1/runs/{waits}/stream") as stream:
             events = stream.iter_lines()
             while "published" not in (line := next(events)) and "waiting" not in line:

@@ -17,6 +17,7 @@ from typing import Any
 import httpx2
 
 from tests.patience import PATIENCE
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 APP = Path(__file__).parent / "app.py"
@@ -50,7 +51,7 @@ class Stage:
 
     def serve(self, app: str = "", *, port: int = 0) -> subprocess.Popen[bytes]:
         """A server; the same port again is the same address."""
-        port = port or _free_port()
+        port = port or free_port()
         app = app or str(self._empty_app())
         command = ["serve", "--open", "--app", app, "--store", str(self.folder / "dotdo.db"), "--port", str(port)]
         self.url = f"http://127.0.0.1:{port}"
@@ -83,7 +84,7 @@ class Stage:
 
     def _is_ready(self) -> bool:
         with contextlib.suppress(httpx2.HTTPError):
-            return httpx2.get(f"{self.url}/readyz").status_code == 200
+            return httpx2.get(f"{self.url}/readyz", timeout=PATIENCE).status_code == 200
         return False
 
     def _empty_app(self) -> Path:
@@ -230,7 +231,3 @@ class Cable:
         self._open.discard(source)
         source.close()
 
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return found.getsockname()[1]

@@ -1,11 +1,13 @@
 """A worker of another time speaks with this server: what it leaves out has a default, what it says more is ignored."""
 
+import time
 from typing import Any
 
 import httpx2
 import pytest
 
 from dotdo.engine.attempting import effect_key
+from tests.patience import PATIENCE
 from tests.server.running import Running, running, seen
 
 
@@ -164,6 +166,9 @@ def test_a_worker_that_hangs_up_is_given_nothing(server: Running):
     with gone, here:
         with pytest.raises(httpx2.ReadTimeout):
             gone.http.post("/v1/worker/claim", json={"worker": gone.id, "wait": 20}, timeout=1.5)
+        until = time.monotonic() + PATIENCE
+        while "dotdo_http_requests_in_flight 1\n" not in here.http.get("/metrics").text:
+            assert time.monotonic() < until
         here.register("hangs-up")
         start(here, "hangs-up")
         assert len(here.post("claim", wait=10)["tasks"]) == 1

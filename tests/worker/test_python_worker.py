@@ -31,7 +31,7 @@ def test_a_service_of_the_server_calls_an_action_of_a_worker(stage: Stage):
 
 def test_input_is_checked_before_anything_happens(stage: Stage):
     url = f"{stage.url}/v1/actions/write-note/execute"
-    refused = httpx2.post(url, json={"params": {"note": 5, "colour": "red"}})
+    refused = httpx2.post(url, json={"params": {"note": 5, "colour": "red"}}, timeout=PATIENCE)
     assert (refused.status_code, refused.json()["code"]) == (422, "invalid_input")
     assert {each["path"] for each in refused.json()["errors"]} == {"$.params.note", "$.params.colour"}
     assert stage.execute("write-note", wait=20, note="camel", waitFor="")["status"] == "completed"
@@ -47,7 +47,7 @@ def test_a_failure_for_good_undoes_what_was_requested(stage: Stage):
 def test_an_ended_run_is_undone_by_the_undo_in_the_worker(stage: Stage):
     run = stage.execute("write-note", wait=20, note="regretted")
     assert "regretted" in stage.notes()
-    assert httpx2.post(f"{stage.url}/v1/runs/{run['id']}/undo").status_code == 202
+    assert httpx2.post(f"{stage.url}/v1/runs/{run['id']}/undo", timeout=PATIENCE).status_code == 202
     eventually(lambda: stage.run(run["id"])["undo"] == "all")
     assert "regretted" not in stage.notes()
     assert stage.seen("erased regretted") == ["erased regretted"]
@@ -56,7 +56,7 @@ def test_an_ended_run_is_undone_by_the_undo_in_the_worker(stage: Stage):
 def test_a_cancellation_reaches_the_handler(stage: Stage):
     run = stage.execute("wait-long")["id"]
     eventually(lambda: stage.seen("waits"))
-    assert httpx2.post(f"{stage.url}/v1/runs/{run}/cancel").status_code == 202
+    assert httpx2.post(f"{stage.url}/v1/runs/{run}/cancel", timeout=PATIENCE).status_code == 202
     eventually(lambda: stage.seen("was cancelled"))
     assert stage.ended(run)["status"] == "cancelled"
 

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NoReturn, cast
 
@@ -208,7 +209,8 @@ class SqlWork:
         self._engine, self._async_engine, self._check = engine, async_engine, check
         self._turns, self._has_turn = turns, False
         self._opening = threading.Lock() if async_engine is None else asyncio.Lock()
-        self._ending = threading.Lock()
+        # Only a thread may still be at it when its work is ended by others.
+        self._ending = threading.Lock() if async_engine is None else nullcontext()
         self._abandoned: Any = None  # the driver's connection, once it was taken from a thread that goes on
         self._root: Any = None
         self._session: AttemptSession | None = None
@@ -310,8 +312,7 @@ class SqlWork:
                 self._abandoned.close()
             elif self.opened is not None:
                 try:
-                    if self._root.is_active:
-                        self._root.rollback()
+                    self._root.close()  # which rolls back; and in silence if it has ended meanwhile, on the loop
                 finally:
                     self._close()
 

@@ -20,8 +20,10 @@ from tests.postgres import postgres_server
 from tests.store.postgres_stores import TEMPLATE, make_template
 
 SERVER = "DOTDO_TEST_SERVER"
-# Seconds. So short that what a killed process had is soon taken over.
+# Seconds. So short that what a killed process had is soon taken over. On a busy machine nodes that live lose it, too:
+# where that matters and nobody is killed it lasts, and where somebody is and it matters it is a bit longer.
 LEASE = 0.6
+LASTING, PATIENT = "30", "2"
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -23,9 +23,11 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["order", "item=milk", "cents=-5"],
         ["greet@1", "name=Ada", "--trail", "t1"],
         ["buggy"],
-        ["approval", "what=leave", "--wait", "0.8"],  # long enough to be parked
     ):
         shell.run("run", *command)
+    holder = shell.start("run", "approval", "what=leave")
+    shell.wait_for_run("waiting")
+    interrupt(holder)
     return shell.folder
 
 
@@ -119,7 +121,9 @@ def test_show_says_what_an_unfinished_run_waits_for_and_what_to_do(history: Shel
 def test_show_says_when_a_timer_is_due(shop: Shell):
     with (shop.folder / "app.py").open("a") as source:
         source.write('\n@service("nap")\nasync def nap() -> None:\n    await asyncio.sleep(3 * 86400)\n')
-    shop.run("run", "nap", "--wait", "0.8")
+    holder = shop.start("run", "nap")
+    shop.wait_for_run("waiting")
+    interrupt(holder)
     assert re.search(r"^waits for +a timer .*\(in 2 d 23 h\)$", shop.ok("runs", "show", "latest"), re.MULTILINE)
 
 
@@ -217,11 +221,13 @@ def test_watch_without_an_engine_says_that_nothing_moves(history: Shell):
 
 
 def test_watch_resume_brings_a_run_to_its_end(shop: Shell):
-    process = shop.start("run", "slow", "seconds=0.5")
+    process = shop.start("run", "slow", "seconds=60")
     assert process.stdout is not None
     process.stdout.readline()
     process.kill()
     process.communicate(timeout=PATIENCE)
+    text = (shop.folder / "app.py").read_text()
+    (shop.folder / "app.py").write_text(text.replace("asyncio.sleep(seconds)", "asyncio.sleep(seconds / 1000)"))
     done = shop.run("runs", "watch", "latest", "--resume")
     assert (done.returncode, done.stdout) == (0, 'started\n"done"\n')
 

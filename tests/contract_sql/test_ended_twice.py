@@ -17,9 +17,7 @@ KEY = ("run_1", "note#1", 0, 1)
 
 
 @pytest.mark.parametrize("first", ["commit", "rollback"])
-def test_transaction_that_is_ended_twice_at_once_ends_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
-):
+def test_transaction_that_is_ended_twice_at_once_ends_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str):
     database, driver = SQLiteFile(tmp_path / "app.db"), getattr(Connection, first)
 
     async def main() -> None:

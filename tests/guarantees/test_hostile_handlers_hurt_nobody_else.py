@@ -22,6 +22,7 @@ from dotdo.engine.service_code import ServiceCode
 from dotdo.errors import NodeDraining
 from dotdo.records import ErrorRecord
 from tests.guarantees.lab import Lab, catalogue, hold, in_loop, laboratory, note
+from tests.patience import PATIENCE
 
 LIMIT = 0.2  # s: what keeps the loop so long is interrupted (real time, because spinning is real work)
 
@@ -315,7 +316,7 @@ def test_task_of_a_handler_that_exits_ends_neither_the_client_nor_others(tmp_pat
 
     @action("waits", catalogue=own)
     def waits() -> str:
-        return "waited" if beside.wait(20) else "forgotten"
+        return "waited" if beside.wait(PATIENCE) else "forgotten"
 
     @action("exits-in-a-task", retry=1, catalogue=own)
     async def exits_in_a_task(ctx: AsyncContext) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.patience import PATIENCE
-from tests.worker.processes import Cable, Stage, eventually, on_stage
+from tests.worker.processes import SHORT, Cable, Stage, eventually, on_stage
 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    with on_stage(tmp_path) as found:
+    with on_stage(tmp_path, SHORT) as found:
         yield found
 
 

@@ -46,7 +46,7 @@ from tests.guarantees.lab import in_loop
 from tests.guarantees.node_process import node_process
 from tests.patience import PATIENCE
 from tests.postgres import restartable_server
-from tests.stores import url_of
+from tests.stores import LASTING, PATIENT, url_of
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def path(on_postgres: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def lasting(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes keep their leases, whatever else this machine does."""
-    monkeypatch.setenv("DOTDO_LEASE", "30")
+    monkeypatch.setenv("DOTDO_LEASE", LASTING)
 
 
 @asynccontextmanager
@@ -159,16 +159,16 @@ async def test_run_goes_to_a_node_that_has_its_definition(path: Path):
         assert len(claims) == 20
         assert all(owner in data for (data,) in claims)
 
-        late = await has.service("sum", delay=0.3).start(numbers=[1, 2])
         await has.close()
+        late = await file_run(path, "sum", numbers=[1, 2])
 
         async def says_so() -> bool:
-            waiting_for = (await has_not.runs.get(late.id)).waiting_for
+            waiting_for = (await has_not.runs.get(late)).waiting_for
             return waiting_for is not None and "sum@1" in waiting_for.text
 
         await until(says_so)
         async with nodes(url_of(path), node.definitions()) as (again,):
-            assert (await again.runs.wait(late.id, timeout=PATIENCE)).result == 3
+            assert (await again.runs.wait(late, timeout=PATIENCE)).result == 3
 
 
 @pytest.mark.usefixtures("lasting")
@@ -188,7 +188,8 @@ async def test_what_a_node_gives_back_in_order_is_taken_up_at_once_and_counts_as
 
 
 @in_loop
-async def test_what_a_killed_node_had_is_done_by_another(path: Path):
+async def test_what_a_killed_node_had_is_done_by_another(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DOTDO_LEASE", PATIENT)
     with node_process("node", url_of(path)) as victim:
         lingering = node.keep("x")
         handle = await file_run(path, "lingers", name="x")
@@ -209,7 +210,10 @@ async def file_run(path: Path, service: str, **params: Any) -> str:
 
 
 @in_loop
-async def test_frozen_node_commits_nothing_when_it_wakes_and_comes_back_as_another(path: Path):
+async def test_frozen_node_commits_nothing_when_it_wakes_and_comes_back_as_another(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DOTDO_LEASE", PATIENT)
     with node_process("node", url_of(path)) as zombie:
         lingering = node.keep("x")
         async with AsyncDo(url_of(path), catalogue=node.definitions(), engine=False) as filing:
@@ -598,6 +602,7 @@ async def test_node_comes_back_when_the_answer_to_its_coming_was_lost(path: Path
         assert await client.service("sum", key="one").invoke(numbers=[1, 2]) == 3
 
 
+@pytest.mark.usefixtures("lasting")
 @pytest.mark.usefixtures("lasting")
 @in_loop
 async def test_commit_whose_answer_was_lost_is_looked_for_and_not_made_again(path: Path):

@@ -24,14 +24,15 @@ from dotdo.embedding import audit_key, open_reader
 from tests.guarantees.invariants import check_store
 from tests.guarantees.ledger import ROOT
 from tests.patience import PATIENCE
-from tests.stores import url_of
+from tests.stores import LASTING, url_of
 
 CANARY = "canary-7f3a"
 
 
 @pytest.fixture
-def path(on_postgres: None, tmp_path: Path) -> Iterator[Path]:
+def path(on_postgres: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """What the store goes by; the application has a table of notes in the same database."""
+    monkeypatch.setenv("DOTDO_LEASE", LASTING)
     path = tmp_path / "dotdo.db"
     execute(path, "create table notes (text text unique not null)")
     yield path

@@ -19,7 +19,7 @@ from tests.guarantees.invariants import check_store
 from tests.guarantees.lab import Lab, World, catalogue, in_loop, laboratory
 from tests.guarantees.node_process import node_process
 from tests.patience import PATIENCE
-from tests.stores import url_of
+from tests.stores import LASTING, url_of
 
 ROOM, FLOOD = 2, 30
 
@@ -41,6 +41,7 @@ def test_urgent_run_is_claimed_before_a_flood_that_nodes_have_no_room_for(
     each_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv(node.TOLD, str(tmp_path / "told"))
+    monkeypatch.setenv("DOTDO_LEASE", LASTING)
     path, nodes = tmp_path / "dotdo.db", 2 if each_store == "postgres" else 1
     gates = {name: node.keep(name) for name in (f"low{number}" for number in range(FLOOD))}
     with contextlib.ExitStack() as stack:

@@ -30,11 +30,12 @@ from dotdo.store.sqlite import SQLiteDatabase
 from tests.guarantees.crashing import Crashers, Scene, crashers
 from tests.guarantees.ledger import ROOT
 from tests.guarantees.test_killed_anywhere_resumes import differences
-from tests.stores import url_of, use_postgres
+from tests.stores import LASTING, url_of, use_postgres
 
 __all__ = ["crashers"]
 
 KEY = "00112233445566778899aabbccddeeff"
+SOON = 2.0  # seconds: long enough for a client to be closed meanwhile
 # Nodes of a file are gone when it is moved; those of the server are its own.
 TABLES = (
     "runs", "journal", "inbox", "links", "labels", "blobs", "registry", "leftovers", "erasing", "api_keys", "offers",
@@ -80,6 +81,7 @@ def test_killed_on_the_file_it_ends_on_the_server_as_if_nothing_had_happened(
     assert sum(scene.deaths for scene in scenes) >= 2
     files = [f"sqlite:{scene.folder / 'dotdo.db'}" for scene in scenes]
     use_postgres(request, monkeypatch)
+    monkeypatch.setenv("DOTDO_LEASE", LASTING)
     for scene, file in zip(scenes, files, strict=True):
         target = url_of(scene.folder / "dotdo.db")
         promote(file, target)
@@ -125,13 +127,13 @@ def file(tmp_path: Path) -> Path:
     with Do(f"sqlite:///{path}", catalogue=definitions()) as client:
         client.action("shout", key="one", labels={"team": "rail"}).invoke(text="a")
         client.action("shout", trail="t").invoke(text="ä \U0001f600 " + "x" * 300_000)
-        client.service("later", key="soon").start(seconds=0.2)
         client.service("later", key="never").start(seconds=30 * 86_400)
         approval = client.service("approval", key="first").start(what="leave")
         client.action("mutter").invoke(text="pruned")
         gone = client.action("shout").start(text="gone")
         gone.result(timeout=60)
         client.runs.erase(gone.id)
+        client.service("later", key="soon").start(seconds=SOON)  # the last one, so that it is not over here
     with closing(SqlStore(SQLiteDatabase(str(path)))) as opened:
         asks = [SlotAsk("call", approval.id, f"{n}", 1, 0, (Limit("concurrency call", 1),)) for n in range(2)]
         opened.settle_slots(asks, [], 1)
@@ -177,7 +179,7 @@ def test_everything_arrives_and_the_file_tells_where_it_is(file: Path, postgres_
         client.action("shout").invoke(text="b")
     with Do(postgres_store, catalogue=definitions()) as client:
         assert client.service("approval", key="first").start(what="leave").result(timeout=60) == "LEAVE yes"
-        assert client.service("later", key="soon").start(seconds=0.2).result(timeout=60) == "LATER"
+        assert client.service("later", key="soon").start(seconds=SOON).result(timeout=60) == "LATER"
         assert client.action("shout", key="one").invoke(text="a") == "A"
         assert client.runs.list(labels={"team": "rail"})[0].result == "A"
         assert client.service("later", key="never").start(seconds=30 * 86_400).get().ended_at is None

@@ -23,13 +23,14 @@ from tests.guarantees.lab import in_loop
 from tests.guarantees.node_process import node_process
 from tests.guarantees.test_many_nodes import engine_of, nodes, sql, until
 from tests.patience import PATIENCE
-from tests.stores import url_of
+from tests.stores import LASTING, PATIENT, url_of
 
 
 @pytest.fixture
 def path(on_postgres: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """What the store goes by; afterwards the invariants of all its runs are checked."""
     monkeypatch.setenv(node.TOLD, str(tmp_path / "told"))
+    monkeypatch.setenv("DOTDO_LEASE", LASTING)
     path = tmp_path / "dotdo.db"
     sql(path, "create table charges (item text primary key, cents bigint not null)")
     yield path
@@ -119,7 +120,10 @@ async def test_failure_here_undoes_what_was_done_there(path: Path):
 
 
 @in_loop
-async def test_node_that_is_killed_within_the_action_does_it_once_when_it_is_back(path: Path):
+async def test_node_that_is_killed_within_the_action_does_it_once_when_it_is_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DOTDO_LEASE", PATIENT)
     async with nodes(url_of(path), definitions("sales")) as (sales,):
         lingering = node.keep("book")
         with node_process("elsewhere", url_of(path), "billing") as victim:

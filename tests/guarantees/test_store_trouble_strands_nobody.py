@@ -81,6 +81,12 @@ async def test_parent_whose_word_to_its_child_was_lost_goes_on(tmp_path: Path, a
     async with laboratory(tmp_path) as lab:
         fired = failing(lab, "post", after=after, picks=lambda message: message.kind == "undo")
         handle = await lab.client.start(with_child)
+
+        async def child_sleeps() -> bool:
+            found = await lab.client.runs.list(parent=handle.id)
+            return [one.waiting_for is not None and one.waiting_for.kind == "timer" for one in found] == [True]
+
+        await lab.until(child_sleeps)  # else its parent may give up before it has done anything
         async with lab.time_passing():
             with pytest.raises(Exception, match="enough"):
                 await handle.result(timeout=60)

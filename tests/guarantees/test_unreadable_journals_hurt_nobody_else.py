@@ -12,7 +12,7 @@ from dotdo.journal import Resolved, encode_data, link
 from dotdo.testing import ManualClock
 from tests.guarantees.lab import in_loop
 from tests.patience import PATIENCE
-from tests.stores import url_of
+from tests.stores import LASTING, url_of
 
 own = Catalogue()
 
@@ -25,8 +25,11 @@ async def dozes(seconds: int) -> str:
 
 @pytest.mark.usefixtures("each_store")
 @in_loop
-async def test_runs_beside_one_that_cannot_be_read_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+async def test_runs_beside_one_that_cannot_be_read_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
     """Its journal answers a question that nobody has asked."""
+    monkeypatch.setenv("DOTDO_LEASE", LASTING)
     clock, path = ManualClock(), tmp_path / "dotdo.db"
     async with AsyncDo(url_of(path), catalogue=own, clock=clock) as client:
         engine = await client.platform()

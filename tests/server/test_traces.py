@@ -88,9 +88,9 @@ def test_request_run_and_the_call_to_another_server_are_one_trace(
     found = {span.name: span for span in reversed(spans.get_finished_spans()) if span.context}
     requests = [span for span in spans.get_finished_spans() if span.kind == SpanKind.SERVER]
     # That of the other server ends on a thread of its own, before or after the caller of this one is answered.
-    (outer,) = [span for span in requests if (span.attributes or {})["url.path"] == "/v1/actions/call-over-there/execute"]
-    (inner,) = [span for span in requests if (span.attributes or {})["url.path"] == "/v1/actions/greet-user/execute"]
-    (missing,) = [span for span in requests if span.name == "GET /v1/runs/{id}"]
+    by_path = {str((span.attributes or {})["url.path"]): span for span in requests}
+    outer, inner = by_path["/v1/actions/call-over-there/execute"], by_path["/v1/actions/greet-user/execute"]
+    missing = by_path["/v1/runs/run_0"]
     assert {f"{span.context.trace_id:032x}" for span in spans.get_finished_spans() if span.context} == {TRACE}
     assert sorted(span.name for span in requests) == ["GET /v1/runs/{id}"] + ["POST /v1/actions/{name}/execute"] * 2
     assert outer.context is not None

@@ -21,7 +21,8 @@ from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 APP = Path(__file__).parent / "app.py"
-LEASE = "1.0"
+# Seconds. The short one is for what is taken from a worker that is gone; nobody else should lose anything, ever.
+SHORT, LONG = "2", "30"
 
 
 def eventually(what: Callable[[], Any], message: str = "") -> Any:
@@ -38,8 +39,8 @@ def eventually(what: Callable[[], Any], message: str = "") -> Any:
 class Stage:
     """A folder with a store, an application's database, and what the handlers have witnessed."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, lease: str) -> None:
+        self.folder, self._lease = folder, lease
         self.processes: list[subprocess.Popen[bytes]] = []
         with closing(sqlite3.connect(folder / "app.db")) as connection:
             connection.execute("pragma journal_mode = wal")
@@ -55,7 +56,7 @@ class Stage:
         app = app or str(self._empty_app())
         command = ["serve", "--open", "--app", app, "--store", str(self.folder / "dotdo.db"), "--port", str(port)]
         self.url = f"http://127.0.0.1:{port}"
-        self.server = self._start(f"server-{len(self.processes)}", command, {"DOTDO_WORKER_LEASE": LEASE})
+        self.server = self._start(f"server-{len(self.processes)}", command, {"DOTDO_WORKER_LEASE": self._lease})
         eventually(self._is_ready, f"no server: {self.log('server')}")
         return self.server
 
@@ -173,9 +174,9 @@ class Stage:
 
 
 @contextlib.contextmanager
-def on_stage(folder: Path) -> Generator[Stage]:
-    """A stage with a server."""
-    stage = Stage(folder)
+def on_stage(folder: Path, lease: str = LONG) -> Generator[Stage]:
+    """A stage with a server. lease: of its workers, in seconds."""
+    stage = Stage(folder, lease)
     try:
         stage.serve()
         yield stage
@@ -230,4 +231,3 @@ class Cable:
             target.shutdown(socket.SHUT_RDWR)
         self._open.discard(source)
         source.close()
-

@@ -198,7 +198,7 @@ describe("runs", () => {
   test("an ended run is undone", async () => {
     const { id } = await client.service.execute<null>({ name: "book", params: { seat: "12a" } });
     await client.runs.undo(id);
-    await vi.waitFor(async () => expect((await client.runs.get(id)).undo).toBe("all"), 10_000);
+    await vi.waitFor(async () => expect((await client.runs.get(id)).undo).toBe("all"), 60_000);
     expect(await client.runs.list({ undo: "all", name: "book" })).toHaveLength(1);
   });
 

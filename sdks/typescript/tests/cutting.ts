@@ -21,6 +21,7 @@ export class Cutting {
       near.on("close", () => far.destroy());
       far.on("close", () => near.destroy());
       far.on("data", (data) => {
+        if (near.destroyed) return; // the rest of an answer that was cut
         if (this.left > 0) {
           this.left -= 1;
           this.cut += 1;

@@ -55,7 +55,7 @@ test.concurrent("a frozen worker's task goes to another; what it says late does 
   const name = unique("freeze");
   const frozen = program(context, "worker.mjs", [name]);
   await frozen.line("ready");
-  const handle = await client.action<Told>(name).start({ seconds: 1 });
+  const handle = await client.action<Told>(name).start({ seconds: 60, later: 0 });
   await frozen.line("began 1");
   frozen.child.kill("SIGSTOP");
   const other = program(context, "worker.mjs", [name]);

@@ -210,7 +210,7 @@ describe("how a handler ends", () => {
       );
     });
     const handle = await client.start(waits, {});
-    await vi.waitFor(() => expect(began).toHaveBeenCalled(), 10_000);
+    await vi.waitFor(() => expect(began).toHaveBeenCalled(), 60_000);
     await handle.cancel();
     expect(await rejection(handle.result())).toBeInstanceOf(RunCancelled);
     expect(await reason).toBeInstanceOf(AttemptOver);
@@ -226,7 +226,7 @@ describe("how a handler ends", () => {
       params: { action: reserve.name, params: { seat: "1a" } },
     });
     await client.runs.undo(id);
-    await vi.waitFor(async () => expect((await client.runs.get(id)).undo).toBe("all"), 10_000);
+    await vi.waitFor(async () => expect((await client.runs.get(id)).undo).toBe("all"), 60_000);
     expect(undone).toEqual([{ output: { reserved: "1a" }, input: { seat: "1a" } }]);
   });
 });

@@ -27,9 +27,9 @@ MANY = Retry(attempts=100, delay=0, jitter=False)  # on a slow machine it passes
 def test_async_handler_is_cancelled_at_its_timeout_and_tried_again(workshop: Workshop):
     ends: list[str] = []
 
-    @action("slow", retry=2, timeout=MOMENT, catalogue=workshop.catalogue)
+    @action("slow", retry=MANY, timeout=MOMENT, catalogue=workshop.catalogue)
     async def slow(ctx: AsyncContext) -> str:
-        if ctx.attempt == 1:
+        if not ends:
             try:
                 await asyncio.get_running_loop().create_future()
             except asyncio.CancelledError:
@@ -38,15 +38,12 @@ def test_async_handler_is_cancelled_at_its_timeout_and_tried_again(workshop: Wor
         return "in time"
 
     handle = workshop.open().start(slow)
-    workshop.clock.advance_to_next()
     assert handle.result(timeout=PATIENCE) == "in time"
 
     assert ends == ["cancelled"]
-    (failed,) = data(handle, "attempt_failed")
-    assert (failed.error.type, failed.error.message) == (
-        "AttemptTimedOut",
-        f"The attempt did not end within {MOMENT} s.",
-    )
+    assert {(one.error.type, one.error.message) for one in data(handle, "attempt_failed")} == {
+        ("AttemptTimedOut", f"The attempt did not end within {MOMENT} s.")
+    }
 
 
 def test_sync_handler_past_its_timeout_has_a_dead_context(workshop: Workshop):

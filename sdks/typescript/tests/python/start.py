@@ -29,7 +29,7 @@ def main(folder: Path, postgres: str) -> None:
     command += ["--sql", f"main={postgres}", "--sql", f"shop=sqlite:///{shop}"]
     log = folder / "log"
     with log.open("w") as file:
-        environment = {**os.environ, "LEDGER": str(ledger), "DOTDO_WORKER_LEASE": "2"}
+        environment = {**os.environ, "LEDGER": str(ledger), "DOTDO_WORKER_LEASE": "3"}
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file, env=environment)
     while not (found := re.search(r"at (http://\S+)", log.read_text())):
         if server.poll() is not None:

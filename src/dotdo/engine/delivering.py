@@ -60,11 +60,13 @@ def _all_delivered(record: StepRecord) -> bool:
 async def _deliver_all(
     run: "LiveRun", record: StepRecord, left: list[tuple[int, StagedEffect, Delivery]], *, resumed: bool
 ) -> None:
-    run.leave()  # each delivery counts as busy by itself, so that all of them waiting means that the run waits
     asked: list[Block] = []
+    under_way = len(left)
+    # Each delivery counts as busy by itself, so that all of them waiting means that the run waits. The last one to end
+    # hands that over to the step: in between the run must not be parked.
+    run.busy += under_way - 1
 
     async def one(item: tuple[int, StagedEffect, Delivery]) -> None:
-        run.enter()
         try:
             await _deliver_one(run, record, *item, resumed=resumed)
         except Block as block:
@@ -72,17 +74,19 @@ async def _deliver_all(
             asked.append(block)
             if not record.id.startswith(OWN_STEPS):
                 run.block(block)
-        finally:
+
+    def ended(task: asyncio.Task[None]) -> None:
+        nonlocal under_way
+        under_way -= 1
+        if under_way:
             run.leave()
 
     try:
         async with asyncio.TaskGroup() as group:
             for item in left:
-                group.create_task(one(item))
+                group.create_task(one(item)).add_done_callback(ended)
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    finally:
-        run.enter()
     if asked and record.id.startswith(OWN_STEPS):
         raise together(asked)
 

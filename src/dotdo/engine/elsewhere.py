@@ -5,7 +5,6 @@ The version that a call without one takes is in the entry that accepts the child
 action waits, out of memory, and is due again as soon as one comes.
 """
 
-import asyncio
 import difflib
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +13,7 @@ from dotdo.engine import requesting
 from dotdo.engine.children import run_child
 from dotdo.engine.failing import Block
 from dotdo.engine.step_call import OWN_STEPS
+from dotdo.engine.waiting import Pause
 from dotdo.engine.working import WORKER, until_defined
 from dotdo.errors import DefinitionError
 from dotdo.offer import ExpectedAction, OfferedAction, Remote
@@ -34,7 +34,7 @@ class Elsewhere:
 
     def __init__(self) -> None:
         self._found: dict[str, dict[int, Definition]] = {}
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[Pause[None]] = []
 
     def learn(self, definitions: list[Definition]) -> None:
         """What the others define now."""
@@ -65,15 +65,15 @@ class Elsewhere:
     def changed(self) -> None:
         """Somebody has come, or gone: steps that wait look again."""
         waiting, self._waiting = self._waiting, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
+        for pause in waiting:
+            if not pause.done():
+                pause.set_result(None)
 
-    async def until_changed(self) -> None:
-        """Returns when somebody has come, or gone."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        await future
+    async def until_changed(self, run: "LiveRun") -> None:
+        """Returns when somebody has come, or gone. run: is less busy by one meanwhile."""
+        pause = Pause[None](run)
+        self._waiting.append(pause)
+        await pause.over()
 
 
 def defined_anywhere(engine: "Engine", kind: str, name: str, version: int | None) -> Any:
@@ -147,12 +147,10 @@ async def _find(step: "StepRun", wanted: OfferedAction, elsewhere: Elsewhere) ->
         if found is not None:
             return found
         run.waiting.now[step.id] = _what_is_missing(engine, step.id, name, version, here, expected=expected)
-        run.leave()
         try:
-            await elsewhere.until_changed()
+            await elsewhere.until_changed(run)
         finally:
             run.waiting.now.pop(step.id, None)
-            run.enter()
 
 
 def _kept(run: "LiveRun", name: str) -> int | None:

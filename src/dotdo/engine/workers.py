@@ -17,6 +17,7 @@ import msgspec
 from dotdo.catalogue import Catalogue, check_name, described
 from dotdo.effect import EffectCall
 from dotdo.engine.sessions import Handed, NobodyOffers, Session, What
+from dotdo.engine.waiting import Pause
 from dotdo.errors import AttemptTimedOut, DefinitionError, LeaseLost, UnknownWorker, UnsupportedProtocol, WorkerLost
 from dotdo.offer import OfferedAction, OfferedCatalogue, OfferedEffect
 from dotdo.store.protocol import Offer
@@ -43,6 +44,7 @@ from dotdo.worker_protocol import (
 
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
+    from dotdo.engine.running import LiveRun
 
 LEASE_SECONDS, POLL_SECONDS = 15.0, 25.0
 SHORTEST_LEASE, LONGEST_LEASE = 0.2, 3_600.0
@@ -238,13 +240,13 @@ class Workers:
         """How many workers there are that could do it."""
         return len(self._offering.get(what, ()))
 
-    async def until_offered(self, what: What) -> None:
-        """Returns when there is a worker that could do it."""
+    async def until_offered(self, what: What, idle: "LiveRun | None") -> None:
+        """Returns when there is a worker that could do it. idle: the run that is less busy by one meanwhile."""
         while not self.is_offered(what):
-            future: asyncio.Future[None] = self._engine.loop.create_future()
+            future = self._engine.loop.create_future() if idle is None else Pause[None](idle)
             self._absent[what].append(future)
             try:
-                await future
+                await (future.over() if isinstance(future, Pause) else future)
             finally:
                 if future in self._absent.get(what, ()):
                     self._absent[what].remove(future)

@@ -66,14 +66,10 @@ async def perform(run: "LiveRun", task: Handed, step: str, key: str, *, kind: st
     while True:
         if not workers.is_offered(task.what):
             waiting.now[key] = WaitingFor(kind, f"a worker: none that is connected offers the {what}", None, step)
-            if parks:
-                run.leave()
             try:
-                await workers.until_offered(task.what)
+                await workers.until_offered(task.what, run if parks else None)
             finally:
                 waiting.now.pop(key, None)
-                if parks:
-                    run.enter()
         waiting.now[key] = WaitingFor(
             kind, f"a free worker for the {what}; {workers.count(task.what)} are busy", None, step
         )
@@ -100,12 +96,10 @@ async def until_defined(run: "LiveRun", step: str, expected: ExpectedAction) -> 
     while (found := run.engine.catalogue.find("action", name, version)) is None:
         asked = name if version is None else f"{name}@{version}"
         waiting.now[step] = WaitingFor(WORKER, f"a worker: none has ever offered the action {asked}", None, step)
-        run.leave()
         try:
-            await workers.until_offered(("expected", name, version or 0))
+            await workers.until_offered(("expected", name, version or 0), run)
         finally:
             waiting.now.pop(step, None)
-            run.enter()
     return found
 
 

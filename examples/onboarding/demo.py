@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
 
 from dotdo import ActionFailed, AsyncDo
 from examples.onboarding.account import Account, Person
@@ -45,7 +47,14 @@ class Demo:
         self.console.print(f"\n{text}", style="bold", markup=False, highlight=False)
 
     def say(self, text: str) -> None:
-        """Tells what happens."""
+        """Tells what happens, in lines of words where somebody looks."""
+        if self.console.is_terminal:
+            self.console.print(Padding(Text(text), (0, 0, 0, 3)), highlight=False)
+        else:
+            self.show(text)
+
+    def show(self, text: str) -> None:
+        """Prints a line that must stay one, such as a command."""
         self.console.print(f"   {text}", markup=False, highlight=False, soft_wrap=True)
 
     async def play(self) -> None:
@@ -183,9 +192,9 @@ class Demo:
             self.say(f"All {len(self.account.checks)} checks hold: nothing is missing, nothing is there twice.")
         self.title("Look around")
         command = Path(sys.executable).parent / "dotdo"
-        self.say(f"cd {self.folder}  # the runs, the users' database, the servers' ledger")
-        self.say(f"{command} runs ls")
-        self.say(f"{command} runs show {self.undone}  # how Cleo's failed, and was undone")
+        self.show(f"cd {self.folder}  # the runs, the users' database, the servers' ledger")
+        self.show(f"{command} runs ls")
+        self.show(f"{command} runs show {self.undone}  # how Cleo's failed, and was undone")
         return 1 if off else 0
 
 

@@ -78,7 +78,7 @@ class Audit:
         for number, entry in enumerate(self._store.read_registry(), 1):
             header = f"registry|{entry.number}|{entry.kind}|{entry.at}|{entry.actor}"
             follows = chain(previous, header, _sha256(entry.data.encode()).hexdigest()) == entry.digest
-            signed = self._anchor(Head("registry", entry.number, entry.digest, "", "", "", "", 0)) == entry.anchor
+            signed = anchor(self._key, "registry", entry.number, entry.digest) == entry.anchor
             if entry.number != number or not follows or (self._anchors_count and not signed):
                 yield Finding("", 0, f"the registry of deleted runs was changed at or before its entry {entry.number}")
                 return
@@ -125,6 +125,7 @@ class Audit:
     def _is_sound(self, head: Head, links: Iterable[Link]) -> bool:
         digest, count, at_head = GENESIS, 0, GENESIS
         seq, first, last, kind, blank = head.seq, "", "", "", False
+        began = ended = ""
         for _, kind, header, data, data_digest, given in links:
             if data == "":
                 blank = True
@@ -138,7 +139,9 @@ class Audit:
             digest = given
             count += 1
             if count == 1:
-                first = data
+                first, began = data, header
+            if kind == "ended":
+                ended = header
             if count == seq:
                 at_head, last = digest, data
         self.entries += count
@@ -148,8 +151,12 @@ class Audit:
         return (
             at_head == head.digest
             and (not self._anchors_count or self._anchor(head) == head.anchor)
-            and (head.status not in ENDED or (count == seq and kind in _LAST and _ended_as(head, last)))
-            and _began_as(head, last if erased else first)
+            and (
+                head.status not in ENDED
+                or (count == seq and kind in _LAST and _ended_as(head, last) and _at(ended) == head.ended_at)
+            )
+            and _at(began) == head.created_at
+            and (_began_as(head, last) if erased else _begins_whole(head, first))
         )
 
     # -- the second look ----------------------------------------------------------------------------------------------
@@ -179,12 +186,18 @@ class Audit:
         if not _began_as(head, journal.last if journal.erased else journal.first):
             text = f"the row says {head.name}@{head.version}, but the journal begins with another name or version"
             found.append(Finding(head.run, 0, text))
+        elif misstated := _misstated(head, "" if journal.erased else journal.first, journal.began_at):
+            text = f"the row was edited: it differs from what the journal begins with in {', '.join(misstated)}"
+            found.append(Finding(head.run, 0, text))
         if head.status in ENDED:
             if journal.last_seq > head.seq:
                 text = f"{_span(head.seq + 1, journal.last_seq)} added after the end of the run"
                 found.append(Finding(head.run, head.seq + 1, text))
             elif not _ended_as(head, journal.last):
                 text = f"the row says {head.status} (undone: {head.undo}), but the journal does not end so"
+                found.append(Finding(head.run, 0, text))
+            elif head.ended_at != journal.ended_at:
+                text = "the row was edited: it differs from the journal's end in ended_at"
                 found.append(Finding(head.run, 0, text))
         return found
 
@@ -205,6 +218,7 @@ class _Journal:
         self.run = run
         self.links: list[_Place] = []
         self.first = self.last = ""
+        self.began_at = self.ended_at = 0
         self._found: list[Finding] = []
         self._strangers: list[_Place] = []
         self._computed: set[str] = {GENESIS}
@@ -214,7 +228,11 @@ class _Journal:
         for _, kind, header, data, data_digest, digest in links:
             number, _, tail = header[len(run) + 1 :].partition("|")
             place = _Place(int(number), tail, data_digest, digest)
-            self.first, self.last = data if expected == 1 else self.first, data
+            if expected == 1:
+                self.first, self.began_at = data, _at(header)
+            if kind == "ended":
+                self.ended_at = _at(header)
+            self.last = data
             if place.seq != expected:
                 self._say(expected, f"{_span(expected, place.seq - 1)} missing")
             elif self._link(previous, place.seq, place) != digest:
@@ -268,11 +286,25 @@ class _Journal:
         self._found.append(Finding(self.run, entry, text))
 
 
+class _Asked(msgspec.Struct, frozen=True):
+    """What the row repeats of a caller's options."""
+
+    key: str | None = None
+    trail: str | None = None
+    actor: str | None = None
+    labels: dict[str, str] = {}
+    priority: int | None = None
+
+
 class _Beginning(msgspec.Struct):
-    """What the row must agree with, out of a first entry."""
+    """What the row must agree with, out of a first entry. Of an erased run only name and version are left."""
 
     name: str
     version: int
+    kind: str = ""
+    options: _Asked = _Asked()
+    parent: str | None = None
+    parent_step: str | None = None
 
 
 class _Ending(msgspec.Struct):
@@ -283,6 +315,7 @@ class _Ending(msgspec.Struct):
 
 
 _beginning, _ending = msgspec.json.Decoder(_Beginning), msgspec.json.Decoder(_Ending)
+_labels = msgspec.json.Decoder(dict[str, str])
 
 
 def _began_as(head: Head, data: str) -> bool:
@@ -291,6 +324,53 @@ def _began_as(head: Head, data: str) -> bool:
     except msgspec.MsgspecError:
         return False
     return beginning.name == head.name and beginning.version == head.version
+
+
+def _begins_whole(head: Head, data: str) -> bool:
+    """Whether a row is what its first entry says, in all columns; decoded once, because this is asked of every run."""
+    try:
+        beginning = _beginning.decode(data)
+        labels = _labels.decode(head.labels) if head.labels != "{}" else {}
+    except msgspec.MsgspecError:
+        return False
+    asked = beginning.options
+    return (
+        beginning.name == head.name
+        and beginning.version == head.version
+        and beginning.kind == head.kind
+        and asked.key == head.key
+        and asked.trail == head.trail
+        and asked.actor == head.actor
+        and asked.labels == labels
+        and (asked.priority or 0) == head.priority
+        and beginning.parent == head.parent
+        and beginning.parent_step == head.parent_step
+        and head.root == head.run.partition(".")[0]
+    )
+
+
+def _misstated(head: Head, data: str, at: int) -> list[str]:
+    """The columns of a row that its first entry contradicts."""
+    wrong = [] if head.created_at == at else ["created_at"]
+    try:
+        beginning = _beginning.decode(data)
+    except msgspec.MsgspecError:
+        return wrong  # erased, or no entry of ours, which is told by itself
+    asked = beginning.options
+    says = {"root": head.run.partition(".")[0], "priority": asked.priority or 0}
+    says |= {name: getattr(beginning, name) for name in ("kind", "parent", "parent_step")}
+    says |= {name: getattr(asked, name) for name in ("key", "trail", "actor")}
+    wrong += [name for name, value in says.items() if getattr(head, name) != value]
+    try:
+        labels = _labels.decode(head.labels)
+    except msgspec.MsgspecError:
+        labels = None
+    return wrong if labels == asked.labels else [*wrong, "labels"]
+
+
+def _at(header: str) -> int:
+    """The time at the end of an entry's header."""
+    return int(header[header.rfind("|") + 1 :] or 0)
 
 
 def _ended_as(head: Head, data: str) -> bool:

@@ -440,9 +440,10 @@ def audit_key(path: str | None, *, make: bool = True) -> bytes:
         return secrets.token_bytes(32)
     file = Path(path + ".audit-key")
     try:
-        key = bytes.fromhex(file.read_text(encoding="ascii").strip())
-        if len(key) < 16:
-            raise ValueError("it is too short; restore it from your copy")
+        text = file.read_text(encoding="ascii").strip()
+        key = bytes.fromhex(text) if len(text) >= 32 else b""
+        if not key:
+            raise ValueError(text)
         return key
     except FileNotFoundError:
         if not make:
@@ -452,8 +453,16 @@ def audit_key(path: str | None, *, make: bool = True) -> bytes:
                 "`dotdo audit verify` will then find fault with every run so far."
             ) from None
         return _new_audit_key(file)
-    except (OSError, ValueError) as error:
-        raise StoreUnusable(f"The audit key {file} cannot be read: {error}.") from None
+    except OSError as error:
+        raise StoreUnusable(
+            f"The audit key {file} cannot be read: {error.strerror}. It must be readable by this user, or given as "
+            "DOTDO_AUDIT_KEY."
+        ) from None
+    except ValueError:
+        raise StoreUnusable(
+            f"What is in {file} is no audit key: 64 hexadecimal digits are. Restore it from your copy, or give it as "
+            "DOTDO_AUDIT_KEY."
+        ) from None
 
 
 def _new_audit_key(file: Path) -> bytes:

@@ -85,8 +85,8 @@ class Question(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class WaitingFor(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why an unfinished run does not move, in words and data.
 
-    kind: timer, event, retry, delivery, answer, child, start, person, action, engine, turn, restart, limit. until: ms
-    of the store's clock, if known. questions: what a person is asked.
+    kind: timer, event, retry, delivery, answer, child, start, person, action, engine, turn, restart, limit, store.
+    until: ms of the store's clock, if known. questions: what a person is asked.
     """
 
     kind: str
@@ -94,6 +94,10 @@ class WaitingFor(msgspec.Struct, frozen=True, omit_defaults=True):
     until: int | None = None
     step: str | None = None
     questions: list[Question] = []
+
+
+# The kind where only the memory of the node that has the run could say more.
+HELD = "engine"
 
 
 class Options(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

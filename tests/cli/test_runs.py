@@ -220,6 +220,18 @@ def test_watch_without_an_engine_says_that_nothing_moves(history: Shell):
     assert "No process runs an engine on this store now" in done.stderr
 
 
+def test_ls_says_who_has_a_run_and_that_nobody_has_it_any_more(shop: Shell):
+    process = shop.start("run", "slow", "seconds=60")
+    assert process.stdout is not None
+    process.stdout.readline()
+    beside = shop.run("runs", "ls").stdout
+    assert re.search(r"running\t.*waits for node_\w+, which has it in memory", beside), beside
+    process.kill()
+    process.communicate(timeout=PATIENCE)
+    assert "waits for an engine: no process runs one on this store now" in shop.run("runs", "ls").stdout
+    assert json.loads(shop.run("runs", "show", "latest", "--json").stdout)["run"]["waiting_for"]["kind"] == "engine"
+
+
 def test_watch_resume_brings_a_run_to_its_end(shop: Shell):
     process = shop.start("run", "slow", "seconds=60")
     assert process.stdout is not None

@@ -95,7 +95,12 @@ async def main(folder: Path) -> dict[str, Any]:
         await failures.seen.wait()
         failures.seen.clear()
         await failures.seen.wait()  # and was tried again in vain
-        seen["status while full"] = (await in_flight.get()).status
+        while not any(in_flight.id in message for message in failures.messages):
+            failures.seen.clear()
+            await failures.seen.wait()
+        run = await in_flight.get()
+        seen["status while full"] = run.status
+        seen["waits while full"] = [run.waiting_for.kind, run.waiting_for.text] if run.waiting_for else None
 
         filler.free()
         seen["in flight"] = await in_flight.result(timeout=60)

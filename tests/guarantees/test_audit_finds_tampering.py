@@ -91,9 +91,10 @@ def relink(previous: str, entry: Entry, data: str) -> Entry:
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with completed, failed and waiting runs; closed, so that all of it is in one file."""
     folder = tmp_path_factory.mktemp("audit")
-    with Do(str(folder / "dotdo.db"), catalogue=catalogue) as client:
+    with Do(str(folder / "dotdo.db"), catalogue=catalogue, actor="Ada") as client:
         for number in range(5):
             client.run(order, item=f"book {number}", cents=number)
+        client.run(order.with_(key="of:5", trail="t", labels={"of": "5"}, priority=2), item="book 5", cents=5)
         with pytest.raises(ActionFailed):
             client.run(order, item="pen", cents=-1)
         client.start(order.with_(delay=3600), item="later", cents=1)
@@ -261,11 +262,21 @@ def test_entry_added_after_the_end_is_found(ledger: Ledger, run: str):
 
 @pytest.mark.parametrize(
     "change",
-    ["seq = 3", "digest = ''", "anchor = ''", "status = 'failed'", "undo = 'all'", "name = 'gift'", "version = 2"],
+    [
+        *("seq = 3", "digest = ''", "anchor = ''", "status = 'failed'", "undo = 'all'", "name = 'gift'", "version = 2"),
+        *("kind = 'action'", "key = 'k'", "trail = 't'", "actor = 'Eve'", 'labels = \'{"a":"b"}\'', "labels = ''"),
+        *("priority = 1", "root = ''", "parent = ''", "parent_step = ''", "created_at = 1", "ended_at = 1"),
+    ],
 )
 def test_edited_row_is_found(ledger: Ledger, run: str, change: str):
     ledger.sql(f"update runs set {change} where id = ?", run)
     assert {where for where, _ in ledger.found()} == {run}
+
+
+def test_row_that_names_another_caller_is_told_by_its_columns(ledger: Ledger, run: str):
+    ledger.sql("update runs set actor = 'Eve', labels = '{\"for\":\"Eve\"}' where id = ?", run)
+    text = "the row was edited: it differs from what the journal begins with in actor, labels"
+    assert ledger.verify() == [Finding(run, 0, text)]
 
 
 def test_deleted_row_is_found(ledger: Ledger, run: str):

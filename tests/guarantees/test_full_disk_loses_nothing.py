@@ -33,6 +33,9 @@ def test_new_runs_are_refused_with_what_to_do(seen: dict[str, Any]):
 
 def test_run_in_flight_waits_and_goes_on_when_there_is_space(seen: dict[str, Any]):
     assert seen["status while full"] == "running"
+    kind, text = seen["waits while full"]
+    assert kind == "store"
+    assert "is full" in text
     assert seen["in flight"] == "in flight"
     assert set(seen["handled"]) == {"in flight"}, "what was not committed may be done again"
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from tests.simulation import planted_peers
 from tests.simulation.cases import Case, make_case
 from tests.simulation.nodes import play_on_nodes
-from tests.simulation.occurring import EVERYTHING, EVERYTHING_ON_NODES
+from tests.simulation.occurring import EVERYTHING, EVERYTHING_ON_NODES, RARELY
 from tests.simulation.planted import PLANTED, Plant, finds
 from tests.simulation.server import play_on_server
 from tests.simulation.simulating import Played, play, shrink
@@ -24,6 +24,7 @@ Player = Callable[[Case], Played]
 
 MOST = 2_000  # seeds within which a planted bug must be found
 ENOUGH = 1_000  # seeds from which on everything must have occurred
+NIGHT = 100_000  # and what is rare, too
 TOLD = 1_000  # seeds after which it tells how far it is
 RATE = 10_000  # seeds in an hour of one core
 
@@ -53,7 +54,8 @@ def many(first: int, last: int, play: Player = play, occurs: Sequence[str] = EVE
             print(f"{seed + 1 - first} seeds, {wrong} went wrong", flush=True)
     reached = (last - first) / (time.process_time() - began) * 3600
     print("; ".join(f"{what} {count}" for what, count in sorted(seen.items())))
-    never = [what for what in occurs if not seen[what]] if last - first >= ENOUGH else []
+    rare = RARELY if occurs is EVERYTHING and last - first >= NIGHT else ()
+    never = [what for what in (*occurs, *rare) if not seen[what]] if last - first >= ENOUGH else []
     slow = last - first >= ENOUGH and reached < rate
     if never:
         print(f"never: {', '.join(never)}")

@@ -1,6 +1,7 @@
 """What must have occurred in a simulation, or it would have proved little: each kind of fault, deed, entry and state.
 
-SOMETIMES in any few dozen seeds, EVERYTHING in a thousand.
+SOMETIMES in any few dozen seeds, EVERYTHING in a thousand, RARELY in those of a night. `change.a.b`: a run in state a
+came to be in state b.
 """
 
 SOMETIMES = [
@@ -12,7 +13,27 @@ SOMETIMES = [
     *("run.completed.none", "run.failed.all", "run.cancelled.all", "run.completed.all"),
 ]
 
-EVERYTHING = SOMETIMES
+EVERYTHING = [
+    *SOMETIMES,
+    *("store.read", "effect.silent", "clock.back", "clock.forward", "asked.delivery", "asked.request"),
+    *("deed.read", "deed.cancel.refused", "deed.event.refused", "deed.retry.refused", "deed.undo.refused"),
+    *("entry.attempt_failed", "entry.failed", "entry.claimed", "entry.cancel_requested", "entry.stopping"),
+    *("entry.undo_planned", "entry.delivery_failed", "entry.request_failed", "entry.request_undone", "entry.answered"),
+    *("run.cancelled.none", "run.failed.none"),
+    *("change.pending.running", "change.running.waiting", "change.waiting.running", "change.running.blocked"),
+    *("change.running.completed", "change.running.failed", "change.running.cancelled"),
+    *("change.running.stopping", "change.running.undoing", "change.stopping.undoing", "change.stopping.cancelled"),
+    *("change.stopping.waiting", "change.undoing.waiting", "change.undoing.failed", "change.undoing.cancelled"),
+    *("change.undoing.completed", "change.blocked.pending", "change.completed.pending", "change.failed.pending"),
+    "change.cancelled.pending",
+]
+
+RARELY = [
+    *("run.completed.partial", "run.failed.partial", "run.cancelled.partial"),
+    *("asked.undo", "entry.request_undo_failed"),
+    *("change.stopping.blocked", "change.undoing.blocked", "change.stopping.failed"),
+    *("change.blocked.stopping", "change.blocked.cancelled"),
+]
 
 SOMETIMES_ON_NODES = [
     *("node.freeze", "node.cut", "node.killed", "node.died", "cut.noticed", "fence.refused", "hint.lost", "hint.heard"),

@@ -104,7 +104,7 @@ def leaves_runs_that_the_store_has_failed(patch: pytest.MonkeyPatch) -> None:
 
 
 @planted
-def rescues_once_at_most(patch: pytest.MonkeyPatch) -> None:
+def rescues_nobody(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SqlStore, "rescue", lambda self, now, limit: 0)
 
 

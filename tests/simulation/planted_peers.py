@@ -1,6 +1,7 @@
 """Bugs of several nodes on one store that are planted by hand: the simulation must find every one of them."""
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,21 @@ def comes_back_under_its_old_name(patch: pytest.MonkeyPatch) -> None:
 @planted
 def expels_nobody(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SharedStore, "_expel", lambda self, node, number: None)
+
+
+@planted
+def rescues_at_its_start_only(patch: pytest.MonkeyPatch) -> None:
+    """A node looks once for the runs of those that are gone, and never again."""
+    started: weakref.WeakSet[Any] = weakref.WeakSet()
+    rescue_as_it_is = PeerStore.rescue
+
+    def rescue(self: Any, now: int, limit: int) -> int:
+        if self in started:
+            return 0
+        started.add(self)
+        return rescue_as_it_is(self, now, limit)
+
+    patch.setattr(PeerStore, "rescue", rescue)
 
 
 @planted

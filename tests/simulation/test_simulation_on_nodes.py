@@ -28,6 +28,7 @@ FOUND = {
 CAUGHT = {
     "needs_a_hint": 28,
     "expels_nobody": 8,
+    "rescues_at_its_start_only": 8,
     "expels_whoever_it_likes": 8,
     "comes_back_under_its_old_name": 12,
     "forgets_claims_whose_answer_was_lost": 135,

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from dotdo.journal import chain
-from dotdo.records import Run, RunFilter
+from dotdo.records import Run, RunFilter, WaitingFor
 from dotdo.store.protocol import Head, Link, Store
 from tests.store.runs import Runs
 
@@ -71,6 +71,14 @@ def test_ended_run_has_its_result_and_others_have_none(store: Store, five: list[
     assert (completed.result, completed.status, completed.ended_at) == ("done", "completed", 9)
     assert (running.result, running.error, running.ended_at) == (None, None, None)
     assert store.count_by_status() == {"running": 3, "failed": 1, "completed": 1}
+
+
+def test_run_that_says_not_what_it_waits_for_waits_for_who_has_it(store: Store, runs: Runs):
+    for id, owner in (("run_0", "node_1"), ("run_1", None)):
+        runs.accept(id, owner=owner)
+    found = {run.id: run.waiting_for for run in store.list_runs(RunFilter())}
+    assert found["run_0"] == WaitingFor("engine", "node_1, which has it in memory")
+    assert found["run_1"] == WaitingFor("turn", "an engine that takes it")
 
 
 def test_journals_are_read_whole_or_from_an_entry_on(store: Store, runs: Runs, five: list[str]):

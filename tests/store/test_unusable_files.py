@@ -215,5 +215,5 @@ def test_wrong_audit_key_is_refused(used: Path, given: str, text: str, monkeypat
 
 def test_damaged_audit_key_is_refused(used: Path):
     Path(f"{used}.audit-key").write_text("")
-    with pytest.raises(StoreUnusable, match="audit-key cannot be read: it is too short; restore it"):
+    with pytest.raises(StoreUnusable, match="audit-key is no audit key: 64 hexadecimal digits are"):
         audit_key(str(used))

@@ -117,7 +117,7 @@ def test_a_bad_key_in_the_environment_is_refused(given: str, message: str, monke
 def test_a_damaged_key_file_is_refused_and_left_alone(tmp_path: Path, text: str):
     file = tmp_path / "dotdo.db.audit-key"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(StoreUnusable, match=r"audit key .*dotdo\.db\.audit-key cannot be read"):
+    with pytest.raises(StoreUnusable, match=r"dotdo\.db\.audit-key is no audit key: 64 hexadecimal digits are"):
         audit_key(str(tmp_path / "dotdo.db"))
     assert file.read_text(encoding="utf-8") == text
 

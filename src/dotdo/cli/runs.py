@@ -38,7 +38,7 @@ from dotdo.clock import duration
 from dotdo.embedding import engine_on, open_reader
 from dotdo.errors import StillRunning, UnknownName, failure_text
 from dotdo.journal import Entry
-from dotdo.records import Outcome, Run, RunFilter, Status
+from dotdo.records import HELD, Outcome, Run, RunFilter, Status, WaitingFor
 from dotdo.sealing import masked
 from dotdo.store.protocol import Store
 from dotdo.timeline import Builder, Moment, timeline
@@ -82,7 +82,8 @@ def runs() -> None:
 def ls(store: str, limit: int, as_json: bool, labels: tuple[str, ...], **filter: str | None) -> None:
     """List runs, newest first."""
     opened = open_reader(store)
-    found = opened.list_runs(RunFilter(**cast("dict[str, Any]", filter), labels=labels_of(labels), limit=limit))
+    wanted = RunFilter(**cast("dict[str, Any]", filter), labels=labels_of(labels), limit=limit)
+    found = _as_they_stand(opened.list_runs(wanted), store)
     if as_json:
         print_json(found)
         return
@@ -94,6 +95,15 @@ def ls(store: str, limit: int, as_json: bool, labels: tuple[str, ...], **filter:
     print_table(headings, [_row(run) for run in found])
     if len(found) == limit:
         say(f"(the newest {limit}; --limit for more)")
+
+
+def _as_they_stand(found: list[Run], store: str) -> list[Run]:
+    """Runs that a process had in memory wait for an engine when nobody runs one any more."""
+    held = [run for run in found if run.waiting_for is not None and run.waiting_for.kind == HELD]
+    if not held or engine_on(store) is not None:
+        return found
+    waits = WaitingFor(HELD, "an engine: no process runs one on this store now")
+    return [msgspec.structs.replace(run, waiting_for=waits) if run in held else run for run in found]
 
 
 def _row(run: Run) -> list[Span]:
@@ -122,7 +132,7 @@ def _row(run: Run) -> list[Span]:
 def show(id: str, store: str, verbose: bool, as_json: bool) -> None:
     """Show a run as a timeline: steps, attempts, effects, undo, and what it waits for."""
     opened = open_reader(store)
-    run = find_run(opened, id)
+    [run] = _as_they_stand([find_run(opened, id)], store)
     entries = opened.read_journal(run.id)
     if as_json:
         print_json({"run": run, "journal": [entry_json(entry) for entry in entries]})

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from dotdo.cli.output import STATUS_STYLES, Span, clock_time, is_terminal, mark, one_line, status_span, until, width
 from dotdo.clock import duration
-from dotdo.records import ErrorRecord, Question, Run, erased_text
+from dotdo.records import HELD, ErrorRecord, Question, Run, erased_text
 from dotdo.timeline import EffectItem, Moment, StepItem, Timeline, Try, step_name
 
 Line = Sequence[Span]
@@ -111,7 +111,7 @@ class View:
             where = f"{run.error.action}: " if run.error.action else ""
             lines += [[], _fact("error", where + _error(run.error), BAD)]
             lines += self._traceback(run.error)
-        elif run.waiting_for is not None:
+        elif run.waiting_for is not None and not (run.waiting_for.kind == HELD and self.engine is None):
             limit = "at the latest " if run.waiting_for.kind == "event" else ""
             when = f", {limit}{until(run.waiting_for.until)}" if run.waiting_for.until is not None else ""
             lines += [[], _fact("waits for", run.waiting_for.text + when, "cyan")]

@@ -100,7 +100,7 @@ class Engine(Serving):
         self.log = logging.getLogger("dotdo.engine")
         self.node = new_node()
         self.live: dict[str, LiveRun] = {}
-        self.dropped: set[str] = set()  # left memory with attempts that may have ended unseen, and not claimed anew yet
+        self.dropped = {}
         self.resources: dict[type, Any] = {}
         self.draining = False
         self.host: Host | Peers | None = None  # for other processes on the store; set before the start

@@ -46,7 +46,7 @@ from dotdo.errors import (
 from dotdo.journal import input_digest
 from dotdo.policy import Retention
 from dotdo.preview import Preview
-from dotdo.records import Definition, Options, Progress, Run, RunFilter, RunKind, WaitingFor
+from dotdo.records import HELD, Definition, Options, Progress, Run, RunFilter, RunKind, WaitingFor
 from dotdo.schema import Schema
 from dotdo.store.protocol import Filed, Message, Store
 
@@ -95,7 +95,7 @@ class Follower(Serving):
         self.store, self.catalogue, self.clock, self.anchor_key = store, catalogue, clock, anchor_key
         self.vault, self._open_previewer = vault, previewer
         self.node = f"node_{os.urandom(6).hex()}"
-        self.live = {}
+        self.live, self.dropped = {}, {}
         self.log = logging.getLogger("dotdo.engine")
         self.engine: Engine | None = None
         self._take_over, self._moved, self._holder, self._address = take_over, moved, holder, address
@@ -409,8 +409,7 @@ class Follower(Serving):
 
     async def _with_waits(self, found: list[Run]) -> list[Run]:
         """What runs wait for, as far as only the engine's memory knows, or that it does not answer."""
-        moving = [run.id for run in found if not run.ended and run.status != "blocked"]
-        moving = [run.id for run in found if run.id in moving and (run.waiting_for is None or run.status == "pending")]
+        moving = [run.id for run in found if run.status == "pending" or _is_held(run)]
         if not moving or self.engine is not None:
             return found
         waits: dict[str, WaitingFor] = {}
@@ -448,6 +447,10 @@ class Follower(Serving):
             return own
         both = {(one.name, one.version): one for one in [*theirs, *own]}
         return [both[key] for key in sorted(both)]
+
+
+def _is_held(run: Run) -> bool:
+    return run.waiting_for is not None and run.waiting_for.kind == HELD
 
 
 def _with_wait(run: Run, wait: WaitingFor | None) -> Run:

@@ -124,7 +124,7 @@ class Lease:
             run.release()
             if isinstance(error, StoreUnavailable) and not run.journal.durable_seq:
                 engine.answers.fail(run.id, not_known(error))
-        engine.dropped.update(engine.live)
+        engine.dropped.update(dict.fromkeys(engine.live, str(error)))
         engine.live.clear()
 
     def _look(self) -> None:

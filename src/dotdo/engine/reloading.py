@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def lost(engine: "Engine", journal: "RunJournal", error: BaseException) -> None:
     """A write of a run failed."""
-    engine.dropped.add(journal.run)
+    engine.dropped[journal.run] = str(error)
     if engine.lease is not None and isinstance(error, NodeExpelled | StoreUnavailable):
         engine.lease.lost(error)  # so did everybody's
         return
@@ -27,7 +27,7 @@ def read_again(engine: "Engine", journal: "RunJournal", error: BaseException) ->
     """Drops a run from memory and reads it from the store."""
     id = journal.run
     run = engine.live.pop(id, None)
-    engine.dropped.add(id)
+    engine.dropped[id] = str(error)
     if run is not None:
         run.release()
     # That another node was first with a key, or has the run by now, is nothing to worry about.
@@ -50,7 +50,7 @@ async def _reload(engine: "Engine", id: str, lost: int, error: BaseException) ->
                 engine.claimer.hint()  # it is nobody's until its time has come
             else:
                 await take_up(engine, id)
-            engine.dropped.discard(id)
+            engine.dropped.pop(id, None)
             await _take_up_strays(engine, id)
             engine.committer.forgive(id, lost)
             return

@@ -23,7 +23,7 @@ from dotdo.journal import Entry
 from dotdo.keys import ApiKey
 from dotdo.policy import Retention
 from dotdo.preview import Preview
-from dotdo.records import Definition, Options, Outcome, Progress, Run, RunFilter, RunKind
+from dotdo.records import HELD, Definition, Options, Outcome, Progress, Run, RunFilter, RunKind, WaitingFor
 from dotdo.store.protocol import Message, Store
 from dotdo.tracing import Tracing
 
@@ -44,6 +44,7 @@ class Serving:
     readers: Readers
     previewer: Previewer
     live: dict[str, LiveRun]
+    dropped: dict[str, str]  # left memory, and why, with attempts that may have ended unseen; not claimed anew yet
     tracing: Tracing | None = None  # set before the start
     capacity = 20_000  # runs in memory
     node: str
@@ -109,14 +110,20 @@ class Serving:
         run = self.live.get(record.id)
         if run is not None and not run.over:
             return msgspec.structs.replace(record, waiting_for=waiting_for(run))
-        if record.waiting_for is not None:
+        if record.waiting_for is not None and record.waiting_for.kind != HELD:
             return record
         # It has left memory since its row was read, or is leaving it: what it waits for is being written.
         for _ in range(LEAVING):
             if run is None or self.live.get(record.id) is not run:
                 break
             await self.write(lambda: None)
-        return await self.read(lambda: self.store.get_run(record.id)) or record
+        record = await self.read(lambda: self.store.get_run(record.id)) or record
+        why = self.dropped.get(record.id)
+        if why is not None and not record.rests:
+            return msgspec.structs.replace(
+                record, waiting_for=WaitingFor("store", f"the store, to be read again: {why}")
+            )
+        return record
 
     async def list_runs(self, filter: RunFilter) -> list[Run]:
         """Runs, newest first."""

@@ -175,6 +175,17 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     undo: str
     name: str
     version: int
+    kind: str
+    key: str | None
+    trail: str | None
+    actor: str | None
+    labels: str
+    priority: int
+    root: str
+    parent: str | None
+    parent_step: str | None
+    created_at: int
+    ended_at: int | None
 
 
 class Erasable(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from dotdo.journal import Blocked, Ended, Erased, Published
-from dotdo.records import ENDED, ErrorRecord, Run, WaitingFor, erased_text
+from dotdo.records import ENDED, HELD, ErrorRecord, Run, WaitingFor, erased_text
 from dotdo.store.blobs import Blobs, is_elsewhere
 
 _ended = msgspec.json.Decoder(Ended)
@@ -13,6 +13,7 @@ _blocked = msgspec.json.Decoder(Blocked)
 _erased = msgspec.json.Decoder(Erased)
 _published = msgspec.json.Decoder(Published)
 _waiting = msgspec.json.Decoder(WaitingFor)
+_TURN = WaitingFor("turn", "an engine that takes it")
 
 
 def progress_of(data: str) -> Any:
@@ -23,7 +24,7 @@ def progress_of(data: str) -> Any:
 def run_of(row: tuple[Any, ...], blobs: Blobs | None = None) -> Run:
     """A run of its row. blobs: for a result that is larger than a row; a list of runs goes without it."""
     (id, root, parent, _, kind, name, version, key, _, trail, actor, labels, status, undo, generation) = row[:15]
-    waiting_for, _, _, _, _, _, _, _, created_at, ended_at, priority = row[15:26]
+    waiting_for, _, owner, _, _, _, _, _, created_at, ended_at, priority = row[15:26]
     head_kind, head, progress, continues = row[-4:]  # a later schema may have more columns before these
     if is_elsewhere(head):
         head_kind, head = (head_kind, blobs.whole(id, head)) if blobs else ("", "")
@@ -42,6 +43,8 @@ def run_of(row: tuple[Any, ...], blobs: Blobs | None = None) -> Run:
         blocked = _blocked.decode(head)
         error = blocked.error
         waits = WaitingFor("person", waits.text if waits else error.message, None, error.step, blocked.questions)
+    if waits is None and ended_at is None:
+        waits = WaitingFor(HELD, f"{owner}, which has it in memory") if owner else _TURN
     return Run(
         id=id,
         kind=kind,

@@ -32,6 +32,8 @@ APPLICATION_ID = 0x646F646F  # "dodo" in the file's header: tells our files from
 CHECKPOINT_PAGES = 2_000
 RESTART_PAGES = 16_000
 BUSY_TIMEOUT, RESTART_PATIENCE = 5_000, 20  # ms
+# With less than this left, in bytes, a disk counts as full when a write has failed.
+SCARCE = 64 * 1024
 # How long the writer sleeps before it tries again, in seconds: others hold the write lock for one short transaction.
 BUSY_PAUSE = 0.0003
 
@@ -377,14 +379,21 @@ class SQLiteDatabase:
             yield
         except (apsw.CorruptError, apsw.NotADBError) as error:
             raise _unusable(self.where, error) from error
-        except apsw.FullError as error:
-            raise StoreUnavailable(
-                f"The disk of the store {self.where} is full. Nothing was accepted; free some space and try again."
-            ) from error
         except apsw.ConstraintError as error:
             raise StoreError(f"The store {self.where} refused a write: {error}.") from error
         except apsw.Error as error:
+            if _is_full(self.path.parent, error):
+                raise StoreUnavailable(
+                    f"The disk of the store {self.where} is full. Nothing was accepted; free some space and try again."
+                ) from error
             raise StoreUnavailable(f"The store {self.where} could not {doing}: {error}.") from error
+
+
+def _is_full(folder: Path, error: apsw.Error) -> bool:
+    if isinstance(error, apsw.IOError):  # what SQLite says when the file beside it that it maps cannot grow
+        with suppress(OSError):
+            return shutil.disk_usage(folder).free < SCARCE
+    return isinstance(error, apsw.FullError)
 
 
 def _wait_patiently(connection: apsw.Connection) -> None:
@@ -413,8 +422,9 @@ def _check_library(version: str) -> None:
 def _unusable(where: str, error: Exception) -> StoreUnusable:
     if isinstance(error, apsw.NotADBError | apsw.CorruptError):
         return StoreUnusable(
-            f"The store {where} is not a readable SQLite database ({error}). It may be damaged: restore a "
-            "backup, or move "
-            "it away to begin with an empty one. Nothing was changed."
+            f"The store {where} is not a readable SQLite database ({error}). It may be damaged: restore a backup, or "
+            "move it away to begin with an empty one. Nothing was changed."
         )
+    if isinstance(error, apsw.Error) and _is_full(Path(where).parent, error):
+        return StoreUnusable(f"The store {where} cannot be opened: its disk is full. Free some space and try again.")
     return StoreUnusable(f"The store {where} cannot be opened: {error}.")

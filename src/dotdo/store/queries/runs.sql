@@ -222,7 +222,9 @@ update runs set status = 'pending', ended_at = null, due_at = :now, waiting_for 
 
 -- name: read_heads
 -- Anchored heads of a range of runs, in the order of read_chains, for the audit.
-select id, seq, digest, anchor, status, undo, name, version
+select
+    id, seq, digest, anchor, status, undo, name, version,
+    kind, key, trail, actor, labels, priority, root, parent, parent_step, created_at, ended_at
 from runs where id >= :first and id <= :last order by id;
 
 -- name: find_runs

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +107,7 @@ class Demo:
         try:
             await handle.result()
         except ActionFailed as error:
-            self.say(f"{handle.id} failed: {error.message[:100]}...")
+            self.say(f"{handle.id} failed: {textwrap.shorten(error.message, 200, placeholder=" ...")}")
             self.say(f"Undone: {error.undo}. Her row is gone again; e-mail and Slack were never asked.")
             self.account.check(error.action == "setup-billing-account", f"The error names the step: {error.action}")
             self.account.check(error.undo == "all", f"Cleo's run is undone: {error.undo}")

@@ -107,7 +107,7 @@ class Demo:
         try:
             await handle.result()
         except ActionFailed as error:
-            self.say(f"{handle.id} failed: {textwrap.shorten(error.message, 200, placeholder=" ...")}")
+            self.say(f"{handle.id} failed: {textwrap.shorten(error.message, 200)}")
             self.say(f"Undone: {error.undo}. Her row is gone again; e-mail and Slack were never asked.")
             self.account.check(error.action == "setup-billing-account", f"The error names the step: {error.action}")
             self.account.check(error.undo == "all", f"Cleo's run is undone: {error.undo}")

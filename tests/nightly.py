@@ -83,6 +83,7 @@ def run(chosen: Sequence[Proof], logs: Path = LOGS, hours: float = HOURS, cores:
     """Runs them and tells how each ended; returns how many failed."""
     logs.mkdir(exist_ok=True)
     began = time.monotonic()
+    print(f"{len(chosen)} proofs, {cores} side by side; how far each is can be read in {logs}/NAME.log", flush=True)
     ends = _side_by_side([proof for proof in chosen if not proof.alone], cores, logs, hours)
     ends += _side_by_side([proof for proof in chosen if proof.alone], 1, logs, hours)
     failed = [ended for ended in ends if ended.wrong]

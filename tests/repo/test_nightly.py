@@ -28,7 +28,8 @@ def test_one_that_fails_stops_no_other_and_is_told_at_the_end(tmp_path: Path, ca
     ]
     assert nightly.run(chosen, tmp_path / "logs", cores=1) == 1
     lines = [re.sub(r" +\d+ min +", " ", line) for line in capsys.readouterr().out.splitlines()]
-    assert lines[:3] == [
+    assert lines[:4] == [
+        f"3 proofs, 1 side by side; how far each is can be read in {tmp_path}/logs/NAME.log",
         "FAILED bad seed 7: I4",
         "ok     good 1000 seeds, 0 went wrong",
         "ok     alone measured",  # last, whatever the order

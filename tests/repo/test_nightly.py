@@ -12,6 +12,7 @@ import pytest
 from tests import nightly
 from tests.nightly import Proof
 from tests.patience import PATIENCE
+from tests.simulation.__main__ import NIGHT
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +67,7 @@ def test_all_that_it_names_is_there(capsys: pytest.CaptureFixture[str]):
                 assert importlib.util.find_spec(argument), argument
             if argument.startswith("tests/"):
                 assert (ROOT / argument).exists(), argument
+    assert nightly.SEEDS >= NIGHT, "or the simulation does not ask for what is rare"
     assert nightly.main(["--list", "nodes", "--seed", "7"]) == 0
     assert capsys.readouterr().out.split()[1:] == [sys.executable, "-m", "tests.simulation", "nodes", "7", "10007"]
 
@@ -73,4 +75,4 @@ def test_all_that_it_names_is_there(capsys: pytest.CaptureFixture[str]):
 def test_a_name_that_there_is_not_is_refused_with_those_that_there_are(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         nightly.main(["--list", "node"])
-    assert "there is no node; there are simulation-1, " in capsys.readouterr().err
+    assert "there is no node; there are simulation, " in capsys.readouterr().err

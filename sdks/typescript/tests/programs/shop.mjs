@@ -30,8 +30,10 @@ const shops = {
     };
   },
   sqlite() {
-    const connection = new Database(url);
-    useDatabase("shop", sqlite(new Database(url)));
+    const [connection, other] = [new Database(url), new Database(url)];
+    // By itself libsql does not wait when another process writes: then the attempt fails, and the next one does it.
+    for (const each of [connection, other]) each.exec("pragma busy_timeout = 60000");
+    useDatabase("shop", sqlite(other));
     return async (item, ctx, die) => {
       connection.exec("begin immediate");
       try {

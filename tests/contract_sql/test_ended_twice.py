@@ -1,13 +1,14 @@
-"""What is left of a killed engine's attempt may just be committing or rolling back when it is rolled back for it."""
+"""What is left of a killed engine's attempt may just be beginning, committing or rolling back when it is rolled back."""
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from sqlalchemy import text
 
-from dotdo.engine.aio_sqlite import Connection
+from dotdo.engine.aio_sqlite import Connection, Cursor
 from dotdo.engine.applying import Databases
 from dotdo.journal import Completion
 from tests.contract_sql.databases import SQLiteFile
@@ -42,3 +43,33 @@ def test_transaction_that_is_ended_twice_at_once_ends_once(tmp_path: Path, monke
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE))
     assert database.notes() == (["once"] if first == "commit" else [])
+
+
+def test_transaction_that_was_just_beginning_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its task stands still with BEGIN on the driver's thread: nobody has the connection yet."""
+    database, execute = SQLiteFile(tmp_path / "app.db"), Cursor.execute
+
+    async def main() -> None:
+        begun = asyncio.Event()
+
+        async def stands_still(cursor: Cursor, sql: str, *given: Any) -> Any:
+            await execute(cursor, sql, *given)
+            if sql == "BEGIN IMMEDIATE":
+                begun.set()
+                await asyncio.get_running_loop().create_future()
+
+        databases = Databases(database.url)
+        databases.prepare()
+        work = databases.begin(None, True, lambda: None)
+        with monkeypatch.context() as patch:
+            patch.setattr(Cursor, "execute", stands_still)
+            using = asyncio.ensure_future(work.connection().execute(text("select 1")))
+            await begun.wait()
+        await work.bury_async()
+        await asyncio.to_thread(database.execute, "insert into notes (text) values ('of another one')")
+        using.cancel()
+        await asyncio.wait([using])
+        await databases.close()
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+    assert database.notes() == ["of another one"]

@@ -235,8 +235,9 @@ def test_stream_follows_a_run_and_resumes_where_it_broke_off(http: httpx2.Client
     reader.start()
     http.post(f"/v1/runs/{run['id']}/events", json={"name": "answer", "value": 1})
     reader.join(PATIENCE)
-    assert [kind for _, kind in found] == ["published", "event", "ended", "end"]
-    assert [number for number, _ in found[:3]] == ["3", "4", "5"]
+    kinds = [kind for _, kind in found if kind != "claimed"]  # if it had left memory before its event came
+    assert kinds == ["published", "event", "ended", "end"]
+    assert [number for number, _ in found[:-1]] == [str(number) for number in range(3, 2 + len(found))]
 
 
 def test_readiness_tells_the_truth(http: httpx2.Client, server: Running):

@@ -205,6 +205,7 @@ class SqlWork:
     ) -> None:
         self.database = database
         self.opened: AttemptConnection | None = None
+        self._beginning: AttemptConnection | None = None  # until it is opened, or closed as that has failed
         self.in_doubt = False  # a COMMIT was sent and not answered
         self._engine, self._async_engine, self._check = engine, async_engine, check
         self._turns, self._has_turn = turns, False
@@ -237,7 +238,7 @@ class SqlWork:
         self._take_turn()
         try:
             self._check()
-            connection = AttemptConnection(self._engine)
+            connection = self._beginning = AttemptConnection(self._engine)
             connection.check = self._check
             try:
                 self._root = connection.begin_attempt()
@@ -248,7 +249,7 @@ class SqlWork:
         except BaseException:
             self._end_turn()
             raise
-        self.opened = connection
+        self.opened, self._beginning = connection, None
         return connection
 
     def _take_turn(self) -> None:
@@ -367,6 +368,12 @@ class SqlWork:
     async def rollback_async(self) -> None:
         """`rollback` for an `async def` handler."""
         await greenlet_spawn(self.rollback)
+
+    async def bury_async(self) -> None:
+        """Rolls back what a killed engine has left: its tasks stand still, wherever they are, be it as they begin."""
+        await self.rollback_async()
+        if self._beginning is not None:
+            await greenlet_spawn(self._beginning.close_attempt)
 
 
 def _canceller(driver: Any) -> Callable[[], None] | None:

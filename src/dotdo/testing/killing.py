@@ -236,8 +236,8 @@ def bury(engine: "Engine", loop: asyncio.AbstractEventLoop) -> Remains:
     for attempt in [attempt for run in engine.live.values() for attempt in run.attempts]:
         # Taken away, so that the suspended code does not roll it back once more when it is ended.
         work, attempt.work = attempt.work, None
-        if work is not None and work.opened is not None:
-            loop.run_until_complete(work.rollback_async())
+        if work is not None:
+            loop.run_until_complete(work.bury_async())
     loop.run_until_complete(engine.processes.close())
     loop.run_until_complete(_leave_resources(engine))
     if engine.databases is not None:

@@ -1,4 +1,4 @@
-"""What is left of a killed engine's attempt may just be beginning, committing or rolling back when it is rolled back."""
+"""What is left of a killed engine's attempt may just be beginning or ending its transaction when that is rolled back."""
 
 import asyncio
 from pathlib import Path

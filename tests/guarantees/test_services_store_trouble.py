@@ -149,7 +149,7 @@ async def test_sql_that_has_committed_counts_although_the_journal_lost_it(tmp_pa
             faults = Faults(lab, has("completed", "insert-row"), 2, after=after)
             handle = await lab.client.start(definition)
             assert await handle.result() == ["sync", "async"]
-            # Steps side by side may be in one write, which is durable then: there is no second one of them that could fail.
+            # Steps side by side may be in one write. It is durable then, and no second one of them can fail.
             assert faults.fired == 2 or (faults.fired == 1 and after and definition is inserts_side_by_side)
     with closing(sqlite3.connect(tmp_path / "app.db")) as connection:
         assert sorted(connection.execute("select how from done")) == [("async",)] * 2 + [("sync",)] * 2

@@ -1,4 +1,4 @@
-"""What is left of a killed engine's attempt may just be beginning or ending its transaction when that is rolled back."""
+"""What is left of a killed engine's attempt may just begin or end its transaction when that is rolled back for it."""
 
 import asyncio
 from pathlib import Path

@@ -274,7 +274,8 @@ def test_options_that_no_store_could_keep_are_refused_before_anything_happens(cl
 # -- handles ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_handle_waits_steers_and_shows(client: Do):
+def test_a_handle_waits_steers_and_shows(client: Do, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dotdo.engine.parking.LINGER", PATIENCE)  # or the journal may tell of a claim as well
     handle = client.start(approval, text="Offer")
     assert handle.get().status in ("running", "waiting")
     with pytest.raises(StillRunning) as caught:

@@ -258,7 +258,9 @@ def test_a_service_may_not_hand_it_on_in_the_clear(workshop: Workshop):
     assert seen_in_store(workshop) == []
 
 
-def test_events_carry_no_secrets(workshop: Workshop):
+def test_events_carry_no_secrets(workshop: Workshop, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dotdo.engine.parking.LINGER", PATIENCE)  # its secrets are known while the run is in memory
+
     @service("wait", catalogue=workshop.catalogue)
     async def wait(password: Secret[str]) -> Any:
         return await wait_for_event("go")

@@ -244,8 +244,15 @@ def current_context() -> Context | AsyncContext:
     found = current.get()
     if isinstance(found, _Context):
         return found
-    where = "in a service; put it into an action" if found is not None else "outside a handler"
-    raise CalledOutside(f"This needs the context of an action's handler, but was called {where}.")
+    if found is not None:
+        raise CalledOutside(
+            "This needs the context of an action's handler, but was called in a service; put it into an action."
+        )
+    raise CalledOutside(
+        "This needs the context of an action's handler, but was called outside a handler. Put it into an action, and "
+        "run that with client.run(...) or in a service. A test of it needs a client, too (dotdo.testing.TestDo): "
+        ".plain(...) has no such context."
+    )
 
 
 def runner_for(what: str, teach: str | Callable[[], str] = "It works inside a service only.") -> Runner:

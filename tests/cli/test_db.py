@@ -36,7 +36,7 @@ def test_backup_beside_a_live_engine_and_restore(shop: Shell):
     id = shop.wait_for_run("waiting")
     made = shop.run("db", "backup", "copy.db")
     assert made.returncode == 0, made.stderr
-    assert "1 runs, verified" in made.stderr
+    assert "1 run, verified" in made.stderr
     assert "keep a copy" in made.stderr
     again = shop.run("db", "backup", "copy.db")
     assert (again.returncode, "exists already" in again.stderr) == (1, True)
@@ -45,7 +45,7 @@ def test_backup_beside_a_live_engine_and_restore(shop: Shell):
     shop.close()
     done = shop.run("db", "restore", "copy.db")
     assert done.returncode == 0, done.stderr
-    assert "1 unfinished runs are blocked" in done.stderr
+    assert "1 unfinished run is blocked" in done.stderr
     [run] = shop.json("runs", "ls", "--status", "blocked")
     assert run["id"] == id
     assert "restored from a backup" in shop.ok("runs", "show", id)

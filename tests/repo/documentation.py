@@ -2,7 +2,7 @@
 
     ```python             a program of its own
     ```python continue    appended to the page's previous program
-    ```console            shown only
+    ```console            shown only: what needs another machine, or is installed
     ```console run        its lines after `$ ` (and after `> `, which continue a line) are run with bash
 
 Every other form of Python or console block is refused, so that no sample can be shown without being run.
@@ -20,7 +20,7 @@ from tests.repo.sources import ROOT
 
 SECONDS = 60.0
 FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,}|~{3,})(?P<info>[^`]*)$")
-CODE_LANGUAGES = {"python", "py", "python3", "pycon", "console", "shell-session"}
+CODE_LANGUAGES = {"python", "py", "python3", "pycon", "console", "shell-session", "sh", "bash", "shell", "zsh"}
 RUN = {"python", "python continue", "console run"}
 SHOWN = {"console"}
 

@@ -88,7 +88,19 @@ def test_console_run_runs_its_commands_and_stops_at_the_first_failure(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "info", ["python no-run", "python norun", "py", "pycon", "Python", "python,ignore", "python {no}", "console skip"]
+    "info",
+    [
+        "python no-run",
+        "python norun",
+        "py",
+        "pycon",
+        "Python",
+        "python,ignore",
+        "python {no}",
+        "console skip",
+        "sh",
+        "bash",
+    ],
 )
 def test_block_that_would_not_be_run_is_refused(info: str, tmp_path: Path):
     with pytest.raises(SampleError, match="is not allowed"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx2
 import psutil
 
+from dotdo.keys import new_key
 from tests.patience import PATIENCE
 from tests.ports import free_port
 from tests.server.process import Serving, serving
@@ -61,6 +62,10 @@ def test_a_change_is_served_a_mistake_is_told_and_runs_in_flight_go_on(tmp_path:
     with serving(tmp_path, APPLICATION, "--port", port, "--log", "text", command="dev") as serve:
         url = serve.url()
         assert greet(url) == "Hello, Ada"
+        with httpx2.Client(base_url=url, timeout=PATIENCE) as http:
+            for text, status in (("YOUR_API_KEY", 200), (new_key("shop", ["runs:read"], now=1)[0], 401)):
+                asked = http.get("/v1/actions", headers={"Authorization": f"Bearer {text}"})
+                assert asked.status_code == status, (text, asked.text)
         headers = {"Prefer": "respond-async"}
         with httpx2.Client(base_url=url, timeout=PATIENCE) as http:
             waits = http.post("/v1/services/approval/execute", json={"params": {"name": "Ada"}}, headers=headers)

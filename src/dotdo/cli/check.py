@@ -41,7 +41,7 @@ def check(file: str | None, app: str, store: str, against: str | None, as_json: 
     if would:
         say(f"{mark('✗', 'x')} {len(would):,} of {looked} would block with {application.where}.")
     else:
-        say(f"{mark('✓', '+')} All of {looked} would go on with {application.where}.")
+        say(f"{mark('✓', '+')} {looked} would go on with {application.where}, none would block.")
     return 1 if would else 0
 
 

@@ -103,7 +103,7 @@ def backup(file: str, store: str, as_json: bool) -> int:
     made = maintaining.back_up(store, file)
     if as_json:
         print_json(made)
-    say(f"{mark('✓', '+')} {made.file}: {size(made.bytes)}, {made.runs:,} runs, verified.")
+    say(f"{mark('✓', '+')} {made.file}: {size(made.bytes)}, {counted(made.runs, 'run', 'runs')}, verified.")
     say("The audit key (DOTDO_AUDIT_KEY, or the store's .audit-key file) is not in it: keep a copy of that elsewhere.")
     return 0
 
@@ -122,13 +122,13 @@ def restore(file: str, store: str, go_on: bool, as_json: bool) -> int:
     done = maintaining.restore(store, file, go_on=go_on)
     if as_json:
         print_json(done)
-    say(f"{mark('✓', '+')} {done.store} is as it was at {clock_time(done.until)}: {done.runs:,} runs.")
+    say(f"{mark('✓', '+')} {done.store} is as it was at {clock_time(done.until)}: {counted(done.runs, 'run', 'runs')}.")
     if done.before is not None:
         say(f"The store that was there is {done.before} now.")
     if done.blocked:
         say(
-            f"{done.blocked:,} unfinished runs are blocked, because what they did after that is not known: "
-            "dotdo runs ls --status blocked"
+            f"{counted(done.blocked, 'unfinished run is', 'unfinished runs are')} blocked, because nobody knows what "
+            "was done after that: dotdo runs ls --status blocked"
         )
     return 0
 

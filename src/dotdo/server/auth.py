@@ -50,13 +50,14 @@ class Gate:
     async def authorise(self, request: Request, resource: str, verb: str, name: str | None) -> str | None:
         """The actor of a request: `key:<name of the key>`. Raises Refused: 401 without a valid key, 403 beyond it."""
         header = request.headers.get("authorization")
+        scheme, _, text = (header or "").partition(" ")
+        is_key = scheme.lower() == "bearer" and is_well_formed(text.strip())
+        if self.open and not is_key:  # also a placeholder, such as YOUR_API_KEY, which opens nothing that is not open
+            self._count(request, "", None)
+            return None
         if header is None:
-            if self.open:
-                self._count(request, "", None)
-                return None
             raise _unknown("missing_key", "This needs an API key: send it as `Authorization: Bearer do_...`.")
-        scheme, _, text = header.partition(" ")
-        if scheme.lower() != "bearer" or not is_well_formed(text.strip()):
+        if not is_key:
             raise _unknown(
                 "malformed_key",
                 "That is no API key of dotdo, or it is mistyped or cut off; one looks like do_ and 46 letters and "

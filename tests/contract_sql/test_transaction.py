@@ -1,12 +1,12 @@
 """`ctx.sql` and `ctx.session`: what a handler writes is committed with its attempt, or was never there."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import insert, select, text
+from sqlalchemy import Engine, event, insert, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from dotdo import Action, ActionFailed, AsyncContext, Context, Fail, Retry, action
@@ -154,6 +154,55 @@ def test_nothing_is_sent_when_the_commit_fails(workshop: Workshop, database: Dat
     assert workshop.receiver.heard == []
     assert kinds(handle, "note") == ["attempt_failed", "failed"]
     assert database.notes() == ["taken"]
+
+
+@pytest.fixture
+def foreign_keys() -> Iterator[None]:
+    """Each connection to SQLite checks them, as an application may have it."""
+
+    def check(connection: Any, _record: Any) -> None:
+        if "sqlite" in type(connection).__module__:
+            connection.cursor().execute("pragma foreign_keys = on")
+
+    event.listen(Engine, "connect", check)
+    yield
+    event.remove(Engine, "connect", check)
+
+
+@pytest.mark.parametrize("shape", ["sync", "async"])
+@pytest.mark.usefixtures("foreign_keys")
+def test_commit_that_the_database_refuses_leaves_nothing_open(workshop: Workshop, database: Database, shape: str):
+    """For the sake of a constraint that is checked then. SQLite goes on with the transaction."""
+    note = "note integer not null references notes (id) deferrable initially deferred"
+    database.execute(f"create table remarks (id {database.id}, {note})")
+    remark, add = text("insert into remarks (note) values (:note)"), text("insert into notes (text) values ('first')")
+
+    @action("remark-sync", retry=1, catalogue=workshop.catalogue)
+    def remark_sync(ctx: Context) -> None:
+        ctx.stage(workshop.send, text="never")
+        ctx.sql.execute(remark, {"note": 1})
+
+    @action("remark-async", retry=1, catalogue=workshop.catalogue)
+    async def remark_async(ctx: AsyncContext) -> None:
+        ctx.stage(workshop.send, text="never")
+        await ctx.sql.execute(remark, {"note": 1})
+
+    @action("add-sync", retry=1, catalogue=workshop.catalogue)
+    def add_sync(ctx: Context) -> None:
+        ctx.sql.execute(add)
+
+    @action("add-async", retry=1, catalogue=workshop.catalogue)
+    async def add_async(ctx: AsyncContext) -> None:
+        await ctx.sql.execute(add)
+
+    client = workshop.open()
+    with pytest.raises(ActionFailed) as failure:
+        client.start({"sync": remark_sync, "async": remark_async}[shape]).result(timeout=PATIENCE)
+    assert failure.value.error_type == "IntegrityError"
+    assert database.execute("select * from remarks") == []
+    assert workshop.receiver.heard == []
+    client.start({"sync": add_sync, "async": add_async}[shape]).result(timeout=PATIENCE)
+    assert database.notes() == ["first"]
 
 
 def test_session_and_connection_share_the_transaction(workshop: Workshop, database: Database):

@@ -16,35 +16,39 @@ from dotdo.engine.turns import Turns
 from tests.contract_sql.databases import SQLiteFile
 from tests.workshop import PATIENCE, Workshop
 
-IMPATIENT = text("pragma busy_timeout = 0")  # whoever finds the file locked fails at once
 ATTEMPTS = 20
 
 
-def test_sync_and_async_attempts_never_find_the_file_locked(bare_workshop: Workshop, tmp_path: Path):
+def test_sync_and_async_attempts_never_find_the_file_locked(
+    bare_workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("dotdo.engine.applying.BUSY", 0)  # whoever finds the file locked fails at once
     database, once = SQLiteFile(tmp_path / "app.db"), Retry(attempts=1)
     threads_wait = threading.Semaphore(0)
 
     @action("write-sync", catalogue=bare_workshop.catalogue, retry=once)
-    def write_sync(ctx: Context, statement: str) -> None:
+    def write_sync(ctx: Context, statement: str) -> Any:
         threads_wait.release()
-        ctx.sql.execute(text(statement))
+        done = ctx.sql.execute(text(statement))
+        return done.scalar() if done.returns_rows else None
 
     @action("write-async", catalogue=bare_workshop.catalogue, retry=once)
-    async def write_async(ctx: AsyncContext, statement: str) -> None:
-        await ctx.sql.execute(text(statement))
+    async def write_async(ctx: AsyncContext, statement: str) -> Any:
+        done = await ctx.sql.execute(text(statement))
+        return done.scalar() if done.returns_rows else None
 
     @action("hold", catalogue=bare_workshop.catalogue, retry=once)
     async def hold(ctx: AsyncContext) -> None:
         await ctx.sql.execute(text("insert into notes (text) values ('held')"))
-        for _ in range(2):  # until a second thread comes to write; the first one has set its patience
-            assert await asyncio.to_thread(threads_wait.acquire, timeout=PATIENCE)
+        assert await asyncio.to_thread(threads_wait.acquire, timeout=PATIENCE)  # until a thread comes to write
         for _ in range(50):
             await asyncio.sleep(0)
 
     @service("crowd", catalogue=bare_workshop.catalogue)
     async def crowd() -> None:
         for one in (write_sync, write_async):
-            await one(statement=str(IMPATIENT))
+            assert await one(statement="pragma busy_timeout") == 0
+        threads_wait.acquire()
         both = (
             one(statement=f"insert into notes (text) values ('{one.name} {number}')")
             for number in range(ATTEMPTS)

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from sqlalchemy import (
@@ -30,7 +30,7 @@ from sqlalchemy.pool import NullPool
 from dotdo.context import CompletionStatement, Style
 from dotdo.engine.completing import completion_statement
 from dotdo.engine.settling import Undecided
-from dotdo.engine.sql import Key, SqlWork, applied, applied_row, encode_completion, guard, metadata
+from dotdo.engine.sql import AttemptConnection, Key, SqlWork, applied, applied_row, encode_completion, guard, metadata
 from dotdo.engine.sweeping import Leftover
 from dotdo.engine.turns import Turns
 from dotdo.errors import DefinitionError, StoreUnavailable, StoreUnusable
@@ -38,6 +38,7 @@ from dotdo.journal import Completion
 
 VOID = "void"
 POOL_SIZE = 15  # connections to a server, of each kind of handler
+BUSY = 10_000  # ms for which a SQLite file may be locked by others: other processes, a transaction of the user's own
 LOCK_TIMEOUT, LOCK_NOT_AVAILABLE = 2_000, "55P03"  # ms; what PostgreSQL says when it passes
 # For PostgreSQL: a server that has gone without a word is noticed in time.
 PROMPT = {
@@ -236,7 +237,7 @@ class Databases:
         if engine is None:
             url = self._urls[name]
             engine = self._async[name] = create_async_engine(
-                _async_url(url), connect_args=_async_options(_async_url(url)), **_pool(url)
+                _async_url(url), connect_args=_async_options(_async_url(url)), **_pool(url, is_async=True)
             )
             _prepare_engine(engine.sync_engine, lasting=self._lasting)
         return engine
@@ -282,11 +283,13 @@ def _made(given: str | URL) -> URL:
     return url.update_query_dict(which)
 
 
-def _pool(url: URL) -> dict[str, Any]:
-    # SQLite has one writer at a time: attempts queue for the one connection, in order, instead of polling a busy file.
+def _pool(url: URL, *, is_async: bool = False) -> dict[str, Any]:
+    # SQLite has one writer at a time, and who is to be it is a matter of turns (see turns.py). An async driver has one
+    # connection more: the next attempt begins while the last one's is on its way back, through the loop.
     # Elsewhere as many as SQLAlchemy opens at most, but kept: of those beyond the pool's size it closes each that comes
     # back while nobody is waiting just then.
-    size = 1 if url.get_backend_name() == "sqlite" else POOL_SIZE
+    is_sqlite = url.get_backend_name() == "sqlite"
+    size = POOL_SIZE if not is_sqlite else 2 if is_async else 1
     return {"pool_size": size, "max_overflow": 0, "pool_timeout": 60}
 
 
@@ -363,7 +366,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("pragma synchronous = full")
-    cursor.execute("pragma busy_timeout = 10000")
+    cursor.execute(f"pragma busy_timeout = {BUSY}")
     cursor.close()
 
 
@@ -375,7 +378,12 @@ def _use_wal(connection: Any, _record: Any) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     # Immediate: two deferred transactions that both come to write cannot wait for each other, one fails at once.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    driver = connection.connection.driver_connection
+    is_attempt = isinstance(connection, AttemptConnection) and connection.check is not None
+    if is_attempt and hasattr(driver, "begin_with_next"):  # of aio_sqlite; a preview is to know at once if it is locked
+        cast("Any", driver).begin_with_next()
+    else:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _roll_back_first(connection: Any, _record: Any, error: BaseException | None) -> None:

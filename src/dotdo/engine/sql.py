@@ -6,6 +6,7 @@ completion in it (see applying.py).
 
 import asyncio
 import re
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -57,6 +58,7 @@ def applied_row(key: Key, completion: str) -> dict[str, Any]:
 
 
 _COLUMNS = ("run", "step", "generation", "attempt", "completion", "at")
+_INSERT = f"insert into {applied.name} ({', '.join(_COLUMNS)}) values (:{', :'.join(_COLUMNS)})"  # noqa: S608
 encode_completion = msgspec.json.Encoder().encode
 # Statements that would end the attempt's transaction behind its back.
 _ENDS_TRANSACTION = re.compile(
@@ -66,6 +68,7 @@ _ENDS_TRANSACTION = re.compile(
 # Quoted text and names, dollar quotes and comments: nothing in them is a statement.
 _OPAQUE = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|(\$\w*\$).*?\1|--[^\n]*|/\*.*?\*/""", re.S)
 _HAS_BODY = re.compile(r"\s*create\b.*\bbegin\b", re.I | re.S)  # a trigger or function with an `end` of its own
+_READS = re.compile(r"\s*(select|savepoint|release)\b", re.I)
 _COMMITS_BY_ITSELF = re.compile(r"\s*(create|alter|drop|truncate|rename|grant|revoke|lock\s+tables)\b", re.I)
 _SELF_COMMITTING_DIALECTS = frozenset({"mysql", "mariadb", "oracle"})
 
@@ -79,9 +82,11 @@ def _refuse(what: str) -> NoReturn:
 
 class AttemptConnection(Connection):
     """A connection whose transaction belongs to the attempt. check: raises AttemptOver when that has ended; of a
-    preview, nobody ends it from outside."""
+    preview, nobody ends it from outside. may_write: whether a statement was more than a `select`."""
 
     check: Callable[[], None] | None = None
+    may_write = False
+    _changes: int | None = None
 
     def commit(self) -> None:
         """Refused."""
@@ -105,7 +110,20 @@ class AttemptConnection(Connection):
 
     def begin_attempt(self) -> Any:
         """Begins the attempt's transaction."""
+        self._changes = self._count_changes()
         return super().begin()
+
+    def has_only_read(self) -> bool:
+        """Whether there is nothing that could be lost, or happen twice. That is known of SQLite only: elsewhere a
+        `select` may call a function that writes."""
+        return not self.may_write and self._changes is not None and self._changes == self._count_changes()
+
+    def _count_changes(self) -> int | None:
+        """How many rows the connection has changed so far, by whatever statement. None: the driver does not say."""
+        if self.dialect.name != "sqlite":
+            return None
+        changes: Any = getattr(self.connection.driver_connection, "total_changes", None)
+        return changes if isinstance(changes, int) else None
 
     def close_attempt(self) -> None:
         """Gives the connection back."""
@@ -286,25 +304,55 @@ class SqlWork:
         return self._session if self._outer is None else self._outer
 
     def commit(self, key: Key, completion: Completion) -> None:
-        """Writes the applied row as the last statement, and commits."""
+        """Writes the applied row as the last statement, unless all others have only read, and commits."""
         if self._session is not None:
             self._session.flush()
             if self._session.in_transaction():
                 Session.commit(self._session)  # releases the session's savepoint
-        if self.opened is None:
+        opened = self.opened
+        if opened is None:
             completion.sql.clear()  # a session or connection that was never used
             return
         try:
-            try:
-                self.opened.execute(insert(applied), applied_row(key, encode_completion(completion).decode()))
-            except IntegrityError:
-                self.in_doubt = True  # its row is there: as void, or because this very attempt had committed before
-                raise
-            self.in_doubt = True
+            if opened.has_only_read():
+                completion.sql.clear()
+                row = None
+            else:
+                row = applied_row(key, encode_completion(completion).decode())
+            driver: Any = opened.connection.driver_connection
+            if hasattr(driver, "commit_with"):  # of aio_sqlite
+                driver.commit_with(None if row is None else partial(self._apply, row), self._end_turn)
+            elif row is not None:
+                self._insert(opened, row)
             self._root.commit()
             self.in_doubt = False
+        except BaseException:
+            # SQLAlchemy takes a transaction whose COMMIT has failed for one that has ended. On SQLite it may be open (a
+            # constraint was deferred to it), and would keep the file locked.
+            if opened.dialect.name == "sqlite" and not opened.invalidated:
+                opened.connection.rollback()
+            raise
         finally:
             self._close()
+
+    def _insert(self, opened: AttemptConnection, row: dict[str, Any]) -> None:
+        try:
+            opened.execute(insert(applied), row)
+        except IntegrityError:
+            self.in_doubt = True  # its row is there: as void, or because this very attempt had committed before
+            raise
+        self.in_doubt = True
+
+    def _apply(self, row: dict[str, Any], connection: sqlite3.Connection) -> None:
+        """The same on aio_sqlite's thread, where the COMMIT follows in the same visit."""
+        if not connection.in_transaction:
+            _refuse_rolled_back()
+        try:
+            connection.execute(_INSERT, row).close()
+        except sqlite3.IntegrityError:
+            self.in_doubt = True
+            raise
+        self.in_doubt = True
 
     def rollback(self) -> None:
         """Rolls back; nothing has happened."""
@@ -392,6 +440,7 @@ def guard(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None
     if statement != "BEGIN IMMEDIATE":
         if connection.dialect.name == "sqlite":
             _check_open(connection)
+            connection.may_write = connection.may_write or not _READS.match(statement)
         for one in _statements(statement):
             if _ENDS_TRANSACTION.match(one):
                 _refuse(one.split(None, 1)[0].upper())
@@ -403,10 +452,14 @@ def _check_open(connection: Connection) -> None:
     """After some errors (a full disk, `insert or rollback`, a trigger's `raise(rollback)`) SQLite has rolled back the
     whole transaction, and would commit each statement that follows by itself."""
     if not cast("Any", connection.connection.driver_connection).in_transaction:
-        raise DefinitionError(
-            "SQLite has rolled back this attempt's whole transaction after an error that the handler caught, so the "
-            "attempt can commit nothing more. Let that error pass: the attempt fails, and is retried as a whole."
-        )
+        _refuse_rolled_back()
+
+
+def _refuse_rolled_back() -> NoReturn:
+    raise DefinitionError(
+        "SQLite has rolled back this attempt's whole transaction after an error that the handler caught, so the "
+        "attempt can commit nothing more. Let that error pass: the attempt fails, and is retried as a whole."
+    )
 
 
 def _statements(text: str) -> list[str]:

@@ -329,7 +329,7 @@ class SqlWork:
         except BaseException:
             # SQLAlchemy takes a transaction whose COMMIT has failed for one that has ended. On SQLite it may be open (a
             # constraint was deferred to it), and would keep the file locked.
-            if opened.dialect.name == "sqlite" and not opened.invalidated:
+            if opened.dialect.name == "sqlite" and not opened.closed and not opened.invalidated:
                 opened.connection.rollback()
             raise
         finally:

@@ -58,6 +58,7 @@ FACTORIES = {
     "node:definitions": "definitions",
     "test_check_foresees_what_blocks:application": "application",
     "test_operators_on_postgres:definitions": "definitions",
+    "test_parked_at_any_moment:definitions": "definitions",
     "test_promoted_store_goes_on:definitions": "definitions",
     "test_services_blocked:version_of": "of_old",
     "test_started_within_a_transaction:definitions": "definitions",

@@ -19,8 +19,9 @@ from tests.guarantees.lab import PATIENCE, World, in_loop, laboratory
 pytestmark = pytest.mark.usefixtures("each_store")
 
 
-def definitions(catalogue: Catalogue) -> tuple[Any, Any]:
+def definitions() -> Catalogue:
     """A service that waits for a slot; and one that has two messages delivered meanwhile."""
+    catalogue = Catalogue()
 
     @action("hold-slot", concurrency=1, catalogue=catalogue)
     async def hold_slot(ctx: AsyncContext, gate: str) -> str:
@@ -48,7 +49,7 @@ def definitions(catalogue: Catalogue) -> tuple[Any, Any]:
         held, _ = await asyncio.gather(hold_slot(gate=gate), tell_both())
         return held
 
-    return holds, tells
+    return catalogue
 
 
 def parked_after(monkeypatch: pytest.MonkeyPatch, method: Callable[..., Any]) -> list[str]:
@@ -78,12 +79,10 @@ async def test_run_that_took_the_message_of_its_slot_goes_on(tmp_path: Path, mon
         await for_slot(*given)
 
     monkeypatch.setattr(Waiting, "for_slot", is_told)
-    catalogue = Catalogue()
-    holds, _ = definitions(catalogue)
-    async with laboratory(tmp_path, catalogue=catalogue) as lab, asyncio.timeout(PATIENCE):
-        first = await lab.client.start(holds, gate="first")
+    async with laboratory(tmp_path, catalogue=definitions()) as lab, asyncio.timeout(PATIENCE):
+        first = await lab.client.service("holds").start(gate="first")
         await lab.world.heard("at first")
-        second = await lab.client.start(holds, gate="second")
+        second = await lab.client.service("holds").start(gate="second")
         await waits.wait()
         for gate in ("first", "second"):
             lab.world.open(gate)
@@ -93,13 +92,11 @@ async def test_run_that_took_the_message_of_its_slot_goes_on(tmp_path: Path, mon
 
 @in_loop
 async def test_step_whose_deliveries_have_ended_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    catalogue = Catalogue()
-    holds, tells = definitions(catalogue)
-    async with laboratory(tmp_path, catalogue=catalogue) as lab, asyncio.timeout(PATIENCE):
-        first = await lab.client.start(holds, gate="first")
+    async with laboratory(tmp_path, catalogue=definitions()) as lab, asyncio.timeout(PATIENCE):
+        first = await lab.client.service("holds").start(gate="first")
         await lab.world.heard("at first")
         rung = parked_after(monkeypatch, LiveRun.leave)
-        second = await lab.client.start(tells, gate="second")
+        second = await lab.client.service("tells").start(gate="second")
         for whom in ("Ada", "Grace"):
             await lab.world.heard(f"told {whom}")
             lab.world.open(f"telling {whom}")

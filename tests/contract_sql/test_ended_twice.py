@@ -46,7 +46,7 @@ def test_transaction_that_is_ended_twice_at_once_ends_once(tmp_path: Path, monke
 
 
 def test_transaction_that_was_just_beginning_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its task stands still with BEGIN on the driver's thread: nobody has the connection yet."""
+    """Its task stands still in the first visit to the driver's thread that begins it."""
     database, execute = SQLiteFile(tmp_path / "app.db"), Cursor.execute
 
     async def main() -> None:
@@ -54,16 +54,15 @@ def test_transaction_that_was_just_beginning_leaves_no_lock(tmp_path: Path, monk
 
         async def stands_still(cursor: Cursor, sql: str, *given: Any) -> Any:
             await execute(cursor, sql, *given)
-            if sql == "BEGIN IMMEDIATE":
-                begun.set()
-                await asyncio.get_running_loop().create_future()
+            begun.set()
+            await asyncio.get_running_loop().create_future()
 
         databases = Databases(database.url)
         databases.prepare()
         work = databases.begin(None, True, lambda: None)
         with monkeypatch.context() as patch:
             patch.setattr(Cursor, "execute", stands_still)
-            using = asyncio.ensure_future(work.connection().execute(text("select 1")))
+            using = asyncio.ensure_future(work.connection().execute(text("insert into notes (text) values ('lost')")))
             await begun.wait()
         await work.bury_async()
         await asyncio.to_thread(database.execute, "insert into notes (text) values ('of another one')")

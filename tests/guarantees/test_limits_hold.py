@@ -198,6 +198,33 @@ async def test_parent_holds_nothing_that_its_child_waits_for(tmp_path: Path):
 
 
 @in_loop
+async def test_turn_that_came_too_late_is_no_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async with laboratory(tmp_path) as lab:
+        handles = [await lab.client.start(pass_one, gate="a")]
+        await lab.world.heard("at a")
+        for gate in "bc":
+            handles.append(await lab.client.start(pass_one, gate=gate))
+            await waits(lab, handles[-1].id)
+        with monkeypatch.context() as busy:
+            busy.setattr(lab.engine.store, "claim_due", lambda *given: [])  # nobody has room for what is due
+            lab.world.open("a")
+            assert await handles[0].result() == "a"
+            while not await lab.sql("select 1 from inbox where run = :run", run=handles[1].id):
+                await lab.engine.committer.call(lambda: None)
+            lab.clock.advance(11)
+            await lab.engine.limiter.sweep(lab.clock.now())
+            assert await lab.sql("select 1 from inbox where run = :run", run=handles[2].id), "it is the next one's turn"
+        await lab.sweep()
+        await lab.world.heard("at c")
+        await waits(lab, handles[1].id)
+        assert lab.world.said == ["at a", "past a", "at c"]
+        for gate in "cb":
+            lab.world.open(gate)
+        assert [await handle.result() for handle in handles] == ["a", "b", "c"]
+        assert lab.world.said[3:] == ["past c", "at b", "past b"]
+
+
+@in_loop
 async def test_customer_with_many_orders_keeps_no_other_waiting(tmp_path: Path):
     async with laboratory(tmp_path) as lab:
         handles = [await lab.client.start(serve, customer={"id": "big"}, gate=f"big {n}") for n in range(3)]

@@ -9,13 +9,14 @@ import hmac
 from collections import Counter, defaultdict
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import apsw
 import msgspec
 
+from dotdo import Catalogue
 from tests.guarantees.invariants import check_store
 from tests.guarantees.replays import check_replays
 from tests.simulation.cases import Order
@@ -45,8 +46,10 @@ class Told:
     failures: int = 0
 
 
-def audit(store: Path, app: Path, world: World, told: Told, key: bytes, *, over: bool) -> list[str]:
-    """What does not hold, in words. key: of the anchors. over: nothing moves any more."""
+def audit(
+    store: Path, app: Path, world: World, told: Told, key: bytes, *, over: bool, catalogue: Catalogue = catalogue
+) -> list[str]:
+    """What does not hold, in words. key: of the anchors. over: nothing moves any more. catalogue: what there was."""
     wrong = list(world.wrong)
     for check in (lambda: check_store(store), (lambda: check_replays(store, catalogue)) if over else lambda: None):
         try:
@@ -65,6 +68,8 @@ def audit(store: Path, app: Path, world: World, told: Told, key: bytes, *, over:
     wrong += _effects(entries, world)
     wrong += _hostile(runs, entries, told, world)
     if over:
+        # Rates are remembered as long as they count.
+        wrong += [f"slots are left: {row}" for row in rows_of(store, "select * from slots where until is null")]
         wrong += [
             f"I4: {run['id']} ({run['name']}) is {run['status']} for good: {run['waiting_for']}"
             for run in runs.values()
@@ -145,6 +150,16 @@ def _anchors(runs: dict[str, Any], key: bytes) -> list[str]:
     ]
 
 
+def _waited_when_read_again(entries: list[dict[str, Any]]) -> set[str]:
+    """Runs with a claim under which they never began: after the store had failed them they were read again, and waited
+    for their turn as suspects when the process died. Their rows say that they were in flight."""
+    claims: dict[str, list[int]] = defaultdict(lambda: [1])
+    for entry in entries:
+        if entry["kind"] == "claimed":
+            claims[entry["run"]].append(msgspec.json.decode(entry["data"])["claim"])
+    return {run for run, found in claims.items() if any(later > claim + 1 for claim, later in pairwise(found))}
+
+
 def _hostile(runs: dict[str, Any], entries: list[dict[str, Any]], told: Told, world: World) -> list[str]:
     """I13: what a run does to its process hurts no other run, and has an end. Nothing else kills processes then."""
     orders = told.orders or {}
@@ -157,8 +172,9 @@ def _hostile(runs: dict[str, Any], entries: list[dict[str, Any]], told: Told, wo
     ]
     most = MOST_DEATHS + told.failures
     wrong += [f"I13: {id} has killed {count} processes" for id, count in world.deaths.items() if count > most]
+    doubtful = _waited_when_read_again(entries)
     for entry in entries if worst else ():
-        is_other = entry["kind"] == "blocked" and entry["run"] not in worst
+        is_other = entry["kind"] == "blocked" and entry["run"] not in {*worst, *doubtful}
         if is_other and msgspec.json.decode(entry["data"])["reason"] == "crashed":
             wrong.append(f"I13: {entry['run']} is blocked for the deaths of its process, which another run killed")
     return wrong

@@ -41,13 +41,14 @@ class Deed:
 @dataclass(frozen=True)
 class Case:
     """All that is decided before it begins. faults: the numbers of the faults that are allowed; None: all. kills: how
-    many times more often than in most cases processes die."""
+    many times more often than in most cases processes die. limits: whether an action has one (see limits.py)."""
 
     seed: int
     orders: tuple[Order, ...]
     deeds: tuple[Deed, ...]
     faults: frozenset[int] | None = None
     kills: float = 1.0
+    limits: bool = False
 
 
 def make_case(seed: int) -> Case:

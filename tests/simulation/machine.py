@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,13 +20,14 @@ from dotdo.engine.committing import GroupCommit
 from dotdo.engine.engine import Engine
 from dotdo.errors import StoreUnavailable
 from dotdo.records import Run
-from dotdo.store.protocol import Claim, Message, Store, Write
+from dotdo.store.protocol import Claim, Message, Settled, SlotAsk, Store, Write
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase
 from tests.simulation.durations import skewed
 
 START = 1_893_456_000_000
 STUCK_AFTER = 400.0 * 24 * 3600  # simulated seconds
+EARLY = 0.1  # how likely a run that idles is parked in a turn of the loop in which something else happens
 MOST_TURNS = 60_000  # of the loop in one case; those that end take less than 15,000
 
 
@@ -43,7 +44,8 @@ class Chance:
     """What happens next, drawn from a seed. Each decision has a number; a shrunk case allows some numbers only.
 
     fired: the numbers of the faults that were injected. seen: what occurred, counted. quiet: no more faults. kills: how
-    much more often than in most cases processes die by chance. turns: of the loops of all its processes.
+    much more often than in most cases processes die by chance. turns: of the loops of all its processes. hasty: runs that
+    idle may be parked in any turn of the loop, not only when they have idled for long enough.
     """
 
     seed: int
@@ -57,6 +59,7 @@ class Chance:
 
     def __post_init__(self) -> None:
         self._draws: dict[str, random.Random] = {}
+        self.hasty = random.Random(f"hasty {self.seed}").random() < 0.2
         self._times = random.Random(f"times {self.seed}")
 
     def fault(self, kinds: dict[str, float], draws: str = "faults") -> str | None:
@@ -92,6 +95,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._selector = self  # the only thing that the base class asks of it is to wait
         self._now, self.chance = now, chance
         self.dead = False
+        self._rings = random.Random(f"rings {chance.seed} {now}") if chance.hasty else None
 
     def time(self) -> float:
         """Simulated seconds."""
@@ -107,7 +111,19 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._now += timeout
         if self._now > STUCK_AFTER:
             raise Deadlock("It goes on for ever.")
+        if self._rings is not None and not timeout and not self.chance.quiet and self._rings.random() < EARLY:
+            self._ring_early()
         return []
+
+    def _ring_early(self) -> None:
+        """Has one of the timers that park runs ring at the end of this turn, after what is ready now."""
+        timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
+        parking = [one for one in timers if not one.cancelled() and getattr(one._callback, "__name__", "") == "_park"]
+        if parking:
+            self.chance.seen["parked.early"] += 1
+            timer = min(parking)
+            self.call_soon(timer._callback, context=timer._context)
+            timer.cancel()
 
     def close(self) -> None:
         """Closes the loop."""
@@ -333,6 +349,16 @@ class FaultyStore(SqlStore):
     def claim_one(self, node: str, run: str) -> Claim | None:
         """Like any store's, or not."""
         return self._strike(lambda: super(FaultyStore, self).claim_one(node, run), SOME_FAULTS)
+
+    def settle_slots(self, asks: Sequence[SlotAsk], gone: Sequence[tuple[str, str, str]], now: int) -> Settled:
+        """Like any store's, or not."""
+        settled = self._strike(lambda: super(FaultyStore, self).settle_slots(asks, gone, now), SOME_FAULTS)
+        self._chance.seen["slot.handed_on"] += len(settled.woken)
+        return settled
+
+    def sweep_slots(self, now: int, before: int) -> Settled:
+        """Like any store's, or not."""
+        return self._strike(lambda: super(FaultyStore, self).sweep_slots(now, before), SOME_FAULTS)
 
     def get_run(self, run: str) -> Run | None:
         """Like any store's, or not."""

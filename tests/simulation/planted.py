@@ -3,6 +3,7 @@
 Each is what an engineer might have got wrong: a check dropped, an order turned round, a case forgotten.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,9 @@ from dotdo.engine.claiming import Claimer
 from dotdo.engine.committing import GroupCommit
 from dotdo.engine.engine import Engine
 from dotdo.engine.journaling import RunJournal
+from dotdo.engine.limiting import Limiter
 from dotdo.engine.running import LiveRun
+from dotdo.engine.waiting import Pause, Waiting
 from dotdo.engine.waking import Alarm
 from dotdo.errors import InputError
 from dotdo.journal import anchor
@@ -393,6 +396,32 @@ def keeps_nothing_for_what_cannot_be_kept(patch: pytest.MonkeyPatch) -> None:
             return b"null", None
 
     patch.setattr(Schema, "dump", lenient)
+
+
+@planted
+def is_busy_only_when_it_goes_on(patch: pytest.MonkeyPatch) -> None:
+    """A run that was woken, and whose step goes on in the next turn of the loop, may be parked before."""
+
+    async def over(self: Pause[Any]) -> Any:
+        self._run.leave()
+        try:
+            return await self
+        finally:
+            self._run.enter()
+
+    patch.setattr(Pause, "over", over)
+    patch.setattr(Pause, "set_result", asyncio.Future.set_result)
+    patch.setattr(Pause, "cancel", asyncio.Future.cancel)
+
+
+@planted
+def keeps_its_slots(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Limiter, "give_back", lambda self, ask: None)
+
+
+@planted
+def starts_whoever_asks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Waiting, "for_slot", nothing)
 
 
 @planted

@@ -24,6 +24,7 @@ from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase
 from tests.simulation.auditor import ENDED, Told, audit
 from tests.simulation.cases import Case, Deed, Order, smaller
+from tests.simulation.limits import catalogue_with_limits, limited
 from tests.simulation.machine import (
     Chance,
     Deadlock,
@@ -94,6 +95,7 @@ class Play:
         self.case, self.chance = case, Chance(case.seed, case.faults)
         self.store, self.app = folder / "dotdo.db", folder / "app.db"
         self.world = World(str(self.store))
+        self._catalogue = catalogue_with_limits() if case.limits else catalogue
         self.told = Told({order.key: order for order in case.orders})
         # Where a run kills its process, nothing else does, so that it is known whose fault that was.
         self.chance.kills = 0.0 if any(order.service == "hostile" for order in case.orders) else case.kills
@@ -116,7 +118,9 @@ class Play:
             over = self._live()
         self.world.close()
         self.told.failures = sum(self.chance.seen[kind] for kind in STORE_FAILS)
-        self.wrong += audit(self.store, self.app, self.world, self.told, KEY, over=not self.wrong)
+        self.wrong += audit(
+            self.store, self.app, self.world, self.told, KEY, over=not self.wrong, catalogue=self._catalogue
+        )
         return Played(self.case, self.wrong, self.chance, self._journal(), self._lives)
 
     def _live(self) -> bool:
@@ -144,7 +148,7 @@ class Play:
         databases = Databases(f"sqlite:///{self.app}")
         engine = Engine(
             store,
-            catalogue=catalogue,
+            catalogue=self._catalogue,
             clock=SimulatedClock(loop, self._offset),
             anchor_key=KEY,
             databases=databases,
@@ -251,6 +255,8 @@ class Play:
                 self._compare(run)
             moving = [run for run in runs if not run.ended]
             if not moving:
+                if self.case.limits:
+                    await asyncio.sleep(200)  # what slots are left is found out, and given back
                 return
             for run in moving:
                 await self._help(engine, run)
@@ -307,7 +313,7 @@ _template: Path | None = None
 def play(case: Case) -> Played:
     """Plays a case in a folder of its own."""
     with folder_of() as folder, no_threads(), silent():
-        return Play(case, folder).to_end()
+        return Play(limited(case), folder).to_end()
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ FOUND = {
     392: "the auditor took what was staged anew under the key of what was perhaps sent for another effect",
     523: "a run that may have killed its process was read again, and then began beside the others",
     852: "a cancellation began the undo of a run anew that an operator was undoing",
+    30201: "a run that came late for its slot, when others had it, took the message of it for its turn",
     179541773300077: "a child that had ended in the turn in which its parent was cancelled was waited for for ever",
     1131: "retrying a run that was blocked for its crashes sent again what nobody was asked about",
 }
@@ -71,6 +72,9 @@ CAUGHT = {
     "never_blocks_what_kills": 34,
     "keeps_nothing_for_what_cannot_be_kept": 59,
     "wakes_for_a_deadline_that_has_passed": 478,
+    "is_busy_only_when_it_goes_on": 202,
+    "keeps_its_slots": 225,
+    "starts_whoever_asks": 18,
 }
 
 

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import apsw
@@ -52,6 +52,7 @@ class World:
         self.answers: dict[tuple[str, str], str] = {}
         self.asked: Counter[str] = Counter()
         self.wrong: list[str] = []
+        self.inside = 0  # of what only one may be in at a time
         self.deaths: Counter[str] = Counter()  # of processes, by the hostile run that has killed them
         self.mended: set[str] = set()  # hostile runs whose code was mended
         self.loop: SimulatedLoop | None = None
@@ -119,6 +120,17 @@ class World:
         query = "select 1 from journal where run = ? and kind in ('requested', 'committed') and instr(data, ?)"
         return bool(self._reader.execute(query, (run, key)).fetchall())
 
+    @contextlib.contextmanager
+    def alone(self) -> Generator[None]:
+        """Where only one may be at a time. A process that dies takes all of its own with it."""
+        self.inside += 1
+        if self.inside > 1:
+            self.wrong.append(f"limit: {self.inside} at a time")
+        try:
+            yield
+        finally:
+            self.inside -= 1
+
     def close(self) -> None:
         """Nothing more is asked."""
         if self._reader is not None:
@@ -174,7 +186,8 @@ EFFECTS = {"keyed": keyed, "found": found, "asked": asked, "resent": resent, "wi
 # -- actions -----------------------------------------------------------------------------------------------------------
 
 
-async def _do(ctx: AsyncContext, spec: Spec) -> int:
+async def do(ctx: AsyncContext, spec: Spec) -> int:
+    """What the handlers of most actions do."""
     ctx.resource(World).began(ctx.run_id, ctx.step)
     for kind in spec.get("stage", ()):
         ctx.stage(EFFECTS[kind], what=f"staged {spec['n']} at {ctx.attempt}")
@@ -194,12 +207,12 @@ def _fail(attempt: int, spec: Spec) -> None:
 
 @action("plain", retry=SOON, catalogue=catalogue)
 async def plain(ctx: AsyncContext, spec: Spec) -> int:
-    return await _do(ctx, spec)
+    return await do(ctx, spec)
 
 
 @action("undoable", retry=SOON, catalogue=catalogue)
 async def undoable(ctx: AsyncContext, spec: Spec) -> int:
-    return await _do(ctx, spec)
+    return await do(ctx, spec)
 
 
 @undoable.undo
@@ -210,7 +223,7 @@ async def undo(ctx: AsyncContext, n: int, input: dict[str, Any]) -> None:
 
 @action("pivot", pivot=True, retry=SOON, catalogue=catalogue)
 async def pivot(ctx: AsyncContext, spec: Spec) -> int:
-    return await _do(ctx, spec)
+    return await do(ctx, spec)
 
 
 @action("stocked", retry=SOON, catalogue=catalogue)
@@ -234,7 +247,7 @@ async def tell(ctx: AsyncContext, failure: Any) -> None:
     ctx.stage(keyed, what="it failed")
 
 
-ACTIONS = {"plain": plain, "undoable": undoable, "pivot": pivot, "stocked": stocked}
+ACTIONS: dict[str, Any] = {"plain": plain, "undoable": undoable, "pivot": pivot, "stocked": stocked}
 
 
 # -- services ----------------------------------------------------------------------------------------------------------

@@ -43,7 +43,8 @@ def apply_message(run: "LiveRun", message: Message) -> None:
         _reopen(run, message)
     elif message.kind == "resolve":
         _resolve(run, message)
-    elif message.kind == "slot":
+    elif message.kind == "slot" and message.value == f"{run.journal.claim}":
+        # What an earlier claim was granted may have been given to others since; this one asks where it stands.
         run.waiting.grant(int(message.name))
 
 

@@ -41,6 +41,7 @@ class _Ticket(msgspec.Struct, frozen=True, array_like=True):
     stage: int
     scope: str
     alive: bool
+    claim: int
 
 
 class Limiting:
@@ -214,7 +215,8 @@ class Limiting:
         self._do("set_rates", rows)
 
     def _wake(self, granted: Sequence[_Ticket], now: int) -> list[str]:
-        """Tells runs that one of their steps has its slots; one that has left memory is due."""
+        """Tells runs, under the claim that has asked, that one of their steps has its slots; one that has left memory
+        is due."""
         if not granted:
             return []
         runs = sorted({ticket.run for ticket in granted})
@@ -223,7 +225,10 @@ class Limiting:
             self._do("lock_runs", [(run,) for run in runs])
         self._do(
             "post_messages",
-            [Message(one.run, SLOT, f"{one.id}", "null", f"{SLOT}/{one.id}", None, now) for one in granted],
+            [
+                Message(one.run, SLOT, f"{one.id}", f"{one.claim}", f"{SLOT}/{one.id}/{one.claim}", None, now)
+                for one in granted
+            ],
         )
         self._do("wake_receivers", [(run,) for run in runs], now=now)
         return runs

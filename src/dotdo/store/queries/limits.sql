@@ -76,7 +76,7 @@ group by given.value ->> 0;
 -- name: first_waiting
 -- The next ones for each limit, by priority and place; with whether their runs still go on.
 select tickets.id, tickets.pool, tickets.run, tickets.step, tickets.limits, tickets.stage, tickets.scope,
-    runs.id is not null and runs.ended_at is null and runs.status <> 'blocked'
+    runs.id is not null and runs.ended_at is null and runs.status <> 'blocked', tickets.claim
 -- sqlite
 from each(:rows) as given cross join tickets left join runs on runs.id = tickets.run
 where tickets.id in (
@@ -95,7 +95,7 @@ order by tickets.priority desc, tickets.id;
 -- name: longest_waiting
 -- Who has waited the longest for each limit, whatever its priority: of each the first, and of these the first.
 select tickets.id, tickets.pool, tickets.run, tickets.step, tickets.limits, tickets.stage, tickets.scope,
-    runs.id is not null and runs.ended_at is null and runs.status <> 'blocked'
+    runs.id is not null and runs.ended_at is null and runs.status <> 'blocked', tickets.claim
 from each(:rows) as given join tickets on tickets.id = (
     select min((
         select one.id from tickets as one

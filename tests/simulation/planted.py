@@ -31,7 +31,6 @@ from dotdo.engine.claiming import Claimer
 from dotdo.engine.committing import GroupCommit
 from dotdo.engine.engine import Engine
 from dotdo.engine.journaling import RunJournal
-from dotdo.engine.limiting import Limiter
 from dotdo.engine.running import LiveRun
 from dotdo.engine.waiting import Pause, Waiting
 from dotdo.engine.waking import Alarm
@@ -412,11 +411,6 @@ def is_busy_only_when_it_goes_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Pause, "over", over)
     patch.setattr(Pause, "set_result", asyncio.Future.set_result)
     patch.setattr(Pause, "cancel", asyncio.Future.cancel)
-
-
-@planted
-def keeps_its_slots(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Limiter, "give_back", lambda self, ask: None)
 
 
 @planted

@@ -73,7 +73,6 @@ CAUGHT = {
     "keeps_nothing_for_what_cannot_be_kept": 59,
     "wakes_for_a_deadline_that_has_passed": 478,
     "is_busy_only_when_it_goes_on": 202,
-    "keeps_its_slots": 225,
     "starts_whoever_asks": 18,
 }
 

@@ -44,8 +44,8 @@ class Chance:
     """What happens next, drawn from a seed. Each decision has a number; a shrunk case allows some numbers only.
 
     fired: the numbers of the faults that were injected. seen: what occurred, counted. quiet: no more faults. kills: how
-    much more often than in most cases processes die by chance. turns: of the loops of all its processes. hasty: runs that
-    idle may be parked in any turn of the loop, not only when they have idled for long enough.
+    much more often than in most cases processes die by chance. turns: of the loops of all its processes. hasty: runs
+    that idle may be parked in any turn of the loop, not only when they have idled for long enough.
     """
 
     seed: int

@@ -1,6 +1,7 @@
 """Fixtures for every test."""
 
 import pytest
+from hypothesis import settings
 
 from tests import doors
 from tests.postgres import end_server_of, postgres_url
@@ -8,6 +9,11 @@ from tests.store.postgres_stores import postgres_store, postgres_template
 from tests.stores import each_store, on_postgres, use_postgres
 
 __all__ = ["both_doors", "each_store", "on_postgres", "postgres_store", "postgres_template", "postgres_url"]
+
+# `make test` tries the same examples each time; `make nightly` (--hypothesis-profile=fresh) others, and many more.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("fresh", max_examples=2_000, print_blob=True)
+settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -25,6 +25,7 @@ EVERYWHERE = [
     "tests/guarantees/test_every_service_killed_everywhere.py",
     "tests/examples/test_onboarding_killed_everywhere.py",
 ]
+PROPERTIES = [f"tests/unit/test_{name}.py" for name in ("codec", "journal", "keys", "pieces", "policy", "schema")]
 LOOK, GRACE = 0.2, 30.0  # seconds: how often it looks, and until what was interrupted is killed
 SHOWN = 25  # lines of a failed one's log
 
@@ -59,6 +60,7 @@ def proofs(seed: int) -> list[Proof]:
         _module("server", "simulation", "server", seed, seed + SEEDS_ON_SERVER),
         *[_module(f"faults-{workload}", "store_faults", workload) for workload in SCRIPTS],
         _module("model", "model", "--examples", 2000, "--seed", seed),
+        Proof("properties", [*pytest, "--hypothesis-profile=fresh", *PROPERTIES]),
         _module("model-planted", "model", "planted"),
         _module("simulation-planted", "simulation", "planted"),
         _module("nodes-planted", "simulation", "nodes", "planted"),

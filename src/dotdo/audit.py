@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby, islice
 from operator import itemgetter
+from typing import Any
 
 import msgspec
 
@@ -326,27 +327,38 @@ def _began_as(head: Head, data: str) -> bool:
     return beginning.name == head.name and beginning.version == head.version
 
 
+# Columns of a row that repeat what the first entry says, beside its name and version.
+_REPEATED = ("kind", "key", "trail", "actor", "priority", "parent", "parent_step", "root", "labels")
+
+
+def _said(run: str, beginning: _Beginning) -> tuple[Any, ...]:
+    asked = beginning.options
+    return (
+        *(beginning.kind, asked.key, asked.trail, asked.actor, asked.priority or 0),
+        *(beginning.parent, beginning.parent_step, run.partition(".")[0], asked.labels),
+    )
+
+
+def _kept(head: Head) -> tuple[Any, ...]:
+    """The same of a row. None for labels that cannot be read."""
+    try:
+        labels = _labels.decode(head.labels) if head.labels != "{}" else {}
+    except msgspec.MsgspecError:
+        labels = None
+    return (
+        *(head.kind, head.key, head.trail, head.actor, head.priority),
+        *(head.parent, head.parent_step, head.root, labels),
+    )
+
+
 def _begins_whole(head: Head, data: str) -> bool:
     """Whether a row is what its first entry says, in all columns; decoded once, because this is asked of every run."""
     try:
         beginning = _beginning.decode(data)
-        labels = _labels.decode(head.labels) if head.labels != "{}" else {}
     except msgspec.MsgspecError:
         return False
-    asked = beginning.options
-    return (
-        beginning.name == head.name
-        and beginning.version == head.version
-        and beginning.kind == head.kind
-        and asked.key == head.key
-        and asked.trail == head.trail
-        and asked.actor == head.actor
-        and asked.labels == labels
-        and (asked.priority or 0) == head.priority
-        and beginning.parent == head.parent
-        and beginning.parent_step == head.parent_step
-        and head.root == head.run.partition(".")[0]
-    )
+    is_same = beginning.name == head.name and beginning.version == head.version
+    return is_same and _said(head.run, beginning) == _kept(head)
 
 
 def _misstated(head: Head, data: str, at: int) -> list[str]:
@@ -356,16 +368,8 @@ def _misstated(head: Head, data: str, at: int) -> list[str]:
         beginning = _beginning.decode(data)
     except msgspec.MsgspecError:
         return wrong  # erased, or no entry of ours, which is told by itself
-    asked = beginning.options
-    says = {"root": head.run.partition(".")[0], "priority": asked.priority or 0}
-    says |= {name: getattr(beginning, name) for name in ("kind", "parent", "parent_step")}
-    says |= {name: getattr(asked, name) for name in ("key", "trail", "actor")}
-    wrong += [name for name, value in says.items() if getattr(head, name) != value]
-    try:
-        labels = _labels.decode(head.labels)
-    except msgspec.MsgspecError:
-        labels = None
-    return wrong if labels == asked.labels else [*wrong, "labels"]
+    columns = zip(_REPEATED, _said(head.run, beginning), _kept(head), strict=True)
+    return wrong + [name for name, said, kept in columns if said != kept]
 
 
 def _at(header: str) -> int:

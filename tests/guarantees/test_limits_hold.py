@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dotdo import AsyncContext, Concurrency, Fail, Retry, action, service
+from dotdo import AsyncContext, AsyncHandle, Concurrency, Fail, Retry, action, service
 from dotdo.records import Run
 from tests.guarantees.lab import Lab, World, catalogue, in_loop, laboratory
 
@@ -78,6 +78,16 @@ async def waits(lab: Lab, id: str) -> Run:
     return await lab.client.runs.get(id)
 
 
+async def one_passes_and_two_wait(lab: Lab) -> list[AsyncHandle[str]]:
+    """The first stands at its gate "a"; "b" and "c" wait for it, out of memory."""
+    handles = [await lab.client.start(pass_one, gate="a")]
+    await lab.world.heard("at a")
+    for gate in "bc":
+        handles.append(await lab.client.start(pass_one, gate=gate))
+        await waits(lab, handles[-1].id)
+    return handles
+
+
 @in_loop
 async def test_who_waits_says_so_holds_no_memory_and_comes_in_order_of_asking(tmp_path: Path):
     async with laboratory(tmp_path) as lab:
@@ -116,11 +126,7 @@ async def test_steps_of_services_and_runs_of_the_action_share_it(tmp_path: Path)
 @in_loop
 async def test_engine_that_stopped_leaves_places_and_slots_as_they_were(tmp_path: Path):
     async with laboratory(tmp_path) as lab:
-        handles = [await lab.client.start(pass_one, gate="a")]
-        await lab.world.heard("at a")
-        for gate in "bc":
-            handles.append(await lab.client.start(pass_one, gate=gate))
-            await waits(lab, handles[-1].id)
+        handles = await one_passes_and_two_wait(lab)
         lab.engine._grace = 0.0  # type: ignore[attr-defined]  # nobody will open the gate
     assert lab.world.said == ["at a"]
     for gate in "abc":
@@ -200,11 +206,7 @@ async def test_parent_holds_nothing_that_its_child_waits_for(tmp_path: Path):
 @in_loop
 async def test_turn_that_came_too_late_is_no_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     async with laboratory(tmp_path) as lab:
-        handles = [await lab.client.start(pass_one, gate="a")]
-        await lab.world.heard("at a")
-        for gate in "bc":
-            handles.append(await lab.client.start(pass_one, gate=gate))
-            await waits(lab, handles[-1].id)
+        handles = await one_passes_and_two_wait(lab)
         with monkeypatch.context() as busy:
             busy.setattr(lab.engine.store, "claim_due", lambda *given: [])  # nobody has room for what is due
             lab.world.open("a")

@@ -166,6 +166,7 @@ class HttpServer(ThreadingHTTPServer):
     """A running HTTP server: records requests, and answers with `replies`, then with `Reply()`."""
 
     daemon_threads = True
+    request_queue_size = 1024  # of those who connect at once; with http.server's 5, others come a second later
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -192,6 +192,8 @@ class Server(ThreadingHTTPServer):
     """A thread for each connection; a client that was killed in the middle of a request is no error."""
 
     daemon_threads = True
+    # http.server has room for 5: who comes beside them is not heard, and tries again only after 1, 3, 7 seconds.
+    request_queue_size = 1024
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Reports what went wrong, unless it is that the client is gone."""

@@ -43,5 +43,5 @@ class Mail:
 async def serve_mail(world: World) -> tuple[asyncio.Server, int]:
     """Starts the mail server on a free port of this machine."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: SMTP(Mail(world), hostname="localhost"), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: SMTP(Mail(world), hostname="localhost"), "127.0.0.1", 0, backlog=1024)
     return server, server.sockets[0].getsockname()[1]

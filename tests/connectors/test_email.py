@@ -332,6 +332,33 @@ def test_connection_that_the_server_closed_meanwhile_is_replaced():
     assert (len(server.mails), server.connections) == (3, 3)
 
 
+def test_kept_connection_that_the_server_says_it_closes_is_replaced():
+    async def scenario() -> None:
+        async with mailer(server) as ours:
+            await email.send_message.plain(effect_call(ours), to=["ada@example.com"], subject="x", text="y")
+            server.answers["MAIL"] = ["421 4.4.2 Idle for too long"]
+            await email.send_message.plain(effect_call(ours), to=["ada@example.com"], subject="x", text="y")
+
+    with mail_server() as server:
+        asyncio.run(scenario())
+    assert (len(server.mails), server.connections) == (2, 2)
+
+
+def test_refusal_on_a_kept_connection_is_told_at_once():
+    """That connections may end says nothing against the others, which are not tried in vain."""
+
+    async def scenario() -> None:
+        async with mailer(server) as ours:
+            await email.send_message.plain(effect_call(ours), to=["ada@example.com"], subject="x", text="y")
+            server.answers["MAIL"] = ["550 5.7.1 Not you"]
+            with pytest.raises(Fail, match="Not you"):
+                await email.send_message.plain(effect_call(ours), to=["ada@example.com"], subject="x", text="y")
+
+    with mail_server() as server:
+        asyncio.run(scenario())
+    assert (len(server.mails), server.connections) == (1, 1)
+
+
 def test_connection_of_a_cancelled_delivery_is_not_used_again():
     async def scenario() -> None:
         async with mailer(server) as ours:

@@ -1,8 +1,10 @@
 """The HTTP connector against real servers: what is sent, and what each kind of answer means."""
 
 import asyncio
+import base64
 import gzip
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -387,6 +389,51 @@ def test_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("http_proxy", server.url)
         call("POST", "http://does-not-exist.invalid/a", json=1)
     assert [request.path for request in server.requests] == ["http://does-not-exist.invalid/a"]
+
+
+def test_proxy_may_want_a_password_and_is_not_for_all_hosts(monkeypatch: pytest.MonkeyPatch):
+    with http_server() as server, http_server() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.replace("://", "://user:p%40ss@"))
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        call("GET", f"{server.url}/a")
+        call("GET", "http://does-not-exist.invalid/b", headers={"Authorization": "Bearer token"})
+    assert [request.path for request in server.requests] == ["/a"]
+    [proxied] = proxy.requests
+    assert proxied.headers["proxy-authorization"] == f"Basic {base64.b64encode(b'user:p@ss').decode()}"
+    assert (proxied.path, proxied.headers["authorization"]) == ("http://does-not-exist.invalid/b", "Bearer token")
+
+
+def test_passwords_that_the_user_keeps_for_other_programs_are_not_sent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login ada password hush\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with http_server() as server:
+        call("GET", server.url)
+        call("GET", server.url, headers={"Authorization": "Bearer token"})
+    assert [request.headers.get("authorization") for request in server.requests] == [None, "Bearer token"]
+
+
+def test_call_visits_no_thread():
+    """A visit costs as much as the call itself."""
+
+    class Executor(ThreadPoolExecutor):
+        visits = 0
+
+        def submit(self, *given: Any, **more: Any) -> Any:
+            self.visits += 1
+            return super().submit(*given, **more)
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_default_executor(executor)
+        async with HttpClient() as client:
+            made = EffectCall("key", "run_1", "s", 1, resources={HttpClient: client})
+            await http.call.plain(made, "POST", server.url, json=1)
+
+    executor = Executor()
+    with http_server() as server:
+        asyncio.run(scenario())
+    assert (len(server.requests), executor.visits) == (1, 0)
 
 
 def test_error_of_the_library_does_not_show_the_query():

@@ -8,12 +8,13 @@ import functools
 import re
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import msgspec
 
@@ -103,9 +104,17 @@ def open_session() -> "aiohttp.ClientSession":
         },
         skip_auto_headers=("Content-Type",),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # and so is the time of a whole call
-        trust_env=True,  # proxies, as HTTP_PROXY and its like name them
         trace_configs=[trace],
     )
+
+
+def proxy_for(scheme: str, host: str) -> str | None:
+    """The proxy for a host, as HTTP_PROXY and its like name it; its URL may hold a password.
+
+    The library would look for itself (`trust_env`): with two visits to a thread for each call, and it takes passwords
+    from ~/.netrc, which it then refuses to send beside an Authorization header.
+    """
+    return None if proxy_bypass(host) else getproxies().get(scheme)
 
 
 @functools.cache
@@ -134,6 +143,7 @@ async def exchange(
     headers: dict[str, str],
     content: bytes | None,
     progress: Progress,
+    find_proxy: Callable[[str, str], str | None],
 ) -> Received:
     """Sends a request and reads the answer. Raises aiohttp.ClientError."""
     address, body = _address(url), bytearray()
@@ -144,6 +154,7 @@ async def exchange(
         data=content,
         allow_redirects=False,
         ssl=_trusted() if address.scheme == "https" else True,
+        proxy=find_proxy(address.scheme, address.host or ""),
         trace_request_ctx=progress,
     ) as response:
         async for piece in response.content.iter_any():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # What a server answers to a client that it does not know yet: the account is at fault, not the message.
 NOT_SIGNED_IN = {530, 534, 535, 538}
+CLOSING = 421  # "Service not available, closing transmission channel", RFC 5321 4.2.3
 THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -98,9 +99,8 @@ class Connections:
         async with self._slots:
             sent = False
             try:
-                connection = await self._connection(password)
+                connection = await self._begin(sender, password)
                 try:
-                    await connection.mail(sender)
                     for recipient in recipients:
                         await connection.rcpt(recipient)
                     sent = True
@@ -122,20 +122,28 @@ class Connections:
             else:
                 await _leave(connection)
 
-    async def _connection(self, password: str | None) -> "aiosmtplib.SMTP":
-        """An idle connection that still answers, or a new one."""
-        from aiosmtplib import SMTP, SMTPException
-
+    async def _begin(self, sender: str, password: str | None) -> "aiosmtplib.SMTP":
+        """A connection on which the server has taken the sender: an idle one that still answers, or a new one."""
         while self._idle:
             connection = self._idle.pop()
             try:
-                await connection.rset()
+                await connection.mail(sender)
                 return connection
-            except SMTPException:  # the server hung up meanwhile, which is its right
+            except BaseException as error:
                 _drop(connection)
-            except BaseException:
-                _drop(connection)
-                raise
+                if not _has_hung_up(error):
+                    raise
+        connection = await self._connect(password)
+        try:
+            await connection.mail(sender)
+        except BaseException:
+            _drop(connection)
+            raise
+        return connection
+
+    async def _connect(self, password: str | None) -> "aiosmtplib.SMTP":
+        from aiosmtplib import SMTP
+
         if self._hostname is None:
             self._hostname = await asyncio.to_thread(socket.getfqdn)
         connection = SMTP(
@@ -165,6 +173,13 @@ class Connections:
         if is_final and refusal.code not in NOT_SIGNED_IN:
             raise Fail(text) from refusal
         raise NotAccepted(text) from refusal
+
+
+def _has_hung_up(error: BaseException) -> bool:
+    """Whether a server that does not take a sender means the connection, which it has ended meanwhile: its right."""
+    from aiosmtplib import SMTPException, SMTPSenderRefused
+
+    return error.code == CLOSING if isinstance(error, SMTPSenderRefused) else isinstance(error, SMTPException)
 
 
 async def _leave(connection: "aiosmtplib.SMTP") -> None:

@@ -12,6 +12,7 @@ import asyncio
 import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 from urllib.parse import SplitResult, urlsplit
@@ -31,7 +32,7 @@ from dotdo import (
     current_context,
     effect,
 )
-from dotdo.connectors._exchange import Form, Progress, Received, encoded, exchange, open_session, reason
+from dotdo.connectors._exchange import Form, Progress, Received, encoded, exchange, open_session, proxy_for, reason
 
 if TYPE_CHECKING:
     import aiohttp
@@ -204,6 +205,7 @@ class HttpClient:
         self._headers.sort(key=lambda item: len(item[0].path))
         self._timeout = timeout
         self._slots = asyncio.Semaphore(connections)
+        self._proxy_for = lru_cache(maxsize=1000)(proxy_for)  # asked for once, as that goes through the environment
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -237,7 +239,7 @@ class HttpClient:
             progress = Progress()
             try:
                 async with asyncio.timeout(seconds), self._opened() as session:
-                    return await exchange(session, method, url, headers, content, progress)
+                    return await exchange(session, method, url, headers, content, progress, self._proxy_for)
             except TimeoutError:
                 if not progress.sent:
                     raise NotSent(f"{method} {_shown(url)}: no connection within {seconds:g} s.") from None

@@ -1,9 +1,8 @@
 """The onboarding for real: examples/onboarding, against its stand-in servers in another process.
 
 One `ctx.sql` row on SQLite, one HTTP request for the billing customer, an e-mail over SMTP and a Slack message over
-HTTP, in sequence: 100 in flight, then one at a time. The stand-ins write each arrival to their ledger with a flush
-before they answer, on the same two cores; their CPU is printed beside ours. What arrived is counted: one of
-each per onboarding.
+HTTP, in sequence: 100 in flight, then one at a time. The stand-ins write each arrival to their ledger before they
+answer, on the same two cores; their CPU is printed beside ours. What arrived is counted: one of each per onboarding.
 
 Beside it, the floor: the same calls by hand, with the same libraries, without dotdo and so without any journal, retries
 or keys that outlive a crash (`peers/outside.py`; the row is committed by itself).

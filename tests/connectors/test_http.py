@@ -403,9 +403,7 @@ def test_proxy_may_want_a_password_and_is_not_for_all_hosts(monkeypatch: pytest.
     assert (proxied.path, proxied.headers["authorization"]) == ("http://does-not-exist.invalid/b", "Bearer token")
 
 
-def test_passwords_that_the_user_keeps_for_other_programs_are_not_sent(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_passwords_that_the_user_keeps_for_other_programs_are_not_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login ada password hush\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with http_server() as server:

@@ -2,6 +2,7 @@
 
 import smtplib
 import urllib.error
+from email.message import EmailMessage
 from typing import Any
 
 import httpx2
@@ -88,6 +89,21 @@ def test_mail_is_in_the_ledger_with_its_message_id(world: StandIns):
         "subject": "Hello",
         "text": "Text\n",
     }
+
+
+def test_mail_beyond_ascii_with_html_is_in_the_ledger_as_it_is_read(world: StandIns):
+    message = EmailMessage()
+    message["From"], message["To"], message["Subject"] = "shop@example.com", "ada@example.com", "Grüße, 世界"
+    message.set_content("Zurück, 世界\n")
+    message.add_alternative("<p>Zurück</p>", subtype="html")
+    host, port = world.environment["DOTDO_EMAIL_URL"].removeprefix("smtp://").split(":")
+    with smtplib.SMTP(host, int(port), timeout=PATIENCE) as client:
+        client.send_message(message)
+        message.clear_content()
+        message.set_content("<p>Zurück</p>", subtype="html")
+        client.send_message(message)
+    arrived = [(arrival.payload["subject"], arrival.payload["text"]) for arrival in world.ledger("email")]
+    assert arrived == [("Grüße, 世界", "Zurück, 世界\n"), ("Grüße, 世界", "<p>Zurück</p>\n")]
 
 
 @pytest.mark.parametrize("server", REQUESTS)

@@ -10,7 +10,7 @@ import random as random_module
 import uuid as uuid_module
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, LiteralString, NoReturn, ParamSpec, Protocol, TypeVar
 
 import msgspec
@@ -333,7 +333,8 @@ async def call(name: str, /, **params: Any) -> Any:
 
 def _check_seconds(what: str, seconds: object) -> None:
     if not isinstance(seconds, int | float):
-        raise TypeError(f"{what} takes a number of seconds, such as 3 * 24 * 3600; {seconds!r:.80} is none")
+        hint = ", but its total_seconds() is" if isinstance(seconds, timedelta) else ""
+        raise TypeError(f"{what} takes a number of seconds, such as 3 * 24 * 3600; {seconds!r:.80} is none{hint}")
 
 
 def _service(what: str) -> Runner:

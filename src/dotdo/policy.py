@@ -51,7 +51,8 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
             0 <= self.delay <= MAX_SECONDS and 0 <= self.max_delay <= MAX_SECONDS and 1 <= self.factor <= 1000
         ):
             raise DefinitionError(
-                f"Retry: delay and max_delay must be from 0 to {MAX_SECONDS:,} seconds, and factor from 1 to 1000."
+                f"Retry(delay={self.delay!r}, max_delay={self.max_delay!r}, factor={self.factor!r}): delay and "
+                f"max_delay must be numbers of seconds from 0 to {MAX_SECONDS:,}, and factor from 1 to 1000."
             )
         seconds(self.max_elapsed, "max_elapsed")
         _check_types(self.on, "on")

@@ -20,6 +20,25 @@ def test_help_of_every_command_names_its_options(shell: Shell):
         assert "--json" in shell.ok("runs", name, "-h")
 
 
+def test_each_line_of_a_help_is_a_whole_sentence(shell: Shell):
+    """On a terminal of 80 columns, where click cuts what is longer."""
+    cut = [
+        f"dotdo {name}: {line.strip()}"
+        for name in COMMANDS
+        for line in shell.ok(name, "--help").partition("Commands:")[2].splitlines()
+        if line.endswith("...")
+    ]
+    assert cut == []
+
+
+def test_list_is_taken_for_ls(shell: Shell):
+    shell.write_application()
+    shell.ok("run", "greet@1", "name=Ada")
+    for group in ("runs", "actions"):
+        assert shell.ok(group, "list", "--json") == shell.ok(group, "ls", "--json")
+        assert "  list " not in shell.ok(group, "--help")
+
+
 def test_version(shell: Shell):
     assert shell.ok("--version") == f"dotdo {version('dotdo')}\n"
 

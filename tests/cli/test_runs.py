@@ -70,6 +70,18 @@ def test_ls_is_a_table_on_a_terminal_and_fits_a_narrow_one(history: Shell):
     assert "failed, undone" in narrow
 
 
+def test_what_to_do_next_stands_beside_its_command_or_below_it(history: Shell):
+    """On a narrow terminal a wrapped explanation would stand between the commands of others."""
+    hints = ["run an engine for it here", "give it up and undo what it did", "with inputs, results and tracebacks"]
+    for columns, beside in ((120, True), (80, False)):
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", history.on_terminal("runs", "show", "latest", columns=columns))
+        lines = [line.rstrip() for line in plain.partition("next  ")[2].splitlines()]
+        for hint in hints:
+            [line] = [line for line in lines if line.endswith(hint)]
+            assert ("dotdo runs " in line) is beside
+        assert max(map(len, plain.splitlines())) <= columns
+
+
 def test_show_tells_steps_attempts_errors_effects_and_undo(history: Shell):
     [run] = history.json("runs", "ls", "--status", "failed")
     shown = history.ok("runs", "show", run["id"])

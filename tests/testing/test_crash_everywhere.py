@@ -155,6 +155,32 @@ def test_both(do):
     assert "At index 1 diff: 'wrote a' != 'a'" in text
 
 
+def test_failure_after_a_kill_says_which_effect_was_called_again(pytester: pytest.Pytester):
+    """Whoever counts calls, instead of comparing sets, is told where one more comes from."""
+    found = outcome(
+        pytester,
+        """
+from dotdo import Context, effect
+
+@effect("tell", dedup="key", catalogue=catalogue)
+def tell(text: str) -> None: ...
+
+@action("report", catalogue=catalogue)
+def report(ctx: Context) -> None:
+    ctx.stage(tell, text="done")
+
+@pytest.mark.crash_everywhere
+def test_report(do):
+    do.run(report)
+    assert len(do.sent(tell)) == 1
+""",
+    )
+    found.assert_outcomes(failed=1)
+    text = found.stdout.str()
+    assert re.search(r"The effect tell of report\S* \(key run_\S+\) was called again under its key", text), text
+    assert "compare sets: {one.key for one in do.sent(...)}" in text
+
+
 def test_undisturbed_failure_is_reported_once(pytester: pytest.Pytester):
     found = outcome(
         pytester,

@@ -57,7 +57,7 @@ WRONG_DEFINITIONS: dict[str, tuple[Callable[[], object], str]] = {
     "retry=True": (lambda: action("a", retry=True, catalogue=catalogue)(handler), "retry=True: a Retry or a number"),
     "retry text": (lambda: action("a", retry="3", catalogue=catalogue)(handler), "such as retry=5"),  # type: ignore[arg-type]
     "attempts text": (lambda: Retry(attempts="3"), "Retry(attempts='3'): a whole number of at least 1"),  # type: ignore[arg-type]
-    "delay": (lambda: Retry(delay=datetime.timedelta(seconds=5)), "delay and max_delay must be from 0"),  # type: ignore[arg-type]
+    "delay": (lambda: Retry(delay=datetime.timedelta(0, 5)), "delay=datetime.timedelta(seconds=5), max_delay=60.0"),  # type: ignore[arg-type]
     "on text": (lambda: Retry(on="ValueError"), "Retry(on='ValueError'): a type of exceptions is needed"),  # type: ignore[arg-type]
     "on a list": (lambda: Retry(never_on=[ValueError]), "or a tuple of such, as in never_on=(ConnectionError"),  # type: ignore[arg-type]
     "on an instance": (lambda: Retry(on=ValueError()), "Retry(on=ValueError()): a type of exceptions"),  # type: ignore[arg-type]
@@ -207,6 +207,11 @@ async def sleeps_wrongly() -> None:
     await dotdo.sleep("3 days")  # type: ignore[arg-type]
 
 
+@service("sleeps-for-a-timedelta", catalogue=catalogue)
+async def sleeps_for_a_timedelta() -> None:
+    await dotdo.sleep(datetime.timedelta(days=3))  # type: ignore[arg-type]
+
+
 @service("waits-for-nothing", catalogue=catalogue)
 async def waits_for_nothing() -> None:
     await wait_for_event("")
@@ -228,6 +233,10 @@ BLOCKED: dict[str, tuple[Any, str]] = {
     "not awaited": (step_not_awaited, r"dotdo.step.Step is not JSON; await it"),
     "retry later": (retry_later, r"RetryLater \(the shop is closed\), which is for handlers. A service waits itself"),
     "sleep": (sleeps_wrongly, r"sleep\(\) takes a number of seconds, such as 3 \* 24 \* 3600; '3 days' is none \("),
+    "timedelta": (
+        sleeps_for_a_timedelta,
+        r"timedelta\(days=3\) is none, but its total_seconds\(\) is",
+    ),
     "no event": (waits_for_nothing, r"the name of an event='': 1 to 500 characters"),
     "timeout": (waits_wrongly, r"wait_for_event\(timeout=...\) takes a number of seconds"),
     "event": (

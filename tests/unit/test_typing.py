@@ -14,8 +14,11 @@ ROOT = FOLDER.parents[1]
 
 
 @pytest.fixture(scope="module")
-def report() -> dict[str, Any]:
-    """One run of pyright over both files, as an installed `pyright` sees them."""
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One run of pyright over both files and the README's program, as an installed `pyright` sees them."""
+    readme = tmp_path_factory.mktemp("readme") / "readme.py"
+    program = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    readme.write_text(f"# pyright: strict\n{program}")
     done = subprocess.run(
         [
             sys.executable,
@@ -23,6 +26,7 @@ def report() -> dict[str, Any]:
             "pyright",
             "--outputjson",
             *(str(FOLDER / name) for name in ("calls.py", "mistakes.py")),
+            str(readme),
         ],
         cwd=ROOT,
         capture_output=True,
@@ -43,9 +47,13 @@ def found_in(report: dict[str, Any], name: str) -> list[str]:
 
 
 def test_both_files_are_read_strictly(report: dict[str, Any]):
-    assert report["summary"]["filesAnalyzed"] == 2
+    assert report["summary"]["filesAnalyzed"] == 3
     for name in ("calls.py", "mistakes.py"):
         assert "# pyright: strict" in (FOLDER / name).read_text()
+
+
+def test_first_program_of_the_readme_has_nothing_to_complain_about(report: dict[str, Any]):
+    assert found_in(report, "readme.py") == []
 
 
 def test_typed_calls_have_the_types_that_are_claimed(report: dict[str, Any]):

@@ -32,7 +32,11 @@ COMMANDS = {
 
 
 class Group(click.Group):
-    """Commands in the order of their definition."""
+    """Commands in the order of their definition. `list` is taken for `ls`, as other tools call it."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command; only `ls` is shown in the help."""
+        return super().get_command(ctx, "ls" if cmd_name == "list" and "ls" in self.commands else cmd_name)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In order."""

@@ -68,7 +68,7 @@ def migrate(store: str, as_json: bool) -> int:
     return 0
 
 
-@db.command("prune")
+@db.command("prune", short_help="Delete runs that ended long ago, for good.")
 @click.option("--older-than", required=True, metavar="TIME", help="Such as 30d, 12h, 45min or 90s.")
 @click.option("--name", metavar="TEXT", help="Only runs of this action or service.")
 @click.option("--status", type=click.Choice(["completed", "failed", "cancelled"]), help="Only runs that ended so.")
@@ -94,7 +94,7 @@ def seconds(text: str) -> float:
     return float(found[1]) * {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}[found[2]]
 
 
-@db.command("backup")
+@db.command("backup", short_help="Copy the store, also beside a live engine.")
 @file_argument
 @store_option
 @json_option
@@ -133,7 +133,7 @@ def restore(file: str, store: str, go_on: bool, as_json: bool) -> int:
     return 0
 
 
-@db.command("promote")
+@db.command("promote", short_help="Move a file's store to PostgreSQL.")
 @click.argument("source")
 @click.argument("target")
 @json_option

@@ -60,7 +60,7 @@ def create(
     say(f"{mark('✓', '+')} Made {key.id} for {name}. The key above is shown this once; keep it as a secret.")
 
 
-@keys.command("ls")
+@keys.command("ls", short_help="List the keys, and when each was last used.")
 @store_option
 @json_option
 def ls(store: str, as_json: bool) -> None:

@@ -22,7 +22,7 @@ def secrets() -> None:
     """
 
 
-@secrets.command("keys")
+@secrets.command("keys", short_help="List the ids of the keys, the newest first.")
 @store_option
 @json_option
 def keys(store: str, as_json: bool) -> None:
@@ -38,7 +38,7 @@ def keys(store: str, as_json: bool) -> None:
     say(f"(in {where})")
 
 
-@secrets.command("rotate")
+@secrets.command("rotate", short_help="Make a new key for what is encrypted from now on.")
 @store_option
 def rotate(store: str) -> None:
     """Make a new key for what is encrypted from now on; what is stored stays readable under the old ones.

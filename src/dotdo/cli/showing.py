@@ -13,6 +13,7 @@ from dotdo.timeline import EffectItem, Moment, StepItem, Timeline, Try, step_nam
 Line = Sequence[Span]
 DIM, BAD, GOOD = "dim", "red", "green"
 NAME_WIDTH, SHORTEST_INPUT = 30, 6
+MARGIN = 12  # labels stand in it
 _AWAITED = re.compile(r"the event '([\w.-]+)'")
 SHORT_ID = 20  # what is typed to name a run: its time in ms and some random bits
 STEP_MARKS = {
@@ -166,12 +167,16 @@ class View:
             hints.append((f"dotdo runs show {run.continued_as}", "the run that goes on for it"))
         if not self.verbose and run.erased_at is None:
             hints.append((f"dotdo runs show {short} -v", "with inputs, results and tracebacks"))
-        size = max(len(command) for command, _ in hints) if hints else 0
+        size = max((len(command) for command, _ in hints), default=0)
+        # Side by side only where it fits: wrapped, the words of each would stand between the commands of others.
+        below = is_terminal() and any(MARGIN + size + 2 + len(what) > width() for _, what in hints)
         lines: list[Line] = [[]]
-        lines += [
-            [(f"{'next' if number == 0 else '':<12}", DIM), (f"{command:<{size}}", ""), (f"  {what}", DIM)]
-            for number, (command, what) in enumerate(hints)
-        ]
+        for number, (command, what) in enumerate(hints):
+            label = f"{'next' if number == 0 else '':<{MARGIN}}"
+            if below:
+                lines += [[(label, DIM), (command, "")], [(" " * (MARGIN + 2), ""), (what, DIM)]]
+            else:
+                lines.append([(label, DIM), (f"{command:<{size}}", ""), (f"  {what}", DIM)])
         return lines
 
     # -- the timeline -------------------------------------------------------------------------------------------------
@@ -305,7 +310,7 @@ def _parameters(step: StepItem) -> dict[str, Any]:
 
 
 def _fact(label: str, value: str, style: str = "") -> Line:
-    return [(f"{label:<12}", DIM), (value, style)]
+    return [(f"{label:<{MARGIN}}", DIM), (value, style)]
 
 
 def _detail(label: str, text: str, style: str = DIM, more: str = "") -> list[Span]:

@@ -55,6 +55,15 @@ class Trial:
                 input = encode_result(one.input, "input").decode()
                 self.effects.setdefault(f"{what} (key {one.key})", []).append(input)
 
+    def called_again(self, other: "Trial") -> str:
+        """Which effects were called more often than undisturbed, in words: what a test that counts calls trips over."""
+        again = [name for name, inputs in self.effects.items() if len(inputs) > len(other.effects.get(name, inputs))]
+        return "".join(
+            f"\nThe effect {name} was called again under its key, as its receiver would see it after a crash. If the "
+            "test counts calls, let it compare sets: {one.key for one in do.sent(...)}."
+            for name in again[:SHOWN]
+        )
+
     def differences(self, other: "Trial") -> list[str]:
         """What came out otherwise than in the undisturbed trial, in words."""
         assert self.state is not None, "it has ended"
@@ -119,8 +128,9 @@ def _run_killed(
         points.fired, kills = trial.killed, kills + trial.killed
         where = f"killed {point} ({trial.died_at})" if trial.killed else "killed nowhere"
         if not all(report.passed for report in again):
+            told = f"It passed undisturbed. It failed when it was {where}.{trial.called_again(undisturbed)}"
             for report in again:
-                report.sections.append(("dotdo", f"It passed undisturbed. It failed when it was {where}."))
+                report.sections.append(("dotdo", told))
             return again
         differences = trial.differences(undisturbed)
         if differences:

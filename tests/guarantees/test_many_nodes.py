@@ -410,7 +410,7 @@ async def test_run_that_is_accepted_while_its_node_is_lost_is_not_held_for_ever(
         assert engine.lease is not None
         assert isinstance(store, SharedStore)
         lease, refused = engine.lease, threading.Event()
-        live_run, write, rejoin = engine._live_run, store.write, store.rejoin
+        live_run, write, rejoin = engine.intake._live_run, store.write, store.rejoin
 
         def made_just_after(accepted: AcceptedRun) -> LiveRun:
             if not refused.is_set():
@@ -429,7 +429,7 @@ async def test_run_that_is_accepted_while_its_node_is_lost_is_not_held_for_ever(
                 raise StoreUnavailable("it is away")
             rejoin(*given)
 
-        monkeypatch.setattr(engine, "_live_run", made_just_after)
+        monkeypatch.setattr(engine.intake, "_live_run", made_just_after)
         monkeypatch.setattr(store, "write", write_or_tell)
         monkeypatch.setattr(store, "rejoin", rejoin_after_that)
         call = client.service("sum", key="one")
@@ -445,7 +445,7 @@ async def test_nothing_is_accepted_under_the_name_of_a_node_that_is_gone(path: P
     """Written by the one that it comes back as, the run would be one of a node that can never die."""
     async with nodes(url_of(path), node.definitions()) as (client,):
         engine = await engine_of(client)
-        known, lease, losses = engine._known, engine.lease, iter([NodeExpelled("it was taken for dead")])
+        known, lease, losses = engine.intake._known, engine.lease, iter([NodeExpelled("it was taken for dead")])
         assert lease is not None
 
         async def known_just_before(*asked: Any) -> Any:
@@ -454,7 +454,7 @@ async def test_nothing_is_accepted_under_the_name_of_a_node_that_is_gone(path: P
                 lease.lost(loss)
             return found
 
-        monkeypatch.setattr(engine, "_known", known_just_before)
+        monkeypatch.setattr(engine.intake, "_known", known_just_before)
         call = client.service("sum", key="one")
         with pytest.raises(StoreUnavailable, match="Nothing was accepted"):
             await call.invoke(numbers=[1, 2])

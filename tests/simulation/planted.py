@@ -30,6 +30,7 @@ from dotdo.engine.applying import Databases
 from dotdo.engine.claiming import Claimer
 from dotdo.engine.committing import GroupCommit
 from dotdo.engine.engine import Engine
+from dotdo.engine.intake import Intake
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.running import LiveRun
 from dotdo.engine.waiting import Pause, Waiting
@@ -351,9 +352,9 @@ def tries_again_what_nobody_was_asked(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def leaves_a_run_of_what_it_refuses(patch: pytest.MonkeyPatch) -> None:
-    accept = Engine._accept
+    accept = Intake._accept
 
-    async def careless(self: Engine, kind: Any, name: str, params: Any, options: Options, id: str | None = None) -> Any:
+    async def careless(self: Intake, kind: Any, name: str, params: Any, options: Options, id: str | None = None) -> Any:
         try:
             return await accept(self, kind, name, params, options, id)
         except InputError:
@@ -361,7 +362,7 @@ def leaves_a_run_of_what_it_refuses(patch: pytest.MonkeyPatch) -> None:
                 await accept(self, kind, name, {"plan": []}, Options())
             raise
 
-    patch.setattr(Engine, "_accept", careless)
+    patch.setattr(Intake, "_accept", careless)
 
 
 @planted

@@ -118,7 +118,7 @@ def _accept_child(
     run.append("child_started", started, record.id)
     run.journal.accept(accepted)
     run.journal.when_durable(
-        lambda error: None if error else engine.hint(id) if remote else engine.start_child(accepted)
+        lambda error: None if error else engine.hint(id) if remote else engine.intake.start_child(accepted)
     )
 
 

@@ -86,7 +86,7 @@ def _succeed(run: "LiveRun", again: ContinueAsNew, pins: str) -> None:
     journal.succeed(Succession(id, chain.first, run.id, chain.number))
     run.end(Ended("completed", continued_as=id))
     # Only now: before the end was appended, "durable" meant what came before, which says nothing of the successor.
-    journal.when_durable(lambda error: None if error else run.engine.start_successor(successor))
+    journal.when_durable(lambda error: None if error else run.engine.intake.start_successor(successor))
 
 
 def _successor_id(run: "LiveRun") -> str:

@@ -1,4 +1,4 @@
-"""The engine: accepts runs, keeps the claimed ones in memory, tells callers how they ended, and shuts down in order.
+"""The engine: keeps the claimed runs in memory, tells callers how they ended, and shuts down in order.
 
 It implements the `Platform` protocol (with serving.py) for a process that has a store. Everything here happens on one
 event loop, except what it hands to the writer, the reader and the handlers' threads.
@@ -16,20 +16,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
-from dotdo.codec import is_heavy
-from dotdo.engine.accepting import AcceptedRun, check_same_input, left_to_others, new_run, run_id
 from dotdo.engine.answering import Answers, run_record
 from dotdo.engine.children import blocked_message, child_message
 from dotdo.engine.claiming import Claimer
 from dotdo.engine.committing import GroupCommit
-from dotdo.engine.elsewhere import defined_anywhere
 from dotdo.engine.erasing import take_up
 from dotdo.engine.forgetting import AppliedRows
-from dotdo.engine.guarding import broke
-from dotdo.engine.history import History
 from dotdo.engine.hosting import Host
+from dotdo.engine.intake import Intake
 from dotdo.engine.journaling import RunJournal
-from dotdo.engine.leasing import Lease, not_known
+from dotdo.engine.leasing import Lease
 from dotdo.engine.limiting import Limiter
 from dotdo.engine.outliving import Outliving
 from dotdo.engine.peering import Peers
@@ -52,11 +48,9 @@ from dotdo.engine.tuning import tune_interpreter
 from dotdo.engine.waking import Alarm
 from dotdo.engine.watching import SPIN_SECONDS, Watch, Watchdog
 from dotdo.engine.workers import Workers
-from dotdo.errors import ClientClosed, StoreError, StoreUnavailable
-from dotdo.journal import LARGE, Blocked, Ended, Entry, input_digest
-from dotdo.offer import Remote
+from dotdo.errors import ClientClosed, StoreError
+from dotdo.journal import LARGE, Blocked, Ended, Entry
 from dotdo.records import Options, Run, RunKind
-from dotdo.schema import Schema
 from dotdo.secret_provider import SecretSources
 from dotdo.store.protocol import Claim, Message, Store
 
@@ -111,7 +105,7 @@ class Engine(Serving):
         self.pinned = Pins(self)
         self._kept: list[asyncio.Task[Any]] = []
         self.background: set[asyncio.Task[Any]] = set()
-        self.applied, self.fresh = AppliedRows(self), list[LiveRun]()
+        self.applied, self.intake = AppliedRows(self), Intake(self)
         self._closed = False
         self._on_lost = partial(lost, self)  # one for all journals
         self.quiet = asyncio.Event()  # while draining: a run has come to rest
@@ -224,136 +218,18 @@ class Engine(Serving):
         if self.host is not None:
             await self.host.close()
 
-    # -- accepting ----------------------------------------------------------------------------------------------------
+    # -- accepting: intake.py -----------------------------------------------------------------------------------------
 
     async def accept(self, kind: RunKind, name: str, params: Any, options: Options, *, id: str | None = None) -> str:
         """Validates and accepts a run, and returns its id once it is durable. Raises InputError, StoreError.
 
         id: of a run without a key, if its caller has made one.
         """
-        id, journal, identity = await self._accept(kind, name, params, options, id)
-        if journal is not None:
-            await self._durable(journal, identity, options.key, name)
-        return id
-
-    async def _durable(self, journal: RunJournal, identity: bytes, key: str | None, name: str) -> None:
-        """Returns when the run is durable; after a commit whose outcome was not known, only if it is there."""
-        try:
-            await journal.durable()
-        except StoreError:
-            try:
-                known = await self.read(lambda: self.store.input_digest(journal.run))
-            except StoreUnavailable as error:
-                raise not_known(error) from None
-            if known is None:
-                raise
-            # Another process may have used the key in the same moment, and for something else.
-            check_same_input(known, input_digest(identity), key or "", name, journal.run)
+        return await self.intake.accept(kind, name, params, options, id)
 
     async def execute(self, kind: RunKind, name: str, params: Any, options: Options) -> Run:
         """Accepts a run and waits until it has ended or is blocked; one wait instead of two."""
-        id, journal, identity = await self._accept(kind, name, params, options)
-        if journal is not None and options.key is not None:
-            await self._durable(journal, identity, options.key, name)
-        return await self.result(id)
-
-    async def _accept(
-        self, kind: RunKind, name: str, params: Any, options: Options, id: str | None = None
-    ) -> tuple[str, RunJournal | None, bytes]:
-        if self._closed:
-            raise ClientClosed("The client is closed; open a new one.")
-        if self.draining:
-            raise self.outliving.draining or ClientClosed("The engine is being stopped.")
-        if self.lease is not None and not self.lease.lasts:
-            await self.lease.returned()
-        definition = defined_anywhere(self, kind, name, options.version)
-        id = id or run_id(name, options.key)
-        at_rest = partial(self._at_rest, definition.schema, params, id, options)
-        input, identity = await self.committer.apart(at_rest) if is_heavy(params) else at_rest()
-        if self.catalogue.changes != self.pinned.changes:
-            await self.pinned.take()
-        if options.key is not None:
-            of_input = partial(input_digest, identity)
-            digest = of_input() if len(identity) <= LARGE else await self.committer.apart(of_input)
-            known = await self._known(id, digest, options.key, name)
-            if known:
-                return id, known if isinstance(known, RunJournal) else None, identity
-        if self._closed:  # meanwhile: nothing would write it any more
-            raise ClientClosed("The client is closed; open a new one.")
-        if self.lease is not None:
-            self.lease.check()
-        accepted = new_run(self, id, definition, kind, input, options, pins=self.pinned.now.id, identity=identity)
-        if options.delay or isinstance(definition, Remote):
-            await self._accept_unowned(accepted, identity)
-            return id, None, identity
-        run = self._live_run(accepted)
-        run.journal.accept(accepted)
-        self._start_soon(run)
-        return id, run.journal, identity
-
-    async def _known(self, id: str, given: str, key: str, name: str) -> "RunJournal | bool":
-        """Whether a keyed run exists. Raises KeyConflict when it was given another input."""
-        run = self.live.get(id)
-        if run is not None:
-            digest: str | None = self._digest_of(run)
-        else:
-            digest = await self.read(lambda: self.store.input_digest(id))
-            run = self.live.get(id)
-            if digest is None and run is not None:
-                digest = self._digest_of(run)
-        if digest is None:
-            return False
-        check_same_input(digest, given, key, name, id)
-        return run.journal if run is not None else True
-
-    def _at_rest(self, schema: Schema, params: Any, id: str, options: Options) -> tuple[bytes, bytes]:
-        return self.vault.at_rest(schema, schema.accept(params), id, options)
-
-    def _digest_of(self, run: LiveRun) -> str:
-        return input_digest(self.vault.identity(run.definition.schema, bytes(run.accepted.input), run.id))
-
-    async def _accept_unowned(self, accepted: AcceptedRun, identity: bytes) -> None:
-        accepted.row = left_to_others(accepted.row)
-        run = self._live_run(accepted)
-        run.journal.accept(accepted)
-        self.parked(run)  # also if whoever asked does not wait for it
-        await self._durable(run.journal, identity, accepted.row.key, accepted.row.name)
-        self.hint(run.id)
-
-    def _live_run(self, accepted: AcceptedRun) -> LiveRun:
-        history = History()
-        history.apply(accepted.entry, accepted.data)
-        journal = self.journal_of(accepted.id, 1, accepted.entry, 0)
-        if self.check_replay:
-            journal.kept = []
-        run = self.live[accepted.id] = LiveRun(self, history, journal, accepted.definition)
-        return run
-
-    def _start_soon(self, run: LiveRun) -> None:
-        self.fresh.append(run)
-        if len(self.fresh) == 1:
-            self.loop.call_soon(self._start_fresh)
-
-    def _start_fresh(self) -> None:
-        fresh, self.fresh = self.fresh, []
-        for run in fresh:
-            if not run.over:
-                try:
-                    run.start([], fresh=True)
-                except BaseException as error:  # one run's trouble must not keep others from being started
-                    broke(run, error)
-
-    def start_child(self, accepted: AcceptedRun) -> None:
-        """Starts a child run that its parent has had accepted."""
-        run = self._live_run(accepted)
-        if run.journal.kept is not None:
-            run.journal.kept.append(accepted.whole_entry)  # written through the parent's journal, unseen by its own
-        self._start_soon(run)
-
-    def start_successor(self, accepted: AcceptedRun) -> None:
-        """Starts a run that goes on for another, and has it take the messages that it was left."""
-        self.start_child(accepted)
-        self.hint(accepted.id)
+        return await self.result(await self.intake.accept_to_wait(kind, name, params, options))
 
     async def newest_versions(self) -> str:
         """The id of the snapshot of what is newest now."""

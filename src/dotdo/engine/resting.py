@@ -20,7 +20,7 @@ async def rests(engine: "Engine") -> bool:
 
 
 def _at_rest(engine: "Engine") -> bool:
-    if engine.fresh or engine.background or not (engine.committer.at_rest and engine.claimer.at_rest):
+    if engine.intake.fresh or engine.background or not (engine.committer.at_rest and engine.claimer.at_rest):
         return False
     # One that has not begun waits for its turn among those that may have crashed a node.
     moving = (run for run in engine.live.values() if run.busy or run.over or not run.began)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dotdo import AsyncDo, Catalogue, RunBlocked, action, service, wait_for_event
+from dotdo import AsyncContext, AsyncDo, Catalogue, Failure, Retry, RunBlocked, action, service, wait_for_event
 from dotdo.records import Run
-from tests.guarantees.lab import Lab, book, catalogue, flaky, hold, in_loop, laboratory, note
+from tests.guarantees.lab import Lab, World, book, catalogue, flaky, hold, in_loop, laboratory, note
 
 switch = {"on": True}
 
@@ -331,3 +331,59 @@ async def test_bug_before_the_first_step_and_of_many_runs_at_once(tmp_path: Path
         assert isinstance(lab.client, AsyncDo)
         assert len(await lab.client.runs.list(status="blocked", limit=100)) == 50
         assert lab.engine.live == {}
+
+
+@action("page-the-admin", retry=Retry(attempts=3, delay=10, factor=1, jitter=False), catalogue=catalogue)
+async def page_the_admin(ctx: AsyncContext, failure: Failure) -> None:
+    world = ctx.resource(World)
+    if world.failures.get("pager", 0):
+        world.failures["pager"] -= 1
+        raise ConnectionError("the pager is down")
+    world.say("paged")
+
+
+@service("pages-of-its-bug", on_failure=[page_the_admin], catalogue=catalogue)
+async def pages_of_its_bug() -> None:
+    await book(item="compass")
+    raise ZeroDivisionError
+
+
+async def parked_until(lab: Lab, id: str) -> int | None:
+    """When a run that has left memory comes back, in seconds from now."""
+    found: list[Any] = []
+
+    async def is_parked() -> bool:
+        found[:] = await lab.sql("select owner, due_at from runs where id = :id and status = 'waiting'", id=id)
+        return bool(found) and found[0][0] is None and id not in lab.engine.live
+
+    await lab.until(is_parked)
+    return found[0][1] and (found[0][1] - lab.clock.now()) / 1000
+
+
+@in_loop
+async def test_cancel_of_a_run_that_tells_of_its_bug_waits_without_being_looked_at(tmp_path: Path):
+    """What tells of it is tried for days if need be; until then the cancellation is kept, and makes nothing spin."""
+    async with laboratory(tmp_path) as lab:
+        lab.world.fail("pager", 2)
+        handle = await lab.client.start(pages_of_its_bug)
+        assert await parked_until(lab, handle.id) == 10
+        await handle.cancel()
+        await lab.until_journal_has(handle.id, "claimed")
+        assert await parked_until(lab, handle.id) == 10
+        async with lab.time_passing():
+            run = await lab.until_status(handle.id, "cancelled")
+        assert run.undo == "all"
+        assert lab.world.said == ["book compass", "paged", "unbook compass"]
+        # Once each for the cancellation, the two tries of the pager, and the end.
+        assert len(await lab.entries(handle.id, "claimed")) <= 4
+
+
+@in_loop
+async def test_deadline_of_a_run_that_tells_of_its_bug_does_not_make_it_spin(tmp_path: Path):
+    async with laboratory(tmp_path) as lab:
+        lab.world.fail("pager", 2)
+        handle = await lab.client.start(pages_of_its_bug.with_(deadline=5))
+        assert await parked_until(lab, handle.id) == 10
+        async with lab.time_passing():
+            await blocked(lab, handle.id, "ZeroDivisionError")
+        assert lab.world.said == ["book compass", "paged"]

@@ -181,3 +181,29 @@ async def test_cancel_that_meets_the_blocking_of_its_run_is_not_lost(tmp_path: P
         assert met == [handle.id]
         assert run.undo == "all"
         assert lab.world.said == ["book ladder", "unbook ladder"]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@in_loop
+async def test_run_whose_write_fails_while_its_row_says_blocked_takes_the_word_of_a_person(tmp_path: Path, after: bool):
+    """It was claimed for a cancellation that had met its blocking, so this process has it, and its row is blocked."""
+    async with laboratory(tmp_path) as lab:
+        store, write = lab.engine.store, lab.engine.store.write
+
+        def cancel_first(writes: list[Write]) -> None:
+            blocked = [one.run for one in writes if one.update is not None and one.update.status == "blocked"]
+            if blocked:
+                store.write = write  # type: ignore[method-assign]
+                store.post(Message(blocked[0], "cancel", "", "null", None, "ada", lab.clock.now()))
+                write(writes)
+                faults.append(Faults(lab, has("cancel_requested"), 2, after=after))
+            else:
+                write(writes)
+
+        faults: list[Faults] = []
+        store.write = cancel_first  # type: ignore[method-assign]
+        handle = await lab.client.start(breaks_at_once)
+        run = await lab.until_status(handle.id, "cancelled")
+        assert faults[0].fired > 0
+        assert run.undo == "all"
+        assert lab.world.said == ["book ladder", "unbook ladder"]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tests.simulation import hostile
+from tests.simulation import halting, hostile
 from tests.simulation.durations import skewed
 from tests.simulation.world import EFFECTS
 
@@ -29,7 +29,8 @@ class Order:
 
 @dataclass(frozen=True)
 class Deed:
-    """What somebody does to a run. kind: again, conflict, refused, event, cancel, undo, retry, read."""
+    """What somebody does to a run. kind: again, conflict, refused, event, cancel, cancel when told
+    (of its failure, or that it is blocked), undo, retry, read."""
 
     kind: str
     key: str
@@ -83,6 +84,12 @@ def make_case(seed: int) -> Case:
     worst = hostile.draw(seed)
     if worst is not None:
         orders.append(Order("hostile", skewed(more, 20), worst, service="hostile"))
+    halt = halting.draw(seed)
+    if halt is not None:
+        plan, errands = halt
+        at = skewed(random.Random(f"halted {seed}"), 20)
+        orders.append(Order("halting", at, plan))
+        deeds += [Deed(kind, "halting", at + after) for kind, after in errands]
     kills = MANY_KILLS if random.Random(f"cruel {seed}").random() < 0.05 else 1.0
     return Case(seed, tuple(orders), tuple(sorted(deeds, key=lambda deed: deed.at)), kills=kills)
 
@@ -167,7 +174,7 @@ def _smaller_plans(plan: Any) -> Iterator[Any]:
             for less in _smaller_plans(node):
                 yield [*plan[:index], less, *plan[index + 1 :]]
         return
-    for name in ("beside", "child", "try", "node"):
+    for name in ("beside", "child", "try", "node", "bug"):
         if name in plan:
             inner = plan[name]
             yield from inner if isinstance(inner, list) else [inner]

@@ -57,7 +57,14 @@ async def strikes(ctx: AsyncContext, how: str) -> Any:
     return "mended"
 
 
-@service("hostile", catalogue=catalogue)
+@action("page", retry=SOON, catalogue=catalogue)
+async def page(ctx: AsyncContext, failure: Any) -> None:
+    """Tells of it, but not at once: the run leaves memory meanwhile."""
+    if ctx.attempt < 3:
+        raise ConnectionError("the pager is down")
+
+
+@service("hostile", on_failure=[page], catalogue=catalogue)
 async def hostile(plan: list[Any]) -> Any:
     [spec] = plan
     if spec["where"] == "action":

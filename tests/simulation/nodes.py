@@ -210,6 +210,10 @@ class ClusterPlay(Play):
         if not loop.dead and not isinstance(context.get("exception"), Died):
             self.wrong.append(f"nobody sees to this: {context['message']}: {context.get('exception')!r}")
 
+    @property
+    def _asked(self) -> Engine | None:
+        return self._node.engine
+
     def _began(self, run: str, step: str) -> None:
         """I5: a handler begins on a node that may begin something."""
         engine = self._node.engine

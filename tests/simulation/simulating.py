@@ -18,7 +18,7 @@ import apsw
 from dotdo.engine.applying import Databases
 from dotdo.engine.engine import Engine
 from dotdo.engine.failing import Block
-from dotdo.errors import InputError, InvalidOperation, KeyConflict, StoreError, UnknownName
+from dotdo.errors import ClientClosed, InputError, InvalidOperation, KeyConflict, StoreError, UnknownName
 from dotdo.records import Options, Run, RunFilter, keyed_run_id
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase
@@ -35,7 +35,7 @@ from tests.simulation.machine import (
     bury,
     no_threads,
 )
-from tests.simulation.world import TABLES, World, catalogue
+from tests.simulation.world import BUG, TABLES, World, catalogue
 from tests.stores import rows_of
 
 MEMORY = "/dev/shm"
@@ -101,7 +101,9 @@ class Play:
         self.chance.kills = 0.0 if any(order.service == "hostile" for order in case.orders) else case.kills
         self.results: dict[tuple[str, int], Any] = {}
         self.wrong: list[str] = []
-        self.cancelled: set[str] = set()
+        self._impatient: set[str] = set()  # runs that somebody cancels as soon as he is told of them
+        self._errands: set[asyncio.Task[None]] = set()
+        self.world.alarmed = self._alarmed  # type: ignore[method-assign]
         self._tried: set[Deed] = set()
         self._left: list[Order | Deed] = sorted([*case.orders, *case.deeds], key=lambda one: one.at)
         self._now, self._offset, self._lives, self._retried = 0.0, 0.0, 0, 0
@@ -208,7 +210,8 @@ class Play:
                 await engine.send_event(id, deed.name, b'"news"', deed.sender, None)
             elif deed.kind == "cancel":
                 await engine.cancel(id, None)
-                self.cancelled.add(id)
+            elif deed.kind == "cancel when told":
+                self._impatient.add(id)
             elif deed.kind == "undo":
                 await engine.undo(id, None)
             elif deed.kind == "retry":
@@ -221,6 +224,23 @@ class Play:
             self.chance.seen[f"deed.{deed.kind}.refused"] += 1
             if deed.kind == "event" and first and isinstance(error, InvalidOperation):
                 self.told.refused.add(str(deed.sender))
+
+    @property
+    def _asked(self) -> Engine | None:
+        """The engine that an operator reaches."""
+        return self._engine
+
+    def _alarmed(self, run: str) -> None:
+        """Operators are told of a run; it is not blocked yet, or has not ended."""
+        if run in self._impatient and self._asked is not None:
+            task = asyncio.get_running_loop().create_task(self._cancel(self._asked, run))
+            self._errands.add(task)
+            task.add_done_callback(self._errands.discard)
+
+    async def _cancel(self, engine: Engine, run: str) -> None:
+        with contextlib.suppress(StoreError, InvalidOperation, ClientClosed):
+            await engine.cancel(run, None)
+            self.chance.seen["deed.cancel.told"] += 1
 
     async def _refused(self, engine: Engine, deed: Deed) -> None:
         """I3: what cannot be run is refused; that it leaves nothing is for the auditor to see."""
@@ -273,7 +293,7 @@ class Play:
                 if run.error is not None and "when its process died" in run.error.message:
                     self.world.mended.add(run.id)
                     await engine.retry(run.id, None)
-                elif run.name == "hostile":
+                elif run.name == "hostile" or (run.error is not None and BUG in run.error.message):
                     await engine.cancel(run.id, None)
                 elif not run.questions:
                     self.wrong.append(f"{run.id} is blocked, and asks nothing: {run.error}")

@@ -10,7 +10,8 @@ from collections import Counter
 
 import pytest
 
-from tests.simulation.cases import make_case
+from dotdo.engine.history import MAX_CRASHES
+from tests.simulation.cases import Case, Order, make_case
 from tests.simulation.occurring import SOMETIMES
 from tests.simulation.planted import PLANTED, finds
 from tests.simulation.simulating import Played, play, shrink
@@ -30,6 +31,8 @@ FOUND = {
     852: "a cancellation began the undo of a run anew that an operator was undoing",
     30201: "a run that came late for its slot, when others had it, took the message of it for its turn",
     179541773300077: "a child that had ended in the turn in which its parent was cancelled was waited for for ever",
+    1191: "a run that told that it was blocked, while it was cancelled, was claimed again and again",
+    1300: "a run that was claimed while its row said blocked, and whose write failed, was taken up by nobody",
     1131: "retrying a run that was blocked for its crashes sent again what nobody was asked about",
 }
 
@@ -106,6 +109,15 @@ def test_invariants_hold_under_every_seed():
 def test_seeds_that_have_found_bugs_find_none(seed: int):
     played = play(make_case(seed))
     assert not played.wrong, explained(played)
+
+
+def test_run_that_kills_its_process_is_not_let_loose_while_it_is_told_of_it():
+    """It leaves memory until the pager is up again; in each try of that it killed its process once more."""
+    killer = Order("hostile", 0.0, [{"where": "action", "how": "dies"}], service="hostile")
+    played = play(Case(1, (killer,), (), faults=frozenset()))
+    assert not played.wrong, explained(played)
+    assert "attempt_failed', 'on_failure:page'" in played.journal
+    assert played.lives == 1 + MAX_CRASHES
 
 
 def test_seed_plays_the_same_again():

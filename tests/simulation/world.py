@@ -32,7 +32,12 @@ catalogue = Catalogue()
 SOON = Retry(attempts=4, delay=5, factor=2, max_delay=60, jitter=False)
 
 Spec = dict[str, Any]
+BUG = "the plan has a bug"
 TABLES = "create table stock (what text not null); create table transactions (what text not null)"
+
+
+class Bug(Exception):
+    """What a service raises that nobody has planned for: it fails no run, and blocks it."""
 
 
 class Arrival(NamedTuple):
@@ -57,6 +62,7 @@ class World:
         self.mended: set[str] = set()  # hostile runs whose code was mended
         self.loop: SimulatedLoop | None = None
         self.began: Callable[[str, str], None] = lambda run, step: None  # called with each attempt of a handler
+        self.alarmed: Callable[[str], None] = lambda run: None  # called when operators are told of a run
         self.is_intended = self._is_intended  # looks into a file; other stores are looked into otherwise
         self._store = store
         self._reader: apsw.Connection | None = None
@@ -244,6 +250,7 @@ def unstock(ctx: Context, n: int) -> None:
 
 @action("tell", retry=SOON, catalogue=catalogue)
 async def tell(ctx: AsyncContext, failure: Any) -> None:
+    ctx.resource(World).alarmed(ctx.run_id)
     ctx.stage(keyed, what="it failed")
 
 
@@ -281,6 +288,10 @@ async def _play(node: Any) -> Any:
             return result
         case {"child": inner}:
             return await child(plan=inner)
+        case {"bug": nodes, "after": seconds}:
+            begun = [asyncio.ensure_future(_play(one)) for one in nodes]
+            await asyncio.sleep(seconds)
+            raise Bug(f"{BUG}, and {len(begun)} tasks under way")
         case _:
             raise AssertionError(f"no such node: {json.dumps(node)}")
 

@@ -82,6 +82,22 @@ def test_message_that_came_while_its_run_was_being_parked_is_not_lost(store: Sto
     assert names(store, "run_1") == ["late"]
 
 
+def test_cancellation_that_is_kept_until_its_run_is_blocked_wakes_it_then(store: Store, runs: Runs):
+    """The run tells that it will be blocked, and waits until it can. A slot, for which it may wait, counts at once."""
+    run = runs.accept("run_1")
+    store.post(message("run_1", "cancel", at=5))
+    store.post(message("run_1", "event", at=5))
+    store.write([run.write(update=run.update(due_at=90, now=6, keeps_inbox=1))])
+    assert store.next_due() == 90
+    runs.block(run)
+    assert store.next_due() == 0, "it is a person's word"
+    other = runs.accept("run_2")
+    store.post(message("run_2", "cancel", at=5))
+    store.write([other.write(messages=[message("run_2", "slot")])])
+    store.write([other.write(update=other.update(due_at=90, now=6, keeps_inbox=1))])
+    assert [claim.run for claim in store.claim_due(NODE, 6, 9)] == ["run_1", "run_2"]
+
+
 def test_message_that_is_taken_with_the_park_wakes_nobody(store: Store, runs: Runs):
     run = runs.accept("run_1")
     store.post(message("run_1"))

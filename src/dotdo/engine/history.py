@@ -77,8 +77,8 @@ class History:
     """The state that a run's journal amounts to."""
 
     __slots__ = (
-        "accepted", "accepted_at", "blocked", "crashes", "ended", "generation", "handovers", "operation", "plan",
-        "progress", "published", "redone", "senders", "steps", "stopping", "stopping_seq"
+        "accepted", "accepted_at", "blocked", "crashed_seq", "crashes", "ended", "generation", "handovers", "operation",
+        "plan", "progress", "published", "redone", "senders", "steps", "stopping", "stopping_seq"
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -91,6 +91,7 @@ class History:
         self.progress: msgspec.Raw | None = None
         self.generation = 0
         self.crashes = 0  # takeovers after a crash since the run last got somewhere
+        self.crashed_seq = 0  # the last one of these takeovers
         self.stopping: Stopping | None = None
         self.stopping_seq = 0
         self.operation = ""  # what reopened this generation: retry, undo, undo on, or nothing
@@ -109,6 +110,12 @@ class History:
         if options is None or options.deadline is None or self.stopping is not None or self.ended is not None:
             return None
         return self.accepted_at + round(((options.delay or 0) + options.deadline) * 1000)
+
+    @property
+    def is_poison(self) -> bool:
+        """Whether it has crashed its node too often, and nobody who knows that has said anything since: it is about to
+        be blocked, and may have left memory while it told of that."""
+        return self.crashes >= MAX_CRASHES and self.blocked is None and self.stopping_seq < self.crashed_seq
 
     def step(self, id: str) -> StepRecord:
         """The record of a step; a new one is open."""
@@ -142,7 +149,7 @@ class History:
 
     def _claimed(self, entry: Entry, data: Claimed) -> None:
         if data.crashed:
-            self.crashes += 1
+            self.crashes, self.crashed_seq = self.crashes + 1, entry.seq
 
     def _completed(self, entry: Entry, data: Completion) -> None:
         record = self._committed(entry, data)

@@ -155,9 +155,10 @@ class RunJournal:
         owner: str | None = None,
         ended: bool = False,
         unsettled: bool = False,
+        keeps_inbox: bool = False,
     ) -> None:
         """Has the run's row written together with what was appended. unsettled: whoever claims it next, also without a
-        crash, must settle attempts."""
+        crash, must settle attempts. keeps_inbox: see `RunUpdate`."""
         if self._late is not None:
             self._late.update = partial(
                 self.update,
@@ -168,6 +169,7 @@ class RunJournal:
                 owner=owner,
                 ended=ended,
                 unsettled=unsettled,
+                keeps_inbox=keeps_inbox,
             )
             return
         now = self._clock.now()
@@ -186,6 +188,7 @@ class RunJournal:
             self.at if ended else None,
             now,
             UNSETTLED if unsettled else 0,
+            int(keeps_inbox),
         )
         self._mark()
 

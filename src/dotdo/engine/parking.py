@@ -82,10 +82,16 @@ def park(run: "LiveRun") -> None:
     seconds = None if due is None else run.engine.clock.until(due)
     if seconds is not None and seconds < LINGER:
         return  # it comes so soon that leaving is not worth it
-    limit = run.history.deadline_at
+    # One that will be blocked tells of it first. It takes no cancellation, event or deadline before, and these would
+    # bring it back into memory over and over.
+    is_blocking = run.status == "blocked"
+    limit = None if is_blocking else run.history.deadline_at
     if limit is not None:
         due = limit if due is None else min(due, limit)
-    run.journal.update("waiting", waiting_for=together(waits), due_at=due, unsettled=leaves_unsettled(run))
+    unsettled = leaves_unsettled(run)
+    run.journal.update(
+        "waiting", waiting_for=together(waits), due_at=due, unsettled=unsettled, keeps_inbox=is_blocking
+    )
     run.engine.parked(run)
 
 

@@ -44,6 +44,8 @@ async def _reload(engine: "Engine", id: str, lost: int, error: BaseException) ->
             record = await engine.read(lambda: engine.store.get_run(id))
             if record is None:
                 engine.answers.fail(id, error)
+            elif record.status in ("blocked", "pending") and await _has(engine, id):
+                await take_up(engine, id)  # what it was claimed for, a person's word, was in the write that failed
             elif record.rests:
                 engine.answers.give(id, record)
             elif record.status == "pending":
@@ -58,6 +60,11 @@ async def _reload(engine: "Engine", id: str, lost: int, error: BaseException) ->
             engine.log.error("reading %s again failed: %s", id, again)
             await asyncio.sleep(wait)
             wait = min(wait * 2, 5.0)
+
+
+async def _has(engine: "Engine", id: str) -> bool:
+    """Whether the store thinks that this node has the run in memory."""
+    return id in await engine.read(lambda: engine.store.own_runs(engine.node))
 
 
 async def take_up(engine: "Engine", id: str) -> None:

@@ -89,7 +89,7 @@ def begin(engine: "Engine", run: LiveRun, claim: Claim, messages: list[Message])
         run.crashed = run.journal.seq + 1
         run.unsettled = Unsettled(taken_over=True)
     run.append("claimed", Claimed(engine.node, claim.claim, claim.crashed))
-    if claim.crashed and run.history.crashes >= MAX_CRASHES:  # else a person said that it may go on
+    if run.history.is_poison or (claim.crashed and run.history.crashes >= MAX_CRASHES):
         run.block(
             Block(
                 "crashed",

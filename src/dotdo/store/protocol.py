@@ -46,7 +46,10 @@ class NewRun(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class RunUpdate(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A run's row when it is parked, blocked or ended. In the order of the statement `update_runs`."""
+    """A run's row when it is parked, blocked or ended. In the order of the statement `update_runs`.
+
+    keeps_inbox: whether cancellations and events wait in its inbox until it is blocked, and make it due no sooner.
+    """
 
     id: str
     claim: int
@@ -62,6 +65,7 @@ class RunUpdate(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ended_at: int | None
     now: int
     crashed: int = 0
+    keeps_inbox: int = 0
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):

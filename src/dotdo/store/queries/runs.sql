@@ -15,7 +15,7 @@ on conflict (id) do nothing;
 
 -- name: update_runs
 -- A batch of runs parked or ended by their owner. A message that came meanwhile makes the run due at once; a blocked
--- run only if it is a person's word.
+-- run only if it is a person's word, and one that is about to be blocked takes neither that nor an event before.
 update runs set
     status = new.value ->> 2,
     undo = new.value ->> 3,
@@ -23,7 +23,9 @@ update runs set
     waiting_for = new.value ->> 5,
     due_at = case
         when new.value ->> 11 is null and exists (
-            select 1 from inbox where inbox.run = runs.id and (new.value ->> 2 <> 'blocked' or inbox.kind in ('cancel', 'resolve'))
+            select 1 from inbox where inbox.run = runs.id
+                and (new.value ->> 2 <> 'blocked' or inbox.kind in ('cancel', 'resolve'))
+                and (inbox.kind not in ('cancel', 'event') or cast(new.value ->> 14 as bigint) = 0)
         )
         then cast(new.value ->> 12 as bigint)
         else cast(new.value ->> 6 as bigint)

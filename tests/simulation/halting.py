@@ -46,7 +46,10 @@ def _with_a_child_that_fails(chance: random.Random) -> tuple[list[Any], list[Err
 
 
 def _errands(chance: random.Random, likely: tuple[Errand, ...]) -> list[Errand]:
-    return [(kind, 0.2 + SOON * chance.random() ** 2) for kind, often in (*likely, ("read", 1)) if chance.random() < often]
+    def comes() -> float:
+        return 0.2 + SOON * chance.random() ** 2
+
+    return [(kind, comes()) for kind, often in (*likely, ("read", 1)) if chance.random() < often]
 
 
 def _done(chance: random.Random, n: int) -> Any:

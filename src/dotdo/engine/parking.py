@@ -89,9 +89,7 @@ def park(run: "LiveRun") -> None:
     if limit is not None:
         due = limit if due is None else min(due, limit)
     unsettled = leaves_unsettled(run)
-    run.journal.update(
-        "waiting", waiting_for=together(waits), due_at=due, unsettled=unsettled, keeps_inbox=is_blocking
-    )
+    run.journal.update("waiting", waiting_for=together(waits), due_at=due, unsettled=unsettled, keeps_inbox=is_blocking)
     run.engine.parked(run)
 
 

@@ -26,6 +26,15 @@ def test_every_user_facing_module_has_a_page():
     assert not problems, report(problems)
 
 
+def test_every_page_is_in_the_table_of_contents():
+    folder = ROOT / "docs"
+    contents = (folder / "README.md").read_text()
+    named = [str(page.relative_to(folder)) for page in sorted(folder.rglob("*.md")) if page != folder / "README.md"]
+    assert len(named) > 50
+    problems = [f"docs/README.md does not name {name}" for name in named if f"]({name})" not in contents]
+    assert not problems, report(problems)
+
+
 def test_every_connector_has_a_page():
     connectors = [path.stem for path in sorted((PACKAGE / "connectors").glob("[!_]*.py"))]
     assert connectors, "no connectors"

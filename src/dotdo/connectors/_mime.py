@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 LINE = 78
+ALIKE = ("Content-Transfer-Encoding", "Content-Type")  # headers that are the same in most mails
 # Neither base64 nor quoted-printable can contain it, so it can only be in text that is written as it is.
 BOUNDARY = "=_alternative"
 
@@ -30,7 +31,7 @@ class _Registry(HeaderRegistry):
 
     def __call__(self, name: str, value: Any) -> BaseHeader:
         # Headers cannot be changed, so messages can share them.
-        return self._made(name, value) if name == "Content-Type" else super().__call__(name, value)
+        return self._made(name, value) if name in ALIKE else super().__call__(name, value)
 
 
 class _Policy(EmailPolicy):

@@ -158,6 +158,29 @@ def test_steps_of_one_name_are_told_from_each_other_by_their_inputs(shop: Shell)
     assert re.search(r"✓ charge {20,}\d+ ms", shown, re.MULTILINE)
 
 
+FANS_OUT_OVER_OBJECTS = """
+@action("greet-guest")
+async def greet_guest(guest: dict, table: dict, day: str) -> str:
+    return f"hello {guest['id']}"
+
+
+@service("fans-out-over-objects")
+async def fans_out_over_objects() -> None:
+    for id, name in ((7, "Ada Lovelace"), (8, "Grace Hopper")):
+        await greet_guest(guest={"name": name, "id": id}, table={"room": {"id": -id}}, day="today")
+"""
+
+
+def test_steps_that_are_given_objects_are_told_from_each_other_by_their_parts(shop: Shell):
+    """The shortest come first, by their own names; where two have the same name, the whole of it says which."""
+    with (shop.folder / "app.py").open("a") as source:
+        source.write(FANS_OUT_OVER_OBJECTS)
+    shop.ok("run", "fans-out-over-objects")
+    shown = shop.ok("runs", "show", "latest")
+    assert re.search(r'✓ greet-guest guest.id=7, tabl… +\d+ ms  → "hello 7"$', shown, re.MULTILINE), shown
+    assert re.search(r'✓ greet-guest guest.id=8, tabl… +\d+ ms  → "hello 8"$', shown, re.MULTILINE), shown
+
+
 def test_show_json_has_the_run_and_its_journal(history: Shell):
     [run] = history.json("runs", "ls", "--status", "failed")
     told = history.json("runs", "show", run["id"])

@@ -4,6 +4,8 @@ import copy
 import inspect
 import pickle
 import re
+import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +93,12 @@ def test_drawing_is_the_tree():
     real = {name: kind.__mro__[1].__name__ for name, kind in all_errors().items() if issubclass(kind, DotdoError)}
     real["DotdoError"] = ""
     assert drawn_tree() == real
+
+
+def test_page_draws_the_same_tree():
+    page = (Path(__file__).parents[2] / "docs" / "errors.md").read_text().partition("```text\n")[2].partition("```")[0]
+    assert page.startswith("DotdoError\n")
+    assert textwrap.indent(page, "    ") in (errors.__doc__ or "")
 
 
 def test_codes_are_stable():

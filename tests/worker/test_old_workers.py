@@ -61,6 +61,12 @@ def test_the_least_that_can_be_said_is_enough(server: Running):
         assert (end(worker, run)["status"], end(worker, run)["result"]) == ("completed", None)
 
 
+def test_the_log_counts_what_a_worker_has_defined(server: Running, caplog: pytest.LogCaptureFixture):
+    """And not what that makes possible besides: other versions that are waited for, attempts to be settled."""
+    with caplog.at_level("INFO", logger="dotdo.workers"), Plain(server).register("counted", "counted-too"):
+        assert [line for line in caplog.messages if line.endswith("offers 2 definitions")]
+
+
 def test_what_a_newer_worker_says_more_is_ignored(server: Running):
     worker = Plain(server)
     answer = worker.post(

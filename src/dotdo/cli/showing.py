@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -11,8 +12,9 @@ from dotdo.records import HELD, ErrorRecord, Question, Run, erased_text
 from dotdo.timeline import EffectItem, Moment, StepItem, Timeline, Try, step_name
 
 Line = Sequence[Span]
+Part = tuple[str, ...]  # into an input, by names
 DIM, BAD, GOOD = "dim", "red", "green"
-NAME_WIDTH, SHORTEST_INPUT = 30, 6
+NAME_WIDTH, SHORTEST_INPUT, SHOWN_INPUT = 30, 6, 200
 MARGIN = 12  # labels stand in it
 _AWAITED = re.compile(r"the event '([\w.-]+)'")
 SHORT_ID = 20  # what is typed to name a run: its time in ms and some random bits
@@ -228,7 +230,7 @@ class View:
         names, given = self._varying.get((step.name, step.purpose)), _parameters(step)
         if not names or room < SHORTEST_INPUT:
             return ""
-        text = ", ".join(f"{name}={one_line(given[name], room)}" for name in sorted(names) if name in given)
+        text = ", ".join(f"{name}={one_line(given[path], room)}" for path, name in names.items() if path in given)
         return f" {text}" if len(text) <= room else f" {text[: room - 1]}{mark('…', '~')}"
 
     def _outcome(self, step: StepItem) -> list[Span]:
@@ -292,21 +294,41 @@ def _kind_of(question: Question) -> str:
     return "undo" if question.about in ("undo", "request_undo") else "call"
 
 
-def _varying(steps: list[StepItem]) -> dict[tuple[str, str], set[str]]:
-    """By name and purpose of steps, the parameters in which those differ."""
-    first: dict[tuple[str, str], dict[str, Any]] = {}
-    found: dict[tuple[str, str], set[str]] = {}
+def _varying(steps: list[StepItem]) -> dict[tuple[str, str], dict[Part, str]]:
+    """By name and purpose of steps, in which parts of their inputs those differ, and what to call each part.
+
+    The shortest come first: an id tells more in the little room than a long text.
+    """
+    first: dict[tuple[str, str], dict[Part, Any]] = {}
+    found: dict[tuple[str, str], dict[Part, int]] = {}
     for step in steps:
         which, given = (step.name, step.purpose), _parameters(step)
-        before = first.setdefault(which, given)
-        differ = {name for name in given.keys() | before.keys() if given.get(name) != before.get(name)}
-        found.setdefault(which, set()).update(differ)
+        before, longest = first.setdefault(which, given), found.setdefault(which, {})
+        for path in given.keys() | before.keys():
+            if given.get(path) != before.get(path):
+                longest[path] = max(longest.get(path, 0), len(one_line(given.get(path), SHOWN_INPUT)))
+    return {which: _named(sorted(longest, key=lambda path: (longest[path], path))) for which, longest in found.items()}
+
+
+def _named(paths: list[Part]) -> dict[Part, str]:
+    """What to call each part: its last name, where that says which."""
+    last = Counter(path[-1] for path in paths)
+    return {path: path[-1] if last[path[-1]] == 1 else ".".join(path) for path in paths}
+
+
+def _parameters(step: StepItem) -> dict[Part, Any]:
+    """What a step was given; objects by their parts."""
+    found: dict[Part, Any] = {}
+
+    def look(value: object, path: Part) -> None:
+        if isinstance(value, dict) and (value or not path):
+            for name, part in cast("dict[str, Any]", value).items():
+                look(part, (*path, name))
+        elif path:
+            found[path] = value
+
+    look(step.input, ())
     return found
-
-
-def _parameters(step: StepItem) -> dict[str, Any]:
-    given: object = step.input
-    return cast("dict[str, Any]", given) if isinstance(given, dict) else {}
 
 
 def _fact(label: str, value: str, style: str = "") -> Line:

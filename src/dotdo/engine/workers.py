@@ -287,7 +287,7 @@ class Workers:
     # -- sessions -----------------------------------------------------------------------------------------------------
 
     def _join(self, given: Register, actor: str | None, offers: list[What]) -> Session:
-        loop = self._engine.loop
+        loop, defined = self._engine.loop, len(offers)
         if given.databases:
             names = {name for kind, name, _ in offers if kind == "action"}
             offers = [*offers, *(("settle", name, 0) for name in sorted(names))]
@@ -302,7 +302,7 @@ class Workers:
             for waiting in self._absent.pop(what, []):
                 if not waiting.done():
                     waiting.set_result(None)
-        log.info("the worker %s (%s) offers %s definitions", session.name, given.sdk[:100], len(offers))
+        log.info("the worker %s (%s) offers %s definitions", session.name, given.sdk[:100], defined)
         self._tell_nodes()
         return session
 

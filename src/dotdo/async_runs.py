@@ -2,15 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, get_args
 
 from dotdo import codec
 from dotdo.errors import ActionFailed, DefinitionError, InvalidOperation, RunBlocked, RunCancelled, StillRunning
 from dotdo.journal import Entry
 from dotdo.platform import Platform
-from dotdo.policy import Retention, check_text
+from dotdo.policy import Retention, check_text, one_of
 from dotdo.questions import check_outcome, the_question
-from dotdo.records import Outcome, Progress, Run, RunFilter, erased_text
+from dotdo.records import Outcome, Progress, Run, RunFilter, Status, Undo, erased_text
 
 R = TypeVar("R")
 
@@ -84,8 +84,8 @@ class AsyncRuns:
     async def list(
         self,
         *,
-        status: str | None = None,
-        undo: str | None = None,
+        status: Status | None = None,
+        undo: Undo | None = None,
         name: str | None = None,
         trail: str | None = None,
         parent: str | None = None,
@@ -95,7 +95,10 @@ class AsyncRuns:
         limit: int = 50,
     ) -> list[Run]:
         """Runs, newest first. labels: those that have all of these. since: ms since 1970. before: the last run of the
-        page before."""
+        page before. Raises DefinitionError for a status or undo that there is not."""
+        for given, parameter, known in ((status, "status", get_args(Status)), (undo, "undo", get_args(Undo))):
+            if given is not None:
+                one_of(given, parameter, known)
         filter = RunFilter(
             status=status,
             undo=undo,

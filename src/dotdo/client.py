@@ -15,7 +15,7 @@ from dotdo.enlisting import execute, is_within
 from dotdo.policy import Retention
 from dotdo.portal import Portal
 from dotdo.preview import Preview
-from dotdo.records import Definition, Outcome, Run
+from dotdo.records import Definition, Outcome, Run, Status, Undo
 from dotdo.secret_provider import Given
 from dotdo.service import Service
 from dotdo.terminating import drain_first_sync
@@ -73,8 +73,8 @@ class ExecuteOptions(TypedDict, total=False):
 class ListFilter(TypedDict, total=False):
     """What `Runs.list` hands on to `AsyncRuns.list`, for type checkers."""
 
-    status: str | None
-    undo: str | None
+    status: Status | None
+    undo: Undo | None
     name: str | None
     trail: str | None
     parent: str | None

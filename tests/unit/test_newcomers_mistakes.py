@@ -246,6 +246,12 @@ BLOCKED: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.parametrize("filter", [{"status": "done"}, {"undo": "yes"}])
+def test_filter_that_no_run_can_have_is_refused(client: Do, filter: Any):
+    with pytest.raises(DefinitionError, match=r"='(done|yes)': one of (pending, running|none, partial)"):
+        client.runs.list(**filter)
+
+
 @pytest.mark.parametrize("definition, text", BLOCKED.values(), ids=BLOCKED)
 def test_mistake_in_a_service_blocks_it_with_what_and_where(client: Do, definition: Any, text: str):
     with pytest.raises(RunBlocked, match=text):

@@ -298,7 +298,8 @@ class Attempt:
         if self._databases is None:
             raise DefinitionError(
                 "This handler uses SQL, but the client was given no database. Pass one, such as "
-                'Do(sql="sqlite:///app.db") or Do(sql="postgresql+psycopg://user@host/app").'
+                'Do(sql="sqlite:///app.db") or Do(sql="postgresql+psycopg://user@host/app"); on the command line it is '
+                "--sql, DOTDO_SQL, or `sql` in dotdo.toml."
             )
         return self._databases
 

@@ -21,6 +21,7 @@ from tests.guarantees.invariants import check_store
 from tests.guarantees.replays import check_replays
 from tests.simulation.cases import Order
 from tests.simulation.hostile import hostile
+from tests.simulation.undone import check_undone
 from tests.simulation.world import World, catalogue
 from tests.stores import rows_of
 
@@ -66,6 +67,8 @@ def audit(
     wrong += _entries(entries)
     wrong += _claims(entries, told)
     wrong += _effects(entries, world)
+    undone, stock = check_undone(entries)
+    wrong += undone
     wrong += _hostile(runs, entries, told, world)
     if over:
         # Rates are remembered as long as they count.
@@ -75,7 +78,7 @@ def audit(
             for run in runs.values()
             if run["status"] not in (*ENDED, "blocked")
         ]
-        wrong += _sql(runs, entries, app)
+        wrong += _sql(entries, app, stock)
     return wrong
 
 
@@ -253,16 +256,13 @@ def _keys(entries: list[dict[str, Any]]) -> list[str]:
     return wrong
 
 
-def _sql(runs: dict[str, Any], entries: list[dict[str, Any]], app: Path) -> list[str]:
-    """I7, and that what is undone is gone."""
+def _sql(entries: list[dict[str, Any]], app: Path, expected: set[str]) -> list[str]:
+    """I7, and that what is undone is gone, and nothing else. expected: what is committed and not undone."""
     wrong: list[str] = []
     committed: Counter[str] = Counter()
-    undone: set[str] = set()
     for entry in entries:
         if entry["kind"] in ("committed", "completed") and msgspec.json.decode(entry["data"]).get("sql"):
             committed[f"{entry['run']} {entry['step']}"] += 1
-        if entry["kind"] == "undone":
-            undone.add(f"{entry['run']} {msgspec.json.decode(entry['data'])['step']}")
     with closing(apsw.Connection(str(app), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
         applied = Counter(str(what) for (what,) in connection.execute("select what from transactions"))
         stock = Counter(str(what) for (what,) in connection.execute("select what from stock"))
@@ -270,10 +270,6 @@ def _sql(runs: dict[str, Any], entries: list[dict[str, Any]], app: Path) -> list
         if committed[step] != applied[step]:
             wrong.append(f"I7: {step}: committed {committed[step]} times, applied {applied[step]} times")
     wrong += [f"I7: {what} is there {count} times" for what, count in stock.items() if count > 1]
-    left = {what.split(" ")[0] for what in stock}
-    wrong += [
-        f"I10: {run['id']} is undone ({run['undo']}), and its stock is still there"
-        for run in runs.values()
-        if run["undo"] == "all" and run["id"] in left and run["status"] in ENDED
-    ]
+    wrong += [f"I10: {what} is undone, or was never committed, and is there" for what in stock.keys() - expected]
+    wrong += [f"I10: {what} is committed and not undone, and is not there" for what in expected - stock.keys()]
     return wrong

@@ -84,12 +84,12 @@ def make_case(seed: int) -> Case:
     worst = hostile.draw(seed)
     if worst is not None:
         orders.append(Order("hostile", skewed(more, 20), worst, service="hostile"))
-    halt = halting.draw(seed)
-    if halt is not None:
-        plan, errands = halt
-        at = skewed(random.Random(f"halted {seed}"), 20)
-        orders.append(Order("halting", at, plan))
-        deeds += [Deed(kind, "halting", at + after) for kind, after in errands]
+    for key, halt in (("halting", halting.draw(seed)), ("stubborn", halting.draw_stubborn(seed))):
+        if halt is not None:
+            plan, errands = halt
+            at = skewed(random.Random(f"halted {seed}"), 20)
+            orders.append(Order(key, at, plan))
+            deeds += [Deed(kind, key, at + after) for kind, after in errands]
     kills = MANY_KILLS if random.Random(f"cruel {seed}").random() < 0.05 else 1.0
     return Case(seed, tuple(orders), tuple(sorted(deeds, key=lambda deed: deed.at)), kills=kills)
 

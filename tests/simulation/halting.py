@@ -9,7 +9,7 @@ from typing import Any
 from tests.simulation.durations import skewed
 from tests.simulation.world import EFFECTS
 
-LIKELY = 0.08
+LIKELY, STUBBORN = 0.08, 0.04
 FIRST = 200  # the first number of a step: other plans of the case have smaller ones
 SOON = 120.0  # seconds in which most operators come
 Errand = tuple[str, float]
@@ -43,6 +43,23 @@ def _with_a_child_that_fails(chance: random.Random) -> tuple[list[Any], list[Err
     plan = [_done(chance, FIRST + 10), {"try": {"child": [{"beside": [refused, *others]}]}}]
     likely = (("cancel", 0.1), ("retry", 0.4), ("undo", 0.5), ("again", 0.3))
     return plan[chance.randint(0, 1) :], _errands(chance, likely)
+
+
+def draw_stubborn(seed: int) -> tuple[list[Any], list[Errand]] | None:
+    """The plan of a run that must be undone, and whose undo fails for good: as often as a person has it tried again, or
+    only at first."""
+    chance = random.Random(f"stubborn {seed}")
+    if chance.random() > STUBBORN:
+        return None
+    stubborn = {"do": "undoable", "n": FIRST + 31, "stubborn": chance.choice((1, 1, 99))}
+    stops = chance.choice(({"do": "plain", "n": FIRST + 33, "refuses": True}, {"event": "never"}))
+    plan = [
+        {"do": "undoable", "n": FIRST + 30},
+        chance.choice((stubborn, {"child": [stubborn, {"do": "stocked", "n": FIRST + 32}]})),
+        stops,
+    ]
+    cancels = 1.0 if "event" in stops else 0.2
+    return plan, _errands(chance, (("cancel", cancels), ("retry", 0.4), ("undo", 0.4), ("again", 0.3)))
 
 
 def _errands(chance: random.Random, likely: tuple[Errand, ...]) -> list[Errand]:

@@ -328,11 +328,14 @@ def no_threads() -> Generator[None]:
 
 
 class FaultyStore(SqlStore):
-    """A store that fails before or after it has written, and at whose commits the process may die."""
+    """A store that fails before or after it has written, and at whose commits the process may die. committed: called
+    after each."""
 
-    def __init__(self, database: SQLiteDatabase, loop: SimulatedLoop) -> None:
+    def __init__(
+        self, database: SQLiteDatabase, loop: SimulatedLoop, committed: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(database)
-        self._loop, self._chance = loop, loop.chance
+        self._loop, self._chance, self._committed = loop, loop.chance, committed
 
     def write(self, writes: list[Write]) -> None:
         """Like any store's, or not."""
@@ -374,6 +377,7 @@ class FaultyStore(SqlStore):
             self._loop.die()
             raise StoreUnavailable("the process is dead")
         result = operation()
+        self._committed()
         if fault == "store.after":
             raise StoreUnavailable("simulated: it was done, and the answer lost")
         if fault == "kill.after":

@@ -19,7 +19,8 @@ EVERYTHING = [
     *("deed.read", "deed.cancel.refused", "deed.event.refused", "deed.retry.refused", "deed.undo.refused"),
     *("entry.attempt_failed", "entry.failed", "entry.claimed", "entry.cancel_requested", "entry.stopping"),
     *("entry.undo_planned", "entry.delivery_failed", "entry.request_failed", "entry.request_undone", "entry.answered"),
-    *("run.cancelled.none", "run.failed.none"),
+    *("run.cancelled.none", "run.failed.none", "asked.undo", "change.undoing.blocked", "change.stopping.failed"),
+    *("change.blocked.stopping", "change.blocked.cancelled"),
     *("change.pending.running", "change.running.waiting", "change.waiting.running", "change.running.blocked"),
     *("change.running.completed", "change.running.failed", "change.running.cancelled"),
     *("change.running.stopping", "change.running.undoing", "change.stopping.undoing", "change.stopping.cancelled"),
@@ -30,9 +31,7 @@ EVERYTHING = [
 
 RARELY = [
     *("run.completed.partial", "run.failed.partial", "run.cancelled.partial"),
-    *("asked.undo", "entry.request_undo_failed"),
-    *("change.stopping.blocked", "change.undoing.blocked", "change.stopping.failed"),
-    *("change.blocked.stopping", "change.blocked.cancelled"),
+    *("entry.request_undo_failed", "change.stopping.blocked", "change.blocked.undoing"),
 ]
 
 SOMETIMES_ON_NODES = [

@@ -17,6 +17,7 @@ from dotdo.engine import (
     engine,
     guarding,
     history,
+    intake,
     journaling,
     messages,
     reloading,
@@ -29,7 +30,6 @@ from dotdo.engine import (
 from dotdo.engine.applying import Databases
 from dotdo.engine.claiming import Claimer
 from dotdo.engine.committing import GroupCommit
-from dotdo.engine.engine import Engine
 from dotdo.engine.intake import Intake
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.running import LiveRun
@@ -67,7 +67,7 @@ async def nothing(*args: Any, **options: Any) -> None:
 
 @planted
 def answers_before_the_commit(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Engine, "_durable", nothing)
+    patch.setattr(Intake, "_durable", nothing)
 
 
 @planted
@@ -183,6 +183,24 @@ def undoes_oldest_first(patch: pytest.MonkeyPatch) -> None:
 
 
 @planted
+def plans_oldest_first(patch: pytest.MonkeyPatch) -> None:
+    """What is planned is undone, as the journal says: it is the plan that is wrong."""
+    plan = undoing._plan
+    patch.setattr(undoing, "_plan", lambda run: plan(run)[::-1])
+
+
+@planted
+def plans_past_the_pivot(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(undoing, "_is_pivot", lambda run, action, version: False)
+
+
+@planted
+def plans_without_the_newest(patch: pytest.MonkeyPatch) -> None:
+    plan = undoing._plan
+    patch.setattr(undoing, "_plan", lambda run: plan(run)[1:])
+
+
+@planted
 def forgets_what_was_undone(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(history._CHANGES, "undone", lambda self, entry, data: None)
 
@@ -271,13 +289,13 @@ def accepts_a_key_twice(patch: pytest.MonkeyPatch) -> None:
         return False
 
     count = iter(range(10**9))
-    patch.setattr(Engine, "_known", unknown)
-    patch.setattr(engine, "run_id", lambda name, key: accepting.keyed_run_id(name, f"{key} {next(count)}"))
+    patch.setattr(Intake, "_known", unknown)
+    patch.setattr(intake, "run_id", lambda name, key: accepting.keyed_run_id(name, f"{key} {next(count)}"))
 
 
 @planted
 def does_not_compare_inputs_of_a_key(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(engine, "check_same_input", lambda *args: None)
+    patch.setattr(intake, "check_same_input", lambda *args: None)
 
 
 @planted
@@ -383,6 +401,7 @@ def suspects_nobody(patch: pytest.MonkeyPatch) -> None:
 @planted
 def never_blocks_what_kills(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(resuming, "MAX_CRASHES", 1_000_000)
+    patch.setattr(history, "MAX_CRASHES", 1_000_000)
 
 
 @planted

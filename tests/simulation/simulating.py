@@ -35,6 +35,7 @@ from tests.simulation.machine import (
     bury,
     no_threads,
 )
+from tests.simulation.watching import Watch
 from tests.simulation.world import BUG, TABLES, World, catalogue
 from tests.stores import rows_of
 
@@ -101,6 +102,7 @@ class Play:
         self.chance.kills = 0.0 if any(order.service == "hostile" for order in case.orders) else case.kills
         self.results: dict[tuple[str, int], Any] = {}
         self.wrong: list[str] = []
+        self._watch = Watch(self.store)
         self._impatient: set[str] = set()  # runs that somebody cancels as soon as he is told of them
         self._errands: set[asyncio.Task[None]] = set()
         self.world.alarmed = self._alarmed  # type: ignore[method-assign]
@@ -119,6 +121,7 @@ class Play:
             self.chance.quiet = self.chance.quiet or self._lives > LIVES
             over = self._live()
         self.world.close()
+        self.wrong += self._watch.close()
         self.told.failures = sum(self.chance.seen[kind] for kind in STORE_FAILS)
         self.wrong += audit(
             self.store, self.app, self.world, self.told, KEY, over=not self.wrong, catalogue=self._catalogue
@@ -146,7 +149,7 @@ class Play:
         return True
 
     async def _act(self, loop: SimulatedLoop) -> None:
-        store = FaultyStore(SQLiteDatabase(str(self.store)), loop)
+        store = FaultyStore(SQLiteDatabase(str(self.store)), loop, self._watch.look)
         databases = Databases(f"sqlite:///{self.app}")
         engine = Engine(
             store,

@@ -60,6 +60,7 @@ class World:
         self.inside = 0  # of what only one may be in at a time
         self.deaths: Counter[str] = Counter()  # of processes, by the hostile run that has killed them
         self.mended: set[str] = set()  # hostile runs whose code was mended
+        self.refusals: Counter[str] = Counter()  # of undos, by their step
         self.loop: SimulatedLoop | None = None
         self.began: Callable[[str, str], None] = lambda run, step: None  # called with each attempt of a handler
         self.alarmed: Callable[[str], None] = lambda run: None  # called when operators are told of a run
@@ -223,6 +224,10 @@ async def undoable(ctx: AsyncContext, spec: Spec) -> int:
 
 @undoable.undo
 async def undo(ctx: AsyncContext, n: int, input: dict[str, Any]) -> None:
+    refusals, of = ctx.resource(World).refusals, f"{ctx.run_id} {n}"
+    if refusals[of] < input["spec"].get("stubborn", 0):
+        refusals[of] += 1
+        raise Fail(f"{n} cannot be taken back")
     for kind in input["spec"].get("undo", ()):
         ctx.stage(EFFECTS[kind], what=f"undo of {n} at {ctx.attempt}")
 

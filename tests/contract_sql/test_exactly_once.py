@@ -4,6 +4,7 @@ Where a crash is involved, a real process is killed with SIGKILL at that point (
 """
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 import sys
@@ -20,7 +21,18 @@ from sqlalchemy.engine import RootTransaction
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.util import await_only
 
-from dotdo import ActionFailed, AsyncContext, Context, Do, Retry, RunCancelled, action, service
+from dotdo import (
+    ActionFailed,
+    AsyncContext,
+    Context,
+    Do,
+    Fail,
+    Retry,
+    RunCancelled,
+    action,
+    service,
+    wait_for_event,
+)
 from dotdo.engine.applying import Databases
 from dotdo.journal import Completion
 from tests.contract_sql import dying
@@ -224,6 +236,53 @@ def test_cancellation_during_the_commit_comes_too_late(workshop: Workshop, datab
     assert kinds(handle, f"write-{shape}") == ["committed", "effects_dropped"]
     assert workshop.receiver.heard == []
     assert handle.get().undo == "all"
+
+
+@pytest.mark.parametrize("shape", ["sync", "async", "swallows it"])
+def test_cancellation_that_came_too_late_for_a_step_does_not_end_its_undo(
+    workshop: Workshop, database: Database, gate: Gate, shape: str
+):
+    """What the step has staged cannot be delivered, so it is undone, and the undo needs its retries."""
+
+    @action("write-swallowing", catalogue=workshop.catalogue)
+    async def write_swallowing(ctx: AsyncContext) -> str:
+        await ctx.sql.execute(INSERT)
+        ctx.stage(workshop.send, text="hello")
+        gate.reached.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.get_running_loop().create_future()
+        return "done"
+
+    write = (define_both(workshop) | {"swallows it": write_swallowing})[shape]
+
+    @write.undo
+    def remove(ctx: Context, result: str) -> None:
+        workshop.receiver.wait_for("send")
+        if ctx.attempt == 1:
+            raise ConnectionError("not yet")
+        ctx.sql.execute(text("insert into notes (text) values ('undone')"))
+
+    @service("write-beside", catalogue=workshop.catalogue)
+    async def write_beside() -> None:
+        writing = asyncio.get_running_loop().create_task(write())
+        await wait_for_event("enough")
+        writing.cancel()
+        await wait_for_event("go on")
+
+    workshop.receiver.fail("send", Fail("no such address"))
+    handle = workshop.open().start(write_beside)
+    assert gate.reached.wait(PATIENCE)
+    handle.send_event("enough")
+    workshop.until(lambda: "event" in kinds(handle))
+    gate.opened.set()
+    workshop.until(lambda: "attempt_failed" in kinds(handle, "undo"))
+    workshop.clock.advance_to_next()
+    workshop.until(lambda: "failed" in kinds(handle, "write"))
+    handle.send_event("go on")
+    handle.result(timeout=PATIENCE)
+    assert database.notes() == ["hello", "undone"]
+    assert kinds(handle, "undo") == ["attempt_failed", "completed"]
+    assert kinds(handle, "write") == ["committed", "delivery_failed", "failed"]
 
 
 def test_timeout_during_the_commit_comes_too_late(workshop: Workshop, database: Database, gate: Gate):

@@ -1,5 +1,6 @@
 """What `ctx.sql` refuses: everything that would end its transaction, or spread one attempt over two databases."""
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from dotdo import Action, ActionFailed, AsyncContext, Context, DefinitionError, Do, StoreError, action
+from dotdo import Action, ActionFailed, AsyncContext, Context, DefinitionError, Do, Retry, StoreError, action
 from tests.contract_sql.databases import Database, SQLiteFile
 from tests.workshop import PATIENCE, Workshop
 
@@ -143,6 +144,36 @@ def test_refusal_that_the_handler_swallows_has_done_no_harm(workshop: Workshop, 
     workshop.open().run(meddle)
     assert database.notes() == ["first", "second"]
     assert len(database.applied()) == 1
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("given", ["url", "engine"])
+def test_statement_that_came_with_one_that_rolls_everything_back_is_not_committed_by_itself(
+    workshop: Workshop, database: Database, given: str
+):
+    """Tasks of a handler execute them at once: the second one is on its way when SQLite ends the transaction."""
+    database.execute(
+        "create trigger refuse before insert on notes when new.text = 'bad' begin select raise(rollback, 'no'); end"
+    )
+
+    @action("write", retry=Retry(attempts=3, delay=0, jitter=False), catalogue=workshop.catalogue)
+    async def write(ctx: AsyncContext) -> None:
+        await ctx.sql.execute(text(f"insert into notes (text) values ('before {ctx.attempt}')"))
+        texts = ["bad" if ctx.attempt < 3 else "good", f"beside {ctx.attempt}", f"many {ctx.attempt}"]
+        one, two, many = (text(f"insert into notes (text) values (:{name})") for name in ("one", "two", "many"))
+        ends = await asyncio.gather(
+            ctx.sql.execute(one, {"one": texts[0]}),
+            ctx.sql.execute(two, {"two": texts[1]}),
+            ctx.sql.execute(many, [{"many": texts[2]}, {"many": "and more"}]),
+            return_exceptions=True,
+        )
+        if any(isinstance(end, Exception) for end in ends):
+            raise ConnectionError("another attempt, please")
+
+    engine = create_async_engine(database.url.replace("sqlite:", "sqlite+aiosqlite:"))
+    with workshop.open(sql=database.url if given == "url" else engine) as client:
+        client.run(write)
+    assert sorted(database.notes()) == ["and more", "before 3", "beside 3", "good", "many 3"]
 
 
 # -- which database ---------------------------------------------------------------------------------------------------

@@ -266,6 +266,43 @@ def test_first_statements_may_come_at_once(workshop: Workshop, database: Databas
     assert client.run(by_connection_count(workshop)) == 3  # the connection is free again
 
 
+@pytest.mark.parametrize("options", [{"stream_results": True}, {"schema_translate_map": {None: "elsewhere"}}])
+@pytest.mark.parametrize("shape", ["sync", "async"])
+def test_options_of_the_handlers_statements_are_not_those_of_the_applied_row(
+    workshop: Workshop, database: Database, shape: str, options: dict[str, Any]
+):
+    """SQLAlchemy sets them on the connection itself."""
+
+    @action("note-sync", retry=1, catalogue=workshop.catalogue)
+    def note_sync(ctx: Context) -> int:
+        ctx.sql.execute(insert(NoteRow).values(text="hello"))
+        return ctx.sql.execution_options(**options).execute(text("select 7")).scalar_one()
+
+    @action("note-async", retry=1, catalogue=workshop.catalogue)
+    async def note_async(ctx: AsyncContext) -> int:
+        await ctx.sql.execute(insert(NoteRow).values(text="hello"))
+        connection = await ctx.sql.execution_options(**options)
+        return await connection.run_sync(lambda connection: connection.execute(text("select 7")).scalar_one())
+
+    assert workshop.open().run({"sync": note_sync, "async": note_async}[shape]) == 7
+    assert database.notes() == ["hello"]
+    assert len(database.applied()) == 1
+
+
+def test_first_statement_may_be_streamed(workshop: Workshop, database: Database):
+    """Nor does what is asked of the connection before it need one."""
+    database.execute("insert into notes (text) values ('there')")
+
+    @action("read", retry=1, catalogue=workshop.catalogue)
+    async def read(ctx: AsyncContext) -> list[str]:
+        assert not ctx.sql.closed
+        assert not ctx.sql.in_transaction()
+        assert database.url.startswith(ctx.sql.dialect.name)
+        return [row.text async for row in await ctx.sql.stream(select(NoteRow.text))]
+
+    assert workshop.open().run(read) == ["there"]
+
+
 def by_connection_count(workshop: Workshop) -> Action[..., int]:
     @action("count", catalogue=workshop.catalogue)
     def count(ctx: Context) -> int:

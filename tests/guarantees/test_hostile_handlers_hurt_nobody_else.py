@@ -16,7 +16,20 @@ from typing import Any, ClassVar
 
 import pytest
 
-from dotdo import ActionFailed, AsyncContext, AsyncDo, Catalogue, Do, Fail, RunBlocked, action, service
+from dotdo import (
+    ActionFailed,
+    AsyncContext,
+    AsyncDo,
+    Catalogue,
+    Do,
+    EffectCall,
+    Fail,
+    Retry,
+    RunBlocked,
+    action,
+    effect,
+    service,
+)
 from dotdo.engine.engine import Engine
 from dotdo.engine.service_code import ServiceCode
 from dotdo.errors import NodeDraining
@@ -294,6 +307,71 @@ async def test_handlers_that_raise_the_worst_fail_by_themselves(tmp_path: Path):
                 text = told((await handle.get()).error)
                 assert f"{kind}: " in text
                 assert message in text
+
+
+BAD = {"exit", "interrupt", "cancelled"}
+
+
+async def bad_effect(what: str) -> str:
+    worst(what)
+    return "never"
+
+
+def bad_effect_on_a_thread(what: str) -> str:
+    return worst(what) or "never"
+
+
+def bad_undo(call: EffectCall, answer: str, input: dict[str, Any]) -> None:
+    worst(input["what"])
+
+
+async def good(what: str) -> str:
+    return "done"
+
+
+POLICY: dict[str, Any] = {"retry": Retry(attempts=2, delay=0, jitter=False), "on_unknown": "resend"}
+bad = effect("bad", catalogue=catalogue, **POLICY)(bad_effect)
+bad_thread = effect("bad-thread", catalogue=catalogue, **POLICY)(bad_effect_on_a_thread)
+badly_undone = effect("badly-undone", undo=bad_undo, catalogue=catalogue, **POLICY)(good)
+
+
+@action("stages-the-worst", retry=1, catalogue=catalogue)
+async def stages_the_worst(ctx: AsyncContext, what: list[str]) -> None:
+    for each in what:
+        ctx.stage(bad, what=each)
+        ctx.stage(bad_thread, what=each)
+
+
+@action("stages-one", retry=1, catalogue=catalogue)
+async def stages_one(ctx: AsyncContext, what: str) -> None:
+    ctx.stage(bad, what=what)
+
+
+@action("requests-the-worst", retry=1, catalogue=catalogue)
+async def requests_the_worst(ctx: AsyncContext, what: str) -> None:
+    await ctx.request(bad, what=what)
+
+
+@action("asks-for-what-is-badly-undone", retry=1, catalogue=catalogue)
+async def asks_for_what_is_badly_undone(ctx: AsyncContext, what: str) -> None:
+    await ctx.request(badly_undone, what=what)
+    raise Fail("it is to be undone")
+
+
+@in_loop
+async def test_effects_that_raise_the_worst_fail_by_themselves(tmp_path: Path):
+    """They count as tries like any other: an effect that is cancelled inside does not leave its run without anybody."""
+    async with beside_others(tmp_path) as lab:
+        many = [await lab.client.start(stages_the_worst, what=sorted(BAD))]
+        for definition in (stages_one, requests_the_worst):
+            many += [await lab.client.start(definition, what=what) for what in BAD]
+        for handle in many:
+            with pytest.raises(ActionFailed, match=r"It raised (SystemExit|KeyboardInterrupt|CancelledError)"):
+                await handle.result(timeout=60)
+        for what in BAD:
+            handle = await lab.client.start(asks_for_what_is_badly_undone, what=what)
+            with pytest.raises(RunBlocked, match=WORST[what][0]):
+                await handle.result(timeout=60)
 
 
 @in_loop

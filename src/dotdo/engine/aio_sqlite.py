@@ -18,12 +18,22 @@ AHEAD = 100  # rows; a statement with more of them, as one that is streamed, fet
 OnConnection = Callable[[sqlite3.Connection], Any]
 
 
+class _Attempt:
+    """How far the transaction of one attempt is. A statement belongs to the one in which it was asked for, whenever the
+    thread comes to it."""
+
+    __slots__ = ("state",)
+
+    def __init__(self) -> None:
+        self.state: Literal["begins", "begun", "ended"] = "begins"
+
+
 class Connection(aiosqlite.Connection):
     """A connection with such cursors, on which attempts begin and end in the visits that they make anyway."""
 
     def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
         super().__init__(connector, AHEAD)
-        self._attempt: Literal["none", "begins", "begun", "ended"] = "none"
+        self._attempt: _Attempt | None = None
         self._at_commit: tuple[OnConnection | None, Callable[[], None]] | None = None
 
     def cursor(self) -> "Cursor":  # pyright: ignore[reportIncompatibleMethodOverride]  # needs no await, takes one
@@ -33,12 +43,12 @@ class Connection(aiosqlite.Connection):
     @property
     def in_transaction(self) -> bool:
         """Also when it is to begin with the next statement."""
-        return self._attempt == "begins" or self._conn.in_transaction
+        return (self._attempt is not None and self._attempt.state == "begins") or self._conn.in_transaction
 
     def begin_with_next(self) -> None:
         """An attempt's transaction, for writing, begins together with its first statement. Once that has ended,
         nothing is executed here until the next one begins: it would be committed by itself."""
-        self._attempt = "begins"
+        self._attempt = _Attempt()
 
     def commit_with(self, before: OnConnection | None, after: Callable[[], None]) -> None:
         """What the next commit does on the thread: before it (or else there is none), and as soon as it is done."""
@@ -47,18 +57,22 @@ class Connection(aiosqlite.Connection):
     async def commit(self) -> None:
         """See aiosqlite."""
         at_commit, self._at_commit = self._at_commit, None
-        await self._execute(self._commit, *(at_commit or (None, None)))
+        await self.visit(self._commit, self._attempt, *(at_commit or (None, None)))
 
     async def rollback(self) -> None:
         """See aiosqlite."""
         self._at_commit = None
-        if self._attempt != "ended":  # else there is nothing to roll back
-            await self._execute(self._roll_back)  # behind a statement for which nobody waits any more
+        if self._attempt is None or self._attempt.state != "ended":  # else there is nothing to roll back
+            await self.visit(self._roll_back, self._attempt)  # behind a statement for which nobody waits any more
+
+    async def visit(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Does something on the thread, wherever the transaction is."""
+        return await cast("Any", super())._execute(fn, *args, **kwargs)
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if fn != self._roll_back and fn != self._conn.close:
-            fn = partial(self._in_transaction, fn)
-        return await cast("Any", super())._execute(fn, *args, **kwargs)
+        if fn != self._conn.close:
+            fn = partial(self._in_transaction, self._attempt, fn)
+        return await self.visit(fn, *args, **kwargs)
 
     # -- on the thread ------------------------------------------------------------------------------------------------
 
@@ -66,36 +80,47 @@ class Connection(aiosqlite.Connection):
         """For one statement."""
         return self._conn.cursor()
 
-    def _in_transaction(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._attempt == "ended":
-            raise sqlite3.ProgrammingError("The transaction has ended.")
-        if self._attempt == "begins":
-            self._conn.execute("BEGIN IMMEDIATE").close()
-            self._attempt = "begun"
+    def _in_transaction(self, attempt: _Attempt | None, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._begin(attempt)
+        # A statement may have come with others, and one of those have met an error after which SQLite has rolled back
+        # the whole transaction: this one would be committed by itself.
+        if attempt is not None and not self._conn.in_transaction:
+            raise sqlite3.ProgrammingError("SQLite has rolled back this attempt's whole transaction.")
         return fn(*args, **kwargs)
 
-    def _commit(self, before: OnConnection | None, after: Callable[[], None] | None) -> None:
+    def _begin(self, attempt: _Attempt | None) -> None:
+        if attempt is None:
+            return
+        if attempt.state == "ended":
+            raise sqlite3.ProgrammingError("The transaction has ended.")
+        if attempt.state == "begins":
+            self._conn.execute("BEGIN IMMEDIATE").close()
+            attempt.state = "begun"
+
+    def _commit(self, attempt: _Attempt | None, before: OnConnection | None, after: Callable[[], None] | None) -> None:
+        self._begin(attempt)
         if before is not None:
             before(self._conn)
         self._conn.commit()
-        self._end()
+        self._end(attempt)
         if after is not None:
             after()
 
-    def _roll_back(self) -> None:
+    def _roll_back(self, attempt: _Attempt | None) -> None:
         self._conn.rollback()
-        self._end()
+        self._end(attempt)
 
-    def _end(self) -> None:
-        if self._attempt != "none":
-            self._attempt = "ended"
+    @staticmethod
+    def _end(attempt: _Attempt | None) -> None:
+        if attempt is not None:
+            attempt.state = "ended"
 
 
 class Cursor(aiosqlite.Cursor):
     """Executes, and fetches what comes first, in one visit."""
 
     def __init__(self, connection: Connection) -> None:
-        self._new_cursor = connection.new_cursor
+        self._new_cursor, self._visit_anyway = connection.new_cursor, connection.visit
         self._ahead: deque[Any] = deque()
         self._has_more = False
         super().__init__(connection, None)  # pyright: ignore[reportArgumentType]  # until the first statement
@@ -138,7 +163,7 @@ class Cursor(aiosqlite.Cursor):
         self._ahead.clear()
         if self._has_more:
             self._has_more = False
-            await self._on_thread(self._cursor.close)
+            await self._visit_anyway(self._cursor.close)
 
     def _on_thread(self, function: Callable[..., Any], *given: Any) -> Awaitable[Any]:
         return cast("Any", self)._execute(function, *given)

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import msgspec
@@ -30,7 +31,17 @@ from sqlalchemy.pool import NullPool
 from dotdo.context import CompletionStatement, Style
 from dotdo.engine.completing import completion_statement
 from dotdo.engine.settling import Undecided
-from dotdo.engine.sql import AttemptConnection, Key, SqlWork, applied, applied_row, encode_completion, guard, metadata
+from dotdo.engine.sql import (
+    AttemptConnection,
+    Key,
+    SqlWork,
+    applied,
+    applied_row,
+    encode_completion,
+    guard,
+    metadata,
+    one_at_a_time,
+)
 from dotdo.engine.sweeping import Leftover
 from dotdo.engine.turns import Turns
 from dotdo.errors import DefinitionError, StoreUnavailable, StoreUnusable
@@ -48,6 +59,9 @@ PROMPT = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
 }
+
+# SQLAlchemy's events around an execution, and what is called there.
+_EXECUTIONS = {"do_execute": "execute", "do_executemany": "executemany", "do_execute_no_params": "execute"}
 
 _KEY = tuple_(*applied.primary_key.columns)
 
@@ -346,6 +360,9 @@ def _prepare_engine(engine: Engine, *, lasting: bool) -> None:
         if lasting:
             event.listen(engine, "connect", _use_wal)
         event.listen(engine, "begin", _begin_sqlite)
+        if engine.dialect.driver == "aiosqlite":
+            for moment, method in _EXECUTIONS.items():
+                event.listen(engine, moment, partial(_one_at_a_time, method))
         event.listen(engine, "invalidate", _roll_back_first)
         engine.dispose()  # connections from before know nothing of this
 
@@ -394,6 +411,13 @@ def _roll_back_first(connection: Any, _record: Any, error: BaseException | None)
             connection.rollback()
         except asyncio.CancelledError:
             pass  # once more; the driver's thread has the rollback in its queue, and makes it
+
+
+def _one_at_a_time(method: str, cursor: Any, statement: str, *given: Any) -> bool | None:
+    driver = given[-1].root_connection.connection.driver_connection
+    if hasattr(driver, "begin_with_next") or statement == "BEGIN IMMEDIATE":
+        return None
+    return one_at_a_time(method, cursor, statement, *given)
 
 
 def _first_line(error: BaseException) -> str:

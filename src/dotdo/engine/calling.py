@@ -2,10 +2,13 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dotdo.effect import Effect, EffectCall
+from dotdo.engine.cancelling import is_cancelled
+from dotdo.engine.failing import message_of
 from dotdo.engine.secrets import arguments_of, plain_input
 from dotdo.engine.threads import OnThread, Threads, TimeIsUp
 from dotdo.errors import AttemptTimedOut
@@ -28,19 +31,34 @@ async def _run_effect(run: "LiveRun", effect: Effect[..., Any], call: EffectCall
     if not effect.is_async:
         job = OnThread(run.engine.threads, _bound(run, lambda: effect.function(*first, **arguments)))
         try:
-            return await job.result(effect.timeout)
+            with _as_failure():
+                return await job.result(effect.timeout)
         except TimeIsUp:
             raise _timed_out(effect) from None
         finally:
             job.call_off()
     limit = asyncio.timeout(effect.timeout)
     try:
-        async with limit:
-            return await effect.function(*first, **arguments)
+        with _as_failure():
+            async with limit:
+                return await effect.function(*first, **arguments)
     except TimeoutError:
         if limit.expired():
             raise _timed_out(effect) from None
         raise
+
+
+@contextmanager
+def _as_failure() -> Generator[None]:
+    """Whatever an effect's code raises is a failure of its try. It may have been cancelled somewhere inside, or want to
+    end the program: passed on as that, it would end the task of its step, with nobody left to go on."""
+    try:
+        yield
+    except (asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
+        if isinstance(error, asyncio.CancelledError) and is_cancelled():
+            raise
+        text = f"It raised {type(error).__name__}: {message_of(error)}".removesuffix(": ")
+        raise RuntimeError(text).with_traceback(error.__traceback__) from error
 
 
 def _timed_out(effect: Effect[..., Any]) -> AttemptTimedOut:
@@ -68,11 +86,13 @@ async def run_companion(
     names = list(inspect.signature(function).parameters)
     arguments = {name: offered[name] for name in names[1:] if name in offered}
     if inspect.iscoroutinefunction(function):
-        async with asyncio.timeout(timeout):
-            return await function(call, **arguments)
+        with _as_failure():
+            async with asyncio.timeout(timeout):
+                return await function(call, **arguments)
     job = OnThread(threads, lambda: function(call, **arguments))
     try:
-        return await job.result(timeout)
+        with _as_failure():
+            return await job.result(timeout)
     except TimeIsUp:
         raise TimeoutError from None
     finally:

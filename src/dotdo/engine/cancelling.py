@@ -26,10 +26,10 @@ async def whatever_happens(work: "asyncio.Future[T]", *, is_commit: bool = True)
 
 
 def uncancel() -> None:
-    """The cancellation of this task came too late: it does not count."""
+    """Whoever cancelled this task came too late, however many did: it does not count."""
     task = asyncio.current_task()
-    if task is not None:
-        task.uncancel()
+    while task is not None and task.uncancel():
+        continue
 
 
 def is_cancelled() -> bool:

@@ -33,13 +33,15 @@ async def request(
     run: "LiveRun", record: StepRecord, attempt: Attempt, effect: Effect[..., Any], input: bytes, id: str
 ) -> Any:
     """Answers a request: from the journal if it was answered before, else by making the call."""
+    call = run.calls.get((record.id, id))
+    if call is not None and call.cancelling():
+        await asyncio.wait(
+            [call]
+        )  # cut short by the end of an earlier attempt; it may have got its answer all the same
+        call = None
     known = record.requests.get(id)
     if known is not None and known.answer is not None:
         return effect.schema.load(bytes(known.answer))
-    call = run.calls.get((record.id, id))
-    if call is not None and call.cancelling():
-        await asyncio.wait([call])  # cut short by the end of an earlier attempt
-        call = None
     if call is None:
         if known is not None and known.in_doubt and not known.again:
             await _find_out(run, record, effect, known, attempt.number)

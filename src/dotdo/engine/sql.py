@@ -9,10 +9,11 @@ import re
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import msgspec
 from sqlalchemy import (
@@ -25,14 +26,14 @@ from sqlalchemy import (
     Text,
     insert,
 )
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from dotdo.engine.refusing import refuse, refuse_ends, refuse_rolled_back
 from dotdo.engine.turns import Turns
-from dotdo.errors import DefinitionError
 from dotdo.journal import Completion
 
 CANCEL = 5.0  # seconds for which a server has time to cancel a statement
@@ -60,24 +61,7 @@ def applied_row(key: Key, completion: str) -> dict[str, Any]:
 _COLUMNS = ("run", "step", "generation", "attempt", "completion", "at")
 _INSERT = f"insert into {applied.name} ({', '.join(_COLUMNS)}) values (:{', :'.join(_COLUMNS)})"  # noqa: S608
 encode_completion = msgspec.json.Encoder().encode
-# Statements that would end the attempt's transaction behind its back.
-_ENDS_TRANSACTION = re.compile(
-    r"\s*(begin|start\s+transaction|commit|end|abort|rollback(?!(\s+(work|transaction))?\s+to)|prepare\s+transaction)\b",
-    re.I,
-)
-# Quoted text and names, dollar quotes and comments: nothing in them is a statement.
-_OPAQUE = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|(\$\w*\$).*?\1|--[^\n]*|/\*.*?\*/""", re.S)
-_HAS_BODY = re.compile(r"\s*create\b.*\bbegin\b", re.I | re.S)  # a trigger or function with an `end` of its own
 _READS = re.compile(r"\s*(select|savepoint|release)\b", re.I)
-_COMMITS_BY_ITSELF = re.compile(r"\s*(create|alter|drop|truncate|rename|grant|revoke|lock\s+tables)\b", re.I)
-_SELF_COMMITTING_DIALECTS = frozenset({"mysql", "mariadb", "oracle"})
-
-
-def _refuse(what: str) -> NoReturn:
-    raise DefinitionError(
-        f"ctx.sql does not take {what}: its transaction is committed with the attempt and rolled back when the handler "
-        "raises. Just execute your statements."
-    )
 
 
 class AttemptConnection(Connection):
@@ -87,26 +71,29 @@ class AttemptConnection(Connection):
     check: Callable[[], None] | None = None
     may_write = False
     _changes: int | None = None
+    _cursors: "weakref.WeakSet[sqlite3.Cursor] | None" = None
+    _streams: tuple[Any, ...] = ()
+    _one_at_a_time: asyncio.Lock | None = None
 
     def commit(self) -> None:
         """Refused."""
-        _refuse("commit()")
+        refuse("commit()")
 
     def rollback(self) -> None:
         """Refused."""
-        _refuse("rollback()")
+        refuse("rollback()")
 
     def close(self) -> None:
         """Refused."""
-        _refuse("close()")
+        refuse("close()")
 
     def begin(self) -> Any:
         """Refused; `begin_nested` (a savepoint) is fine."""
-        _refuse("begin()")
+        refuse("begin()")
 
     def get_transaction(self) -> Any:
         """Refused: it could be committed or rolled back."""
-        _refuse("get_transaction()")
+        refuse("get_transaction()")
 
     def begin_attempt(self) -> Any:
         """Begins the attempt's transaction."""
@@ -125,6 +112,29 @@ class AttemptConnection(Connection):
         changes: Any = getattr(self.connection.driver_connection, "total_changes", None)
         return changes if isinstance(changes, int) else None
 
+    def keep_in_mind(self, cursor: Any) -> None:
+        """That of a statement, if its result may be left open."""
+        if isinstance(cursor, sqlite3.Cursor):
+            if self._cursors is None:
+                self._cursors = weakref.WeakSet()
+            self._cursors.add(cursor)
+        elif getattr(cursor, "server_side", False) or getattr(cursor, "name", None):  # others have all rows at once
+            self._streams = (*self._streams, cursor)
+
+    def close_results(self) -> None:
+        """Those that were not read to their end. On SQLite, whoever keeps one keeps the connection at the moment that
+        it reads, also past the transaction: once somebody else has written, no other can begin there any more."""
+        cursors = [*(self._cursors or ()), *self._streams]
+        self._cursors, self._streams = None, ()
+        for cursor in cursors:
+            cursor.close()
+
+    def one_at_a_time(self) -> asyncio.Lock:
+        """For statements that tasks of a handler execute at once."""
+        if self._one_at_a_time is None:
+            self._one_at_a_time = asyncio.Lock()
+        return self._one_at_a_time
+
     def close_attempt(self) -> None:
         """Gives the connection back."""
         super().close()
@@ -132,8 +142,13 @@ class AttemptConnection(Connection):
     def execution_options(self, **opt: Any) -> Any:
         """Like SQLAlchemy's, without changing the isolation level."""
         if "isolation_level" in opt:
-            _refuse("another isolation level")
+            refuse("another isolation level")
         return super().execution_options(**opt)
+
+    def forget_options(self) -> None:
+        """Those that the handler has set stay with the connection. They are for its own statements: the applied row is
+        in no other schema, and its insert has no rows to stream."""
+        self._execution_options = self.engine.get_execution_options()
 
 
 class AttemptSession(Session):
@@ -147,26 +162,34 @@ class AttemptSession(Session):
 
     def commit(self) -> None:
         """Refused; `flush` is fine."""
-        _refuse("session.commit()")
+        refuse("session.commit()")
 
     def rollback(self) -> None:
         """Refused."""
-        _refuse("session.rollback()")
+        refuse("session.rollback()")
 
     def close(self) -> None:
         """Refused: what was not flushed would be lost without a word. It ends with the attempt."""
-        _refuse("session.close()")
+        refuse("session.close()")
 
     def reset(self) -> None:
         """Refused, for the same reason."""
-        _refuse("session.reset()")
+        refuse("session.reset()")
 
 
 class _Unopened:
     """Stands for a connection until its first statement, which opens it."""
 
-    def __init__(self, open: Callable[[], Connection]) -> None:
-        self._open = open
+    closed = invalidated = False
+
+    def __init__(self, open: Callable[[], Connection], dialect: Dialect) -> None:
+        self._open, self.dialect = open, dialect
+
+    def in_transaction(self) -> bool:
+        """It begins with the first statement."""
+        return False
+
+    in_nested_transaction = in_transaction
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return lambda *args, **kwargs: getattr(self._open(), name)(*args, **kwargs)
@@ -181,7 +204,7 @@ class AttemptAsyncConnection(AsyncConnection):
 
     @property
     def _proxied(self) -> Any:
-        return self._work.opened or _Unopened(self._work.open)
+        return self._work.opened or _Unopened(self._work.open, self.sync_engine.dialect)
 
     async def run_sync(self, fn: Callable[..., Any], *arg: Any, **kw: Any) -> Any:
         """Runs a sync function with the sync connection."""
@@ -189,24 +212,24 @@ class AttemptAsyncConnection(AsyncConnection):
 
     async def commit(self) -> None:
         """Refused."""
-        _refuse("commit()")
+        refuse("commit()")
 
     async def rollback(self) -> None:
         """Refused."""
-        _refuse("rollback()")
+        refuse("rollback()")
 
     async def close(self) -> None:
         """Refused."""
-        _refuse("close()")
+        refuse("close()")
 
     def begin(self) -> Any:
         """Refused; `begin_nested` (a savepoint) is fine."""
-        _refuse("begin()")
+        refuse("begin()")
 
     async def execution_options(self, **opt: Any) -> Any:
         """Like SQLAlchemy's, without changing the isolation level."""
         if "isolation_level" in opt:
-            _refuse("another isolation level")
+            refuse("another isolation level")
         return await super().execution_options(**opt)
 
 
@@ -314,6 +337,7 @@ class SqlWork:
             completion.sql.clear()  # a session or connection that was never used
             return
         try:
+            opened.close_results()
             if opened.has_only_read():
                 completion.sql.clear()
                 row = None
@@ -336,6 +360,7 @@ class SqlWork:
             self._close()
 
     def _insert(self, opened: AttemptConnection, row: dict[str, Any]) -> None:
+        opened.forget_options()
         try:
             opened.execute(insert(applied), row)
         except IntegrityError:
@@ -346,7 +371,7 @@ class SqlWork:
     def _apply(self, row: dict[str, Any], connection: sqlite3.Connection) -> None:
         """The same on aio_sqlite's thread, where the COMMIT follows in the same visit."""
         if not connection.in_transaction:
-            _refuse_rolled_back()
+            refuse_rolled_back()
         try:
             connection.execute(_INSERT, row).close()
         except sqlite3.IntegrityError:
@@ -361,6 +386,8 @@ class SqlWork:
                 self._abandoned.close()
             elif self.opened is not None:
                 try:
+                    with suppress(Exception):  # whatever it is, the transaction is rolled back
+                        self.opened.close_results()
                     self._root.close()  # which rolls back; and in silence if it has ended meanwhile, on the loop
                 finally:
                     self._close()
@@ -432,39 +459,38 @@ def _canceller(driver: Any) -> Callable[[], None] | None:
     return getattr(driver, "interrupt", None) or getattr(driver, "cancel", None)  # of sqlite3; of others
 
 
-def guard(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+def guard(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
     if not isinstance(connection, AttemptConnection) or not connection.in_transaction():
         return
     if connection.check is not None:
         connection.check()  # a handler may have kept the connection, and go on after its timeout
     if statement != "BEGIN IMMEDIATE":
+        connection.keep_in_mind(cursor)
         if connection.dialect.name == "sqlite":
             _check_open(connection)
             connection.may_write = connection.may_write or not _READS.match(statement)
-        for one in _statements(statement):
-            if _ENDS_TRANSACTION.match(one):
-                _refuse(one.split(None, 1)[0].upper())
-    if connection.dialect.name in _SELF_COMMITTING_DIALECTS and _COMMITS_BY_ITSELF.match(statement):
-        _refuse(f"{statement.strip().split(None, 1)[0].upper()}, which commits by itself on this database")
+        refuse_ends(connection.dialect.name, statement)
+
+
+def one_at_a_time(method: str, cursor: Any, *given: Any) -> bool | None:
+    """Executes a statement on aiosqlite's own connections, when none of the same attempt is on its way. Else one that
+    came with others would be committed by itself, if one of those has SQLite roll back the whole transaction. (On
+    aio_sqlite's the thread looks.)"""
+    connection = given[-1].root_connection
+    if not isinstance(connection, AttemptConnection) or connection.check is None:
+        return None  # executed as ever
+    lock = connection.one_at_a_time()
+    await_only(lock.acquire())
+    try:
+        _check_open(connection)
+        getattr(cursor, method)(*given[:-1])
+    finally:
+        lock.release()
+    return True
 
 
 def _check_open(connection: Connection) -> None:
     """After some errors (a full disk, `insert or rollback`, a trigger's `raise(rollback)`) SQLite has rolled back the
     whole transaction, and would commit each statement that follows by itself."""
     if not cast("Any", connection.connection.driver_connection).in_transaction:
-        _refuse_rolled_back()
-
-
-def _refuse_rolled_back() -> NoReturn:
-    raise DefinitionError(
-        "SQLite has rolled back this attempt's whole transaction after an error that the handler caught, so the "
-        "attempt can commit nothing more. Let that error pass: the attempt fails, and is retried as a whole."
-    )
-
-
-def _statements(text: str) -> list[str]:
-    """The statements in a text, as far as it matters how they begin. Some drivers take several at once."""
-    if ";" not in text and "--" not in text and "/*" not in text:
-        return [text]
-    bare = _OPAQUE.sub(" ", text)
-    return [bare] if _HAS_BODY.match(bare) else bare.split(";")
+        refuse_rolled_back()

@@ -180,6 +180,9 @@ class StepRun(HandlerRun):
             if attempt.promised is not None:
                 await self._without_commit(action, retry, attempt, started, not_executed(attempt), completion)
                 return
+            # A thread that was committing already, or a handler that swallows it, was cancelled in vain; and an undo of
+            # this very step, if one follows, is not what was to be cancelled.
+            uncancel()
             self.record.loaded = self._loaded
             self._committed(completion, number)
         finally:

@@ -5,6 +5,7 @@ import sqlite3
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,14 @@ def test_cursor_does_what_aiosqlites_own_does(work: Work):
 def visits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The visits to the threads of connections, by what they are for."""
     found: list[str] = []
-    execute: Any = aio_sqlite.Connection._execute
+    visit = aio_sqlite.Connection.visit
 
     async def counted(connection: Any, function: Any, *given: Any, **options: Any) -> Any:
-        found.append(function.__name__)
-        return await execute(connection, function, *given, **options)
+        what = function.args[1] if isinstance(function, partial) else function  # in a transaction
+        found.append(what.__name__)
+        return await visit(connection, function, *given, **options)
 
-    monkeypatch.setattr(aio_sqlite.Connection, "_execute", counted)
+    monkeypatch.setattr(aio_sqlite.Connection, "visit", counted)
     return found
 
 
@@ -228,6 +230,38 @@ def test_statement_that_comes_behind_the_end_is_not_committed_by_itself(
             await connection.execute("insert into t values (3)")
             await connection.commit()
         assert table.execute("select * from t").fetchall() == ([(1,), (3,)] if end == "commit" else [(3,)])
+
+    asyncio.run(main())
+
+
+def test_late_statement_does_not_come_into_the_next_attempts_transaction(tmp_path: Path, table: sqlite3.Connection):
+    """The thread comes to it when the loop has begun the next attempt already: it was asked for by another one."""
+
+    async def main() -> None:
+        async with (connection := open_file(tmp_path)):
+            began, held = threading.Event(), threading.Event()
+
+            def hold() -> None:
+                began.set()
+                held.wait(60)
+
+            connection.begin_with_next()
+            await connection.execute("insert into t values (1)")
+            ending = asyncio.ensure_future(connection.commit())
+            holding = asyncio.ensure_future(connection.visit(hold))
+            await ending
+            await asyncio.to_thread(began.wait, 60)
+            late = asyncio.ensure_future(connection.execute("insert into t values (2)"))
+            await asyncio.sleep(0)
+            connection.begin_with_next()
+            next_one = asyncio.ensure_future(connection.execute("insert into t values (3)"))
+            await asyncio.sleep(0)
+            held.set()
+            await asyncio.gather(holding, next_one)
+            with pytest.raises(sqlite3.ProgrammingError, match="has ended"):
+                await late
+            await connection.commit()
+        assert table.execute("select * from t").fetchall() == [(1,), (3,)]
 
     asyncio.run(main())
 

@@ -15,6 +15,7 @@ from dotdo import (
     Effect,
     EffectCall,
     Fail,
+    Retry,
     RunBlocked,
     action,
     service,
@@ -164,6 +165,49 @@ def test_failed_call_is_made_again_under_its_key(workshop: Workshop):
     assert len(workshop.receiver.keys("order")) == 3
     assert len(set(workshop.receiver.keys("order"))) == 1
     assert len(data(handle, "requested")) == 1
+
+
+class Slow:
+    """What a call waits for that is seen through in spite of its cancellation."""
+
+    def __init__(self) -> None:
+        self.began, self.cancelled, self.may_end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+
+async def see_through(call: EffectCall, text: str) -> str:
+    answer = call.resource(Receiver).take("through", text, call)
+    slow = call.resource(Slow)
+    slow.began.set()
+    try:
+        await slow.may_end.wait()
+    except asyncio.CancelledError:
+        slow.cancelled.set()
+        await slow.may_end.wait()
+    return answer
+
+
+def test_call_that_was_cut_short_and_answered_all_the_same_is_not_made_again(workshop: Workshop):
+    """The next attempt asks while it is still on its way out. The receiver honours no key."""
+    through = Effect("through", see_through, catalogue=workshop.catalogue)
+
+    @action("buy", retry=Retry(attempts=2, delay=0, jitter=False), catalogue=workshop.catalogue)
+    async def buy(ctx: AsyncContext) -> str:
+        asking = asyncio.ensure_future(ctx.request(through, text="bread"))
+        slow = ctx.resource(Slow)
+        if ctx.attempt == 1:
+            await slow.began.wait()
+            asking.cancel()
+            await slow.cancelled.wait()
+            raise ConnectionError("too slow")
+        for _ in range(10):  # turns of the loop, in which it comes to wait for the call of the first attempt
+            await asyncio.sleep(0)
+        slow.may_end.set()
+        return await asking
+
+    handle = workshop.open(resources=[workshop.receiver, Slow()]).start(buy)
+    assert handle.result(timeout=PATIENCE) == "through bread: 1"
+    assert len(workshop.receiver.heard) == 1
+    assert kinds(handle, "buy") == ["requested", "attempt_failed", "answered", "completed"]
 
 
 def test_final_failure_undoes_requests_newest_first(workshop: Workshop):

@@ -171,6 +171,8 @@ def test_too_deep_a_value_is_refused(http: httpx2.Client):
         ("/v1/runs?limit=0", 400, "invalid_query"),
         ("/v1/runs?limit=1&limit=2", 400, "invalid_query"),
         ("/v1/runs?stauts=failed", 400, "invalid_query"),
+        ("/v1/runs?status=done", 400, "invalid_query"),
+        ("/v1/runs?undo=some", 400, "invalid_query"),
         ("/v1/runs?cursor=no", 400, "invalid_cursor"),
         ("/v1/actions/greet-user/execute", 405, "method_not_allowed"),
     ],

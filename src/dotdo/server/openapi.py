@@ -5,13 +5,13 @@ Every action and service appears as an operation of its own, with its own input 
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dotdo.records import Definition
+from dotdo.records import Definition, Status, Undo
 from dotdo.server.problems import Problem
 from dotdo.server.reading import KEY_SCHEMA, MOST_NUMBER, query
 from dotdo.server.reference import page
@@ -26,8 +26,8 @@ _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "str
 _NUMBER = {"type": "integer", "minimum": 0, "maximum": MOST_NUMBER}
 _QUERIES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
     "list_runs": [
-        ("status", {"type": "string"}, "Only runs in this state."),
-        ("undo", {"type": "string"}, "Only runs of which that much is undone: none, partial, all."),
+        ("status", {"type": "string", "enum": list(get_args(Status))}, "Only runs in this state."),
+        ("undo", {"type": "string", "enum": list(get_args(Undo))}, "Only runs of which that much is undone."),
         ("name", {"type": "string"}, "Only runs of this action or service."),
         ("trail", {"type": "string"}, "Only runs of this trail."),
         ("parent", {"type": "string"}, "Only children of this run."),

@@ -7,7 +7,7 @@ import asyncio
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -187,8 +187,11 @@ def preferred_wait(request: Request, default: float) -> float:
     return min(wait, LONGEST_WAIT)
 
 
-def query(request: Request, allowed: Mapping[str, type]) -> dict[str, Any]:
-    """The query's parameters, converted; those not given are left out. Raises Refused for others, and for repeated."""
+def query(request: Request, allowed: Mapping[str, Any]) -> dict[str, Any]:
+    """The query's parameters, converted; those not given are left out. Raises Refused for others, and for repeated.
+
+    allowed: their types: str, int, a Literal of texts, or dict for one that may be repeated.
+    """
     found: dict[str, Any] = {}
     for name, text in request.query_params.multi_items():
         if name not in allowed:
@@ -206,6 +209,8 @@ def query(request: Request, allowed: Mapping[str, type]) -> dict[str, Any]:
             if not (text.isascii() and text.isdecimal() and len(text.lstrip("0")) < 16):
                 raise Refused(400, "invalid_query", f"{name}: a whole number is needed.")
             found[name] = int(text)
+        elif (choices := get_args(allowed[name])) and text not in choices:
+            raise Refused(400, "invalid_query", f"{name}: one of {', '.join(choices)} is needed.")
         else:
             found[name] = text
     return found

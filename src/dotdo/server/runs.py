@@ -1,21 +1,23 @@
 """`/v1/runs`: look at runs and their journals, and steer them."""
 
+from typing import Any
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from dotdo import codec
 from dotdo.policy import check_text
-from dotdo.records import Run, RunFilter, cursor_of, place_of
+from dotdo.records import Run, RunFilter, Status, Undo, cursor_of, place_of
 from dotdo.server.asked import asked_of
 from dotdo.server.problems import Refused
 from dotdo.server.reading import Event, Nothing, Resolution, preferred_wait, query, read_body, refusing
 from dotdo.server.serving import actor, answer, ended_within, platform, site
 from dotdo.server.shapes import Journal, Page, entry_shape, run_shape
 
-FILTERS: dict[str, type] = {
-    "status": str,
-    "undo": str,
+FILTERS: dict[str, Any] = {
+    "status": Status,
+    "undo": Undo,
     "name": str,
     "trail": str,
     "parent": str,

@@ -28,11 +28,11 @@ FOUND = {
 CAUGHT = {
     "needs_a_hint": 28,
     "expels_nobody": 8,
-    "rescues_at_its_start_only": 8,
+    "rescues_at_its_start_only": 13,
     "expels_whoever_it_likes": 8,
-    "comes_back_under_its_old_name": 12,
+    "comes_back_under_its_old_name": 2,
     "forgets_claims_whose_answer_was_lost": 135,
-    "drops_the_fence": 339,
+    "drops_the_fence": 290,
     "believes_its_lease_for_ever": 20_033,
     "rings_without_a_lease": 85,
 }

@@ -134,6 +134,7 @@ def test_requests_around_a_restart_are_answered_or_refused_before_they_are_taken
         for caller in callers:
             caller.start()
         assert begun.wait(PATIENCE)
+        first = len(answered)
         before = change(serve, APPLICATION + "\n# changed\n")
         serve.url(after=before)
         greet(url)
@@ -145,7 +146,7 @@ def test_requests_around_a_restart_are_answered_or_refused_before_they_are_taken
             for key, id in answered.items():
                 run = http.get(f"/v1/runs/{id}", headers={"Prefer": "wait=20"}).json()
                 assert (run["status"], run["key"]) == ("completed", key)
-        assert len(answered) >= 20
+        assert len(answered) >= first + len(callers), "each had one under way, or asked again"
 
 
 def test_server_ends_with_a_watcher_that_was_killed(tmp_path: Path):

@@ -67,7 +67,7 @@ def audit(
     wrong += _entries(entries)
     wrong += _claims(entries, told)
     wrong += _effects(entries, world)
-    undone, stock = check_undone(entries)
+    undone, stock = check_undone(entries, catalogue)
     wrong += undone
     wrong += _hostile(runs, entries, told, world)
     if over:

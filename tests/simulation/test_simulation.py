@@ -148,8 +148,8 @@ def test_there_are_twenty_planted_bugs():
 
 
 def test_failing_seed_shrinks(monkeypatch: pytest.MonkeyPatch):
-    PLANTED["cancels_in_words_only"](monkeypatch)
-    played = found(CAUGHT["cancels_in_words_only"])
+    PLANTED["starts_whoever_asks"](monkeypatch)
+    played = found(CAUGHT["starts_whoever_asks"])
     assert played is not None
     small = shrink(played, 40)
     assert small.wrong

@@ -1,6 +1,6 @@
 """What must be undone, and what must be left, by the journal's commits alone (I10): not by what the engine has planned.
 
-Which steps can be undone, and which end the undoing, stands in tests/simulation/world.py.
+Which steps can be undone, and which end the undoing, is what their actions declare.
 """
 
 from dataclasses import dataclass, field
@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 
-UNDOABLE, PIVOT = ("undoable", "stocked"), "pivot"
+from dotdo.action import Action
+from dotdo.catalogue import Catalogue
+
 OWN_STEPS = ("undo:", "on_failure:")
 
 
@@ -19,6 +21,8 @@ class Committed:
     entry, by step."""
 
     run: str
+    undoable: frozenset[str]  # names of actions
+    pivots: frozenset[str]
     at: dict[str, int] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     left: set[str] = field(default_factory=set)
@@ -28,13 +32,13 @@ class Committed:
 
     def can_be_undone(self, step: str) -> bool:
         """Whether it declares an undo; a child is undone by undoing its run."""
-        return step in self.children or step.partition(":")[0] in UNDOABLE
+        return step in self.children or step.partition(":")[0] in self.undoable
 
     def due(self) -> list[str]:
         """The steps to undo now, the newest first, down to the last pivot."""
         due: list[str] = []
         for step in sorted(self.at, key=lambda step: -self.at[step]):
-            if step.partition(":")[0] == PIVOT:
+            if step.partition(":")[0] in self.pivots:
                 break
             if self.can_be_undone(step) and step not in self.left:
                 due.append(step)
@@ -83,13 +87,16 @@ class Committed:
         self.left.discard(step)
 
 
-def check_undone(entries: list[dict[str, Any]]) -> tuple[list[str], set[str]]:
+def check_undone(entries: list[dict[str, Any]], catalogue: Catalogue) -> tuple[list[str], set[str]]:
     """What does not hold, in words; and the stock that must be there, as the ledger names it. entries: of all runs, one
-    run after the other, in order."""
+    run after the other, in order. catalogue: of their actions."""
+    actions: list[Action[..., Any]] = catalogue.all("action")
+    undoable = frozenset(action.name for action in actions if action.undo_action is not None)
+    pivots = frozenset(action.name for action in actions if action.pivot)
     wrong: list[str] = []
     stock: set[str] = set()
     for run, of_it in groupby(entries, key=lambda entry: entry["run"]):
-        committed = Committed(run)
+        committed = Committed(run, undoable, pivots)
         for entry in of_it:
             committed.take(entry)
         wrong += committed.wrong

@@ -178,7 +178,9 @@ class Play:
             intents = "\n".join(str(data) for _, data in journal.fetchall())
         told = Told(None, {} if self.stage.deleting else self.stage.ids)
         is_over = not wrong and self.workload != "migrating"
-        wrong += audit(store, self.stage.app, self.world, told, KEY, over=is_over)
+        wrong += audit(
+            store, self.stage.app, self.world, told, KEY, over=is_over, catalogue=catalogue_of(self.workload)
+        )
         wrong += [f"I3: {id} was refused, and is there" for id in self.stage.refused & there]
         if not self.stage.deleting:
             keys = {arrival.key.removesuffix(".undo") for arrival in self.world.arrivals}

@@ -86,7 +86,7 @@ def test_replays_under_two_other_hash_seeds_ask_for_the_same_steps_and_end_the_s
 
 def test_programs_killed_in_their_middle_go_on_under_another_hash_seed(tmp_path: Path):
     resumed = 0
-    for commits in (1, 2, 4, 8):
+    for commits in (1, 4):
         file = tmp_path / f"killed after {commits}.db"
         assert program(file, "run", 0, PROGRAMS, commits, hash_seed=1).returncode == -signal.SIGKILL
         ends = answer(program(file, "run", 0, PROGRAMS, hash_seed=2))
@@ -97,7 +97,7 @@ def test_programs_killed_in_their_middle_go_on_under_another_hash_seed(tmp_path:
         runs = opened.list_runs(RunFilter(status="completed", limit=PROGRAMS))
         resumed += sum(any(entry.kind == "claimed" for entry in opened.read_journal(run.id)) for run in runs)
         opened.close()
-    assert resumed > 100
+    assert resumed > 50
 
 
 def test_control_other_programs_do_not_replay_to_these_ends(store: Path):

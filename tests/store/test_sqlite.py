@@ -213,19 +213,6 @@ def test_log_that_cannot_start_over_stops_nobody(engine: SqlStore, path: Path, s
     assert Path(f"{path}-wal").stat().st_size < 2 * grown, "it started over once the reader had gone"
 
 
-def test_log_is_copied_once_per_so_many_pages(
-    engine: SqlStore, path: Path, short_log: SQLiteDatabase, monkeypatch: pytest.MonkeyPatch
-):
-    """A reader keeps the log from starting over, as busy writers do: still it is not copied after each commit."""
-    asked: list[int] = []
-    with monkeypatch.context() as patched, closing(reader(path)) as looking, looking.read_chains("", "~") as _:
-        patched.setattr(short_log._wake_checkpointer, "set", lambda: asked.append(1))
-        write_much(engine, Runs(engine), 150)
-        pages = Path(f"{path}-wal").stat().st_size / 4096
-    assert pages > 150, "each commit wrote a page at least"
-    assert 2 <= len(asked) <= pages / 20
-
-
 def test_read_error_is_a_store_error(engine: SqlStore):
     database: SQLiteDatabase = engine._db  # type: ignore[assignment]
     with pytest.raises(StoreUnavailable, match="could not read: no such table: nowhere"):

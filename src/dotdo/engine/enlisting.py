@@ -5,6 +5,7 @@ The run is nobody's and due, as if it had been filed by a client; whoever hears 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from dotdo import codec
@@ -36,10 +37,7 @@ async def enlisting(
     store = cast("SharedStore", platform.store)
     definition = platform.catalogue.get(kind, name, options.version)
     id = run_id(name, options.key)
-
-    def at_rest() -> tuple[bytes, bytes]:
-        return platform.vault.at_rest(definition.schema, definition.schema.accept(params), id, options)
-
+    at_rest = partial(platform.vault.accepted, definition.schema, params, id, options)
     input, identity = await asyncio.to_thread(at_rest) if codec.is_heavy(params) else at_rest()
     accepted = new_run(
         platform, id, definition, kind, input, options, pins=await platform.newest_versions(), identity=identity

@@ -47,7 +47,6 @@ from dotdo.journal import input_digest
 from dotdo.policy import Retention
 from dotdo.preview import Preview
 from dotdo.records import HELD, Definition, Options, Progress, Run, RunFilter, RunKind, WaitingFor
-from dotdo.schema import Schema
 from dotdo.store.protocol import Filed, Message, Store
 
 if TYPE_CHECKING:
@@ -297,7 +296,7 @@ class Follower(Serving):
             definition = await look_for_others(self, kind, name, options.version)
         elif definition is None:
             return await self._have_started(id, kind, name, params, options)
-        at_rest = partial(self._at_rest, definition.schema, params, id, options)
+        at_rest = partial(self.vault.accepted, definition.schema, params, id, options)
         input, identity = await self._at_own.apart(at_rest) if is_heavy(params) else at_rest()
         pins = await self.newest_versions()
         accepted = new_run(self, id, definition, kind, input, options, pins=pins, identity=identity)
@@ -311,9 +310,6 @@ class Follower(Serving):
             check_same_input(known, input_digest(identity), options.key or "", name, id)
         self._hint(id)
         return id
-
-    def _at_rest(self, schema: Schema, params: Any, id: str, options: Options) -> tuple[bytes, bytes]:
-        return self.vault.at_rest(schema, schema.accept(params), id, options)
 
     async def _have_started(self, id: str, kind: RunKind, name: str, params: Any, options: Options) -> str:
         """Has the engine accept what is not defined here: it knows whether the input fits."""

@@ -19,7 +19,6 @@ from dotdo.errors import ClientClosed, StoreError, StoreUnavailable
 from dotdo.journal import LARGE, input_digest
 from dotdo.offer import Remote
 from dotdo.records import Options, RunKind
-from dotdo.schema import Schema
 
 if TYPE_CHECKING:
     from dotdo.engine.engine import Engine
@@ -72,7 +71,7 @@ class Intake:
             await engine.lease.returned()
         definition = defined_anywhere(engine, kind, name, options.version)
         id = id or run_id(name, options.key)
-        at_rest = partial(self._at_rest, definition.schema, params, id, options)
+        at_rest = partial(engine.vault.accepted, definition.schema, params, id, options)
         input, identity = await engine.committer.apart(at_rest) if is_heavy(params) else at_rest()
         if engine.catalogue.changes != engine.pinned.changes:
             await engine.pinned.take()
@@ -110,9 +109,6 @@ class Intake:
             return False
         check_same_input(digest, given, key, name, id)
         return run.journal if run is not None else True
-
-    def _at_rest(self, schema: Schema, params: Any, id: str, options: Options) -> tuple[bytes, bytes]:
-        return self._engine.vault.at_rest(schema, schema.accept(params), id, options)
 
     def _digest_of(self, run: LiveRun) -> str:
         return input_digest(self._engine.vault.identity(run.definition.schema, bytes(run.accepted.input), run.id))

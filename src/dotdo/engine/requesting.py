@@ -35,9 +35,7 @@ async def request(
     """Answers a request: from the journal if it was answered before, else by making the call."""
     call = run.calls.get((record.id, id))
     if call is not None and call.cancelling():
-        await asyncio.wait(
-            [call]
-        )  # cut short by the end of an earlier attempt; it may have got its answer all the same
+        await asyncio.wait([call])  # cut short when an earlier attempt ended; it may have its answer all the same
         call = None
     known = record.requests.get(id)
     if known is not None and known.answer is not None:

@@ -32,6 +32,10 @@ class Vault:
     def __init__(self, sources: SecretSources, sealer: Sealer) -> None:
         self.sources, self.sealer = sources, sealer
 
+    def accepted(self, schema: Schema, params: Any, run: str, options: Options) -> tuple[bytes, bytes]:
+        """What a caller gives, checked, and then like `at_rest`. Raises InputError."""
+        return self.at_rest(schema, schema.accept(params), run, options)
+
     def at_rest(self, schema: Schema, plain: bytes, run: str, options: Options) -> tuple[bytes, bytes]:
         """A caller's input as it is stored, and what it is compared by. Raises SecretExposed when a secret of it also
         stands in the options, which are stored as they are."""

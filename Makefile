@@ -27,9 +27,10 @@ test: $(INSTALLED) $(TYPESCRIPT_BUILT)
 # service of the guarantees, the docs and the example killed at every commit and effect; throughput after each fault of
 # PostgreSQL, its nodes and the net; all of it behind PgBouncer; random histories of what people do beside a reference
 # model, on each door; the guarantees with PostgreSQL as the store; and those on Debian's servers, if it has any.
-# `make nightly ONLY="nodes server"` runs some of them; one that fails stops no other.
+# `make nightly ONLY="nodes server"` runs some of them, `make nightly SEEDS=5000` all with fewer seeds; one that fails
+# stops no other.
 nightly: $(INSTALLED)
-	$(PYTHON) -m tests.nightly $(ONLY)
+	$(PYTHON) -m tests.nightly $(if $(SEEDS),--seeds $(SEEDS)) $(ONLY)
 
 # What has to do with PostgreSQL, and the guarantees with it as the store, on each other server: folders with the programs
 # of one, by default those that Debian has installed; `make servers SERVERS="/opt/16/bin /opt/17/bin"` names others.

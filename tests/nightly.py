@@ -1,4 +1,5 @@
 """The long proofs, for a night: `python -m tests.nightly` runs all, `... NAME NAME` some; `... --list` shows them.
+`... --seeds 5000` plays fewer random ones, and is done in an evening; what is not random is tried whole.
 
 As many run side by side as there are cores, then, one at a time, those that use every core or measure. What each says
 is in `.nightly/NAME.log`. One that fails, or is not done in time, stops no other: a line tells how each ended, and the
@@ -20,7 +21,8 @@ from tests.store_faults.workloads import SCRIPTS
 
 LOGS = Path(".nightly")
 HOURS = 8.0  # each proof has so long; the simulation takes half of it, and the others on one core less than that
-SEEDS, SEEDS_ON_NODES, SEEDS_ON_SERVER = 100_000, 10_000, 200
+SEEDS = 100_000  # of the simulation on one node; of the rest of what is random so much:
+ON_NODES, ON_SERVER, EXAMPLES = 1 / 10, 1 / 500, 1 / 50
 EVERYWHERE = [
     "tests/guarantees/test_every_service_killed_everywhere.py",
     "tests/examples/test_onboarding_killed_everywhere.py",
@@ -51,15 +53,15 @@ class Ended(NamedTuple):
         return "\n".join(self.log.read_text(errors="replace").rstrip().splitlines()[-lines:])
 
 
-def proofs(seed: int) -> list[Proof]:
-    """All of them, with fresh seeds from this one on; first what takes longest."""
+def proofs(seed: int, seeds: int = SEEDS) -> list[Proof]:
+    """All of them, with so many fresh seeds from this one on; first what takes longest."""
     pytest = [sys.executable, "-m", "pytest", "-q", "-n", "auto"]
     return [
-        _module("simulation", "simulation", seed, seed + SEEDS),  # undivided, since all of them must meet what is rare
-        _module("nodes", "simulation", "nodes", seed, seed + SEEDS_ON_NODES),
-        _module("server", "simulation", "server", seed, seed + SEEDS_ON_SERVER),
+        _module("simulation", "simulation", seed, seed + seeds),  # undivided, since all of them must meet what is rare
+        _module("nodes", "simulation", "nodes", seed, seed + round(seeds * ON_NODES)),
+        _module("server", "simulation", "server", seed, seed + round(seeds * ON_SERVER)),
         *[_module(f"faults-{workload}", "store_faults", workload) for workload in SCRIPTS],
-        _module("model", "model", "--examples", 2000, "--seed", seed),
+        _module("model", "model", "--examples", round(seeds * EXAMPLES), "--seed", seed),
         Proof("properties", [*pytest, "--hypothesis-profile=fresh", *PROPERTIES]),
         _module("model-planted", "model", "planted"),
         _module("simulation-planted", "simulation", "planted"),
@@ -158,10 +160,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.nightly", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--seed", type=int, default=int(time.time()) * 100_000)
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many are played (default: %(default)s)")
     parser.add_argument("--hours", type=float, default=HOURS, help="how long one may take (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="only show what would run")
     given = parser.parse_args(arguments)
-    known = {proof.name: proof for proof in proofs(given.seed)}
+    if given.seeds < 1 / ON_SERVER:
+        parser.error(f"--seeds {given.seeds} leaves none for the server: {1 / ON_SERVER:.0f} is the least")
+    known = {proof.name: proof for proof in proofs(given.seed, given.seeds)}
     if unknown := set(given.names) - known.keys():
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     chosen = [proof for name, proof in known.items() if not given.names or name in given.names]

@@ -72,6 +72,16 @@ def test_all_that_it_names_is_there(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out.split()[1:] == [sys.executable, "-m", "tests.simulation", "nodes", "7", "10007"]
 
 
+def test_an_evening_plays_fewer_random_ones(capsys: pytest.CaptureFixture[str]):
+    assert nightly.main(["--list", "nodes", "server", "model", "--seed", "7", "--seeds", "5000"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[-2:] for line in lines[:2]] == [["7", "507"], ["7", "17"]]
+    assert lines[2][-4:] == ["--examples", "100", "--seed", "7"]
+    with pytest.raises(SystemExit):
+        nightly.main(["--list", "--seeds", "100"])
+    assert "--seeds 100 leaves none for the server: 500 is the least" in capsys.readouterr().err
+
+
 def test_a_name_that_there_is_not_is_refused_with_those_that_there_are(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         nightly.main(["--list", "node"])

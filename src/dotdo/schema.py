@@ -5,23 +5,21 @@ A `Schema` is made once from a handler's signature. `pack` turns a call's argume
 output. Every problem of an input is reported, not only the first.
 """
 
-import dataclasses
 import functools
 import inspect
-import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import msgspec
 
-from dotdo import codec
+from dotdo import codec, hints
 from dotdo.errors import DefinitionError, InvalidInput, InvalidValue, Problem
+from dotdo.hints import Hint, camel
 from dotdo.secret import JSON_SCHEMA, is_secret
 from dotdo.secret_fields import check_default
 from dotdo.secret_input import SecretInput, lend
 
-Hint = Any
 _SCALARS = frozenset({str, int, bool, type(None)})
 _PLAIN_TYPES = (Any, None, type(None), str, int, float, bool, list, dict)
 
@@ -62,9 +60,9 @@ class Schema:
             self._decode_input = codec.decoder(self._input).decode
             self._decode_output = None if output is Any else codec.decoder(output).decode
             _refuse_unreadable([output, *(parameter.hint for parameter in parameters)])
-            self._nested = any(_has_fields(parameter.hint) for parameter in parameters)
+            self._nested = any(hints.has_fields(parameter.hint) for parameter in parameters)
         except TypeError as error:
-            raise DefinitionError(f"{subject}: {error}") from None
+            raise DefinitionError(f"{subject}: {error}{_mend_of(error)}") from None
         except NameError as error:
             raise DefinitionError(f"{subject}: {_unresolved(error)}") from None
 
@@ -154,7 +152,7 @@ class Schema:
         when it is declared in a way that would show them."""
         hint = next((parameter.hint for parameter in self.parameters if parameter.name == "input"), None)
         if hint is not None:
-            self.secrets = lend(subject, schema.secrets, self.secrets, is_loose=not _has_fields(hint))
+            self.secrets = lend(subject, schema.secrets, self.secrets, is_loose=not hints.has_fields(hint))
 
     def input_schema(self) -> dict[str, Any]:
         """JSON Schema 2020-12 of the input."""
@@ -214,7 +212,7 @@ def _field_of(default: Any) -> Any:
 
 def schema_of(subject: str, function: Callable[..., Any], skip: int, wire: str = "snake") -> Schema:
     """The schema of a function, leaving out its first `skip` parameters (the context or call)."""
-    hints = hints_of(subject, function)
+    found = hints_of(subject, function)
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise DefinitionError(f"{subject}: a generator cannot be a handler; return all values, such as in a list.")
     parameters: list[Parameter] = []
@@ -225,9 +223,9 @@ def schema_of(subject: str, function: Callable[..., Any], skip: int, wire: str =
                 "declare each input as an ordinary parameter."
             )
         required = parameter.default is parameter.empty
-        hint = hints.get(parameter.name, Any)
+        hint = found.get(parameter.name, Any)
         parameters.append(Parameter(parameter.name, hint, required, None if required else parameter.default))
-    output = hints.get("return", Any)
+    output = found.get("return", Any)
     return Schema(subject, parameters, output, wire)
 
 
@@ -244,6 +242,16 @@ def hints_of(subject: str, function: Callable[..., Any]) -> dict[str, Hint]:
         raise DefinitionError(f"{subject}: {_unresolved(error)}") from None
 
 
+def _mend_of(error: TypeError) -> str:
+    """What to do about a hint that msgspec cannot read, where that is not in what it says."""
+    if "unions" not in str(error):
+        return ""
+    return (
+        ". Nothing in the JSON would tell these apart: make each a msgspec.Struct with tag=True, or let one pydantic "
+        "model (or RootModel) hold the union."
+    )
+
+
 def _unresolved(error: Exception) -> str:
     return (
         f"a type hint could not be resolved: {error}. Types used in hints must be importable at module level (not "
@@ -251,29 +259,23 @@ def _unresolved(error: Exception) -> str:
     )
 
 
-def camel(name: str) -> str:
-    """`user_id` as `userId`; leading underscores stay."""
-    bare = name.lstrip("_")
-    head, *rest = bare.split("_")
-    return name[: len(name) - len(bare)] + head + "".join(part[:1].upper() + part[1:] for part in rest)
-
-
 def _camel_fields(value: Any, hint: Hint) -> Any:
     """Plain values with the names of declared fields in camelCase; keys that are data stay as they are."""
+    if not isinstance(value, dict | list):
+        return value
+    hint = hints.hint_of(cast("object", value), hint)
     if isinstance(value, dict):
         given = cast("dict[str, Any]", value)
-        fields = _fields(hint) or _model_fields(hint)
+        fields = hints.fields(hint) or hints.model_fields(hint)
         if fields is not None:
-            hints = {name: field for name, (field, _) in fields.items()}
+            declared = {name: field for name, (field, _) in fields.items()}
             return {
-                camel(key) if key in hints else key: _camel_fields(item, hints.get(key, Any))
+                camel(key) if key in declared else key: _camel_fields(item, declared.get(key, Any))
                 for key, item in given.items()
             }
-        inner = _inner(hint, dict)
+        inner = hints.inner(hint, dict)
         return given if inner is None else {key: _camel_fields(item, inner) for key, item in given.items()}
-    if isinstance(value, list):
-        return [_camel_fields(item, inner) for item, inner in _items(cast("list[Any]", value), hint)]
-    return value
+    return [_camel_fields(item, inner) for item, inner in hints.items(cast("list[Any]", value), hint)]
 
 
 def normalise(value: Any, hint: Hint) -> Any:
@@ -297,105 +299,30 @@ def _rename(given: dict[str, Any], fields: Mapping[str, Hint], path: str, proble
 
 
 def _rename_nested(value: object, hint: Hint, path: str, problems: list[Problem]) -> Any:
+    if not isinstance(value, dict | list):
+        return value
+    hint = hints.hint_of(cast("object", value), hint)
     if isinstance(value, dict):
-        fields = _fields(hint)
+        fields = hints.fields(hint)
         given = cast("dict[str, Any]", value)
         if fields is not None:
             return _rename(given, {name: field for name, (field, _) in fields.items()}, path, problems)
-        model = _model_fields(hint)
+        model = hints.model_fields(hint)
         if model is not None:
             # What else there is, such as an alias, is the model's to judge.
             by_camel = {camel(name): name for name in model if camel(name) not in model}
             named = {by_camel.get(k, k): v for k, v in given.items()}
             return {k: _rename_nested(v, model.get(k, (Any,))[0], f"{path}.{k}", problems) for k, v in named.items()}
-        inner = _inner(hint, dict)
-        if inner is not None:
-            return {k: _rename_nested(v, inner, f"{path}.{k}", problems) for k, v in given.items()}
-    elif isinstance(value, list):
-        items = _items(cast("list[Any]", value), hint)
-        return [_rename_nested(item, inner, f"{path}[{n}]", problems) for n, (item, inner) in enumerate(items)]
-    return cast("object", value)
-
-
-def _plain(hint: Hint) -> Hint:
-    """The hint without Annotated, NewType and None."""
-    while typing.get_origin(hint) is typing.Annotated or isinstance(hint, typing.NewType):
-        hint = hint.__supertype__ if isinstance(hint, typing.NewType) else typing.get_args(hint)[0]
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        inner = [item for item in typing.get_args(hint) if item is not type(None)]
-        if len(inner) == 1:
-            return _plain(inner[0])
-    return hint
-
-
-def _inner(hint: Hint, container: type) -> Hint | None:
-    hint = _plain(hint)
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if not isinstance(origin, type) or not args:
-        return None
-    is_mapping = issubclass(origin, Mapping)
-    if container is dict:
-        return args[1] if is_mapping and len(args) == 2 else None
-    is_even = issubclass(origin, Collection) and not is_mapping and (len(args) == 1 or args[1] is ...)
-    return args[0] if is_even else None
-
-
-def _items(values: list[Any], hint: Hint) -> list[tuple[Any, Hint]]:
-    """Each item of an array with its own hint."""
-    inner = _inner(hint, list)
-    args = typing.get_args(_plain(hint))
-    if inner is None and typing.get_origin(_plain(hint)) is tuple and len(args) == len(values):
-        return list(zip(values, args, strict=True))
-    return [(value, Any if inner is None else inner) for value in values]
-
-
-def _model_fields(hint: Hint) -> dict[str, tuple[Hint, bool]] | None:
-    """The same as `_fields`, for pydantic models."""
-    model = _plain(hint)
-    if not codec.is_model(model):
-        return None
-    return {name: (field.annotation, field.is_required()) for name, field in model.model_fields.items()}
-
-
-def _fields(hint: Hint) -> dict[str, tuple[Hint, bool]] | None:
-    """Field hints and whether each is required, for dataclasses, TypedDicts and Structs; else None."""
-    plain = _plain(hint)
-    if not isinstance(plain, type):
-        return None
-    hint = cast("Any", plain)
-    if issubclass(hint, msgspec.Struct):
-        return {field.encode_name: (field.type, field.required) for field in msgspec.structs.fields(hint)}
-    if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint, include_extras=True)
-        missing = dataclasses.MISSING
-        return {
-            field.name: (hints[field.name], field.default is missing and field.default_factory is missing)
-            for field in dataclasses.fields(hint)
-            if field.init
-        }
-    if typing.is_typeddict(hint):
-        required: frozenset[str] = getattr(hint, "__required_keys__", frozenset())
-        hints = typing.get_type_hints(hint, include_extras=True)
-        return {name: (_without_qualifiers(field), name in required) for name, field in hints.items()}
-    return None
-
-
-def _without_qualifiers(hint: Hint) -> Hint:
-    while typing.get_origin(hint) in (typing.Required, typing.NotRequired):
-        hint = typing.get_args(hint)[0]
-    return hint
-
-
-def _has_fields(hint: Hint) -> bool:
-    hint = _plain(hint)
-    if codec.is_model(hint) or _fields(hint) is not None:
-        return True
-    return any(_has_fields(inner) for inner in typing.get_args(hint))
+        inner = Any if (found := hints.inner(hint, dict)) is None else found
+        return {k: _rename_nested(v, inner, f"{path}.{k}", problems) for k, v in given.items()}
+    each = enumerate(hints.items(cast("list[Any]", value), hint))
+    return [_rename_nested(item, inner, f"{path}[{n}]", problems) for n, (item, inner) in each]
 
 
 def _problems(value: Any, hint: Hint, path: str) -> list[Problem]:
     """Every problem of plain JSON values against a hint; goes into fields and items one by one."""
-    fields = _fields(hint)
+    meant = hints.hint_of(value, hint)
+    fields = hints.fields(meant)
     found: list[Problem] = []
     if fields is not None and isinstance(value, dict):
         given = cast("dict[str, Any]", value)
@@ -406,14 +333,13 @@ def _problems(value: Any, hint: Hint, path: str) -> list[Problem]:
             if name in given:
                 found += _problems(given[name], field, f"{path}.{name}")
         return found or _problem_of_whole(value, hint, path)
-    model = _plain(hint)
-    if codec.is_model(model) and value is not None:
-        return [Problem(_at(path, place), _lower(text)) for place, text in codec.model_problems(model, value)]
+    if codec.is_model(meant) and value is not None:
+        return [Problem(_at(path, place), _lower(text)) for place, text in codec.model_problems(meant, value)]
     if isinstance(value, list):
-        for n, (item, inner) in enumerate(_items(cast("list[Any]", value), hint)):
+        for n, (item, inner) in enumerate(hints.items(cast("list[Any]", value), meant)):
             found += _problems(item, inner, f"{path}[{n}]")
     elif isinstance(value, dict):
-        inner = _inner(hint, dict)
+        inner = hints.inner(meant, dict)
         for key, item in cast("dict[str, Any]", value).items():
             found += _problems(item, Any if inner is None else inner, f"{path}.{key}")
     return found or _problem_of_whole(value, hint, path)
@@ -446,9 +372,9 @@ def _problem_of_whole(value: Any, hint: Hint, path: str) -> list[Problem]:
     return []
 
 
-def _refuse_unreadable(hints: list[Hint]) -> None:
+def _refuse_unreadable(given: list[Hint]) -> None:
     """Raises TypeError for a type inside the hints that nothing can read from JSON."""
-    declared = [hint for hint in hints if hint not in _PLAIN_TYPES]
+    declared = [hint for hint in given if hint not in _PLAIN_TYPES]
     if declared:
         msgspec.json.schema_components(declared, schema_hook=_schema_of_other)
 

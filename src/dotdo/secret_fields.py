@@ -13,6 +13,7 @@ from typing import Any, cast
 import msgspec
 
 from dotdo import codec
+from dotdo.hints import class_hints, class_of
 from dotdo.secret import Secret, is_secret
 
 Hint = Any
@@ -131,8 +132,10 @@ class _Search:
             return self.of(hint.__supertype__)
         if hasattr(hint, "__value__"):  # `type Login = ...`, from Python 3.12 on
             return self.of(hint.__value__)
+        if class_of(hint) is not None:
+            return self._of_class(hint)
         if origin is None:
-            return self._of_class(hint) if isinstance(hint, type) else None
+            return None
         return self._of_generic(hint, origin, args)
 
     def check(self) -> None:
@@ -164,14 +167,15 @@ class _Search:
             self._unfollowed.append((str(hint), fields))
         return fields
 
-    def _of_class(self, kind: Any) -> Fields | None:
-        if kind in self._known:
-            return self._known[kind]
-        if kind in (str, int, float, bool, type(None), object):
+    def _of_class(self, hint: Any) -> Fields | None:
+        if hint in self._known:
+            return self._known[hint]
+        if hint in (str, int, float, bool, type(None), object):
             return None
+        kind = cast("Any", class_of(hint))  # of `Login[int]` it is Login
         if kind.__module__.partition(".")[0] == "pydantic" and kind.__name__ in ("SecretStr", "SecretBytes"):
             raise TypeError(f"pydantic's {kind.__name__} is written as stars, so it is lost; use dotdo.Secret")
-        fields = self._known[kind] = Fields()
+        fields = self._known[hint] = Fields()
         if tuple in kind.__mro__ and hasattr(kind, "_fields"):
             fields.places = [self.of(hint) for hint in typing.get_type_hints(kind, include_extras=True).values()]
         elif codec.is_model(kind):
@@ -179,10 +183,10 @@ class _Search:
             if getattr(kind, "__pydantic_root_model__", False):
                 fields.alternatives = list(fields.fields.values())  # it is written as its root, without a name
         elif issubclass(kind, msgspec.Struct):
-            self._add_struct(kind, fields)
+            self._add_struct(hint, kind.__struct_config__, fields)
         elif dataclasses.is_dataclass(kind) or typing.is_typeddict(kind) or hasattr(kind, "__attrs_attrs__"):
-            for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-                self._add(fields, name, hint, getattr(kind, name, None))
+            for name, inside in class_hints(hint).items():
+                self._add(fields, name, inside, getattr(kind, name, None))
         return fields
 
     def _add(self, fields: Fields, name: str, hint: Hint, default: object = None) -> None:
@@ -191,11 +195,11 @@ class _Search:
         if inside is not None:
             fields.fields[name] = inside
 
-    def _add_struct(self, kind: Any, fields: Fields) -> None:
-        found = msgspec.structs.fields(kind)
-        if kind.__struct_config__.array_like:
+    def _add_struct(self, hint: Any, config: Any, fields: Fields) -> None:
+        found = msgspec.structs.fields(hint)
+        if config.array_like:
             # A tag, if it has one, comes first.
-            tag = [] if kind.__struct_config__.tag is None else [None]
+            tag = [] if config.tag is None else [None]
             fields.places = [*tag, *(self.of(field.type) for field in found)]
         for field in found:
             self._add(fields, field.encode_name, field.type, field.default)

@@ -7,7 +7,19 @@ import functools
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Annotated, Any, Literal, NamedTuple, NewType, NotRequired, Optional, Required, TypedDict
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    NewType,
+    NotRequired,
+    Optional,
+    Required,
+    TypedDict,
+    TypeVar,
+)
 
 import msgspec
 import pydantic
@@ -15,7 +27,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dotdo import InvalidInput
+from dotdo import DefinitionError, InvalidInput
 from dotdo.errors import InvalidValue
 from dotdo.schema import Schema, camel, normalise, schema_of
 
@@ -71,6 +83,41 @@ class Point(NamedTuple):
 class Tree:
     node_name: str
     sub_trees: list["Tree"] = dataclasses.field(default_factory=list)
+
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass
+class Page(Generic[T]):
+    first_item: T
+    other_items: list[T] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Book(Page[Address]):
+    book_title: str = ""
+
+
+class Record(msgspec.Struct, Generic[T]):
+    the_value: T
+
+
+class Card(msgspec.Struct, tag=True):
+    card_number: int
+
+
+class Cash(msgspec.Struct, tag="in cash", tag_field="paid_how"):
+    paid_by: str
+
+
+class Coin(msgspec.Struct, tag=True, tag_field="paid_how"):
+    paid_by: str
+    coin_count: int
+
+
+class Parcel(pydantic.BaseModel):
+    sent_to: Address | Child
 
 
 def of(function: Callable[..., Any], wire: str = "snake") -> Schema:
@@ -251,6 +298,67 @@ def normalise_by_hand(value: Any) -> Any:
             "".join(f"_{c.lower()}" if c.isupper() else c for c in k): normalise_by_hand(v) for k, v in value.items()
         }
     return [normalise_by_hand(item) for item in value] if isinstance(value, list) else value
+
+
+HOME = {"streetName": "Main", "zipCode": "1"}
+NESTED = [
+    (str | Address, HOME),
+    (int | list[Address] | None, [HOME]),
+    (dict[str, list[Address]] | int, {"some_key": [HOME]}),
+    (Page[Address], {"firstItem": HOME, "otherItems": [HOME]}),
+    (list[Page[int]], [{"firstItem": 1, "otherItems": [2]}]),
+    (Page[Page[Address]], {"firstItem": {"firstItem": HOME, "otherItems": []}, "otherItems": []}),
+    (Book, {"firstItem": HOME, "otherItems": [], "bookTitle": "x"}),
+    (Record[str | Address], {"theValue": HOME}),
+    (Card, {"type": "Card", "cardNumber": 1}),
+    (Cash | Coin, {"paidHow": "in cash", "paidBy": "Ada"}),
+    (list[Cash | Coin | None], [{"paidHow": "Coin", "paidBy": "Ada", "coinCount": 1}, None]),
+    (Parcel, {"sentTo": HOME}),
+    (Parcel, {"sentTo": {"firstName": "Ada", "ageYears": 1}}),
+]
+
+
+@pytest.mark.parametrize("hint, value", NESTED)
+def test_camel_case_reaches_into_unions_and_generic_types(hint: Any, value: Any):
+    def handler(it_is: Any) -> Any: ...
+
+    handler.__annotations__ = {"it_is": hint, "return": hint}
+    schema = of(handler, "camel")
+    given = schema.arguments(schema.accept({"itIs": value}))["it_is"]
+    data, loaded = schema.dump(given)
+    assert msgspec.json.decode(data) == value, "the output is written as the input was"
+    assert loaded == given, "and can be read"
+    assert schema.accept({"it_is": normalise_by_hand(value)}) == schema.accept({"itIs": value})
+    assert schema.accept({"itIs": given}) == schema.pack((given,), {}), "what it is in Python is the same"
+
+
+def test_all_problems_inside_unions_and_generic_types_are_reported():
+    def handler(one: str | Address, page: Page[Address], paid: Cash | Coin): ...
+
+    broken = {"street_name": 1, "zip_code": 2}
+    assert problems(
+        of(handler), one=broken, page={"first_item": broken, "other_items": [3]}, paid={"paid_how": "Coin"}
+    ) == {
+        "$.one.street_name": "expected `str`, got `int`",
+        "$.one.zip_code": "expected `str | null`, got `int`",
+        "$.page.first_item.street_name": "expected `str`, got `int`",
+        "$.page.first_item.zip_code": "expected `str | null`, got `int`",
+        "$.page.other_items[0]": "expected `object`, got `int`",
+        "$.paid.paid_by": "is required",
+        "$.paid.coin_count": "is required",
+    }
+    assert problems(of(handler), one="", page={"first_item": {"street_name": ""}}, paid={"paid_how": "by hand"}) == {
+        "$.paid.paid_how": "invalid value 'by hand'"
+    }
+
+
+@pytest.mark.parametrize("hint", [User | Address, Child | Address, Child | Family])
+def test_a_union_that_nothing_in_the_json_tells_apart_is_refused_with_what_to_do(hint: Any):
+    def handler(it: Any): ...
+
+    handler.__annotations__ = {"it": hint}
+    with pytest.raises(DefinitionError, match=r"make each a msgspec\.Struct with tag=True, or let one pydantic model"):
+        of(handler)
 
 
 def test_an_exact_name_comes_before_a_camel_case_one():

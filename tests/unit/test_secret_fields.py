@@ -73,6 +73,42 @@ class Box(msgspec.Struct, Generic[T]):
     inside: T
 
 
+@dataclass
+class Signed(Generic[T]):
+    what: T
+    password: Secret[str]
+
+
+class SignedStruct(msgspec.Struct, Generic[T]):
+    what: T
+    password: Secret[str]
+
+
+class SignedDict(TypedDict, Generic[T]):
+    what: T
+    password: Secret[str]
+
+
+@dataclass
+class Sealed(Generic[T]):
+    inside: T
+
+
+@dataclass
+class Twice(Sealed[Secret[str]], Generic[T]):
+    """T is another one here than in what it was made of."""
+
+    outside: T
+
+
+class Letter(TypedDict, Generic[T]):
+    text: T
+
+
+class SecretLetter(Letter[Secret[str]]):
+    to: str
+
+
 class Colour(enum.Enum):
     RED = "red"
 
@@ -94,6 +130,14 @@ FOLLOWED = [
     (Account, {"name": "plain", "password": "S", "pass": "S", "pw": "S"}),
     (Root, ["S"]),
     (CamelModel, {"api_key": "S", "apiKey": "S"}),
+    (Signed[int], {"what": "plain", "password": "S"}),
+    (SignedStruct[int] | None, {"what": "plain", "password": "S"}),
+    (list[SignedDict[int]], [{"what": "plain", "password": "S"}]),
+    (Signed[Login], {"what": {"user": "plain", "password": "S"}, "password": "S"}),
+    (Box[Secret[str]], {"inside": "S"}),
+    (Sealed[Secret[str]], {"inside": "S"}),
+    (Twice[int], {"inside": "S", "outside": "plain"}),
+    (SecretLetter, {"text": "S", "to": "plain"}),
     (Tree, {"children": [{"children": [], "token": "S"}], "other": {"token": "S", "children": []}, "token": "S"}),
 ]
 
@@ -116,7 +160,6 @@ def test_hints_without_secrets_have_none(hint: Any):
     [
         (Secret[int], "a secret is text"),  # pyright: ignore[reportInvalidTypeArguments]
         (dict[Secret[str], int], "cannot be followed"),
-        (Box[Secret[str]], "cannot be followed"),
         (PathAlias, "whose alias is a path"),
         (WithStars, "use dotdo.Secret"),
     ],

@@ -1,12 +1,12 @@
 """Calls by name: `client.action("x", key="...")` and `client.service(...)`, and what can be asked of them."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Never, Protocol
 
 from dotdo.async_runs import AsyncHandle, Client, Load, plain
 from dotdo.catalogue import split_version
 from dotdo.enlisting import Work, execute_async
-from dotdo.errors import DefinitionError
+from dotdo.errors import DefinitionError, InputError
 from dotdo.preview import Preview
 from dotdo.records import Definition, Options, Run, RunKind
 
@@ -24,6 +24,15 @@ class Caller(Client, Protocol):
     async def enlisting(self, kind: RunKind, name: str, params: Any, options: Options) -> Work[str]: ...
 
 
+def refuse_unnamed(method: str, unnamed: Sequence[object]) -> None:
+    """Raises InputError for parameters without names: where a name is all that is known, nobody knows their order."""
+    if unnamed:
+        raise InputError(
+            f"Parameters of what is called by name have names: write {method}(name=value), "
+            f"or {method}(**params) with a dictionary."
+        )
+
+
 class AsyncByName:
     """An action or service by name, with options: `client.action("x", key="...")`."""
 
@@ -33,8 +42,9 @@ class AsyncByName:
         self._client, self._name, self._options, self._wait, self.within = client, name, options, wait, within
         self._kind: RunKind = kind
 
-    async def invoke(self, /, **params: Any) -> Any:
+    async def invoke(self, /, *unnamed: Never, **params: Any) -> Any:
         """Runs it and returns its output as plain JSON values. Raises ActionFailed when it failed for good."""
+        refuse_unnamed("invoke", unnamed)
         self._refuse_within("invoke")
         return plain(await self.execute(params))
 
@@ -42,8 +52,9 @@ class AsyncByName:
         """Runs it and returns the run. Raises ActionFailed when it failed for good."""
         return await self._client.execute(self._kind, self._name, params, self._options, self._wait)
 
-    async def start(self, /, **params: Any) -> AsyncHandle[Any]:
+    async def start(self, /, *unnamed: Never, **params: Any) -> AsyncHandle[Any]:
         """Starts it; the handle's id is durable when this returns."""
+        refuse_unnamed("start", unnamed)
         if self.within is not None:
             return AsyncHandle(self._client, await execute_async(await self.enlisting(params), self.within), None)
         return await self._client.accept(self._kind, self._name, params, self._options, None)
@@ -56,8 +67,9 @@ class AsyncByName:
         """The handle of a run that was started so."""
         return AsyncHandle(self._client, id, None)
 
-    async def preview(self, /, **params: Any) -> Preview[Any]:
+    async def preview(self, /, *unnamed: Never, **params: Any) -> Preview[Any]:
         """What it would do: its result, effects and SQL. Nothing happens. Raises InputError, DefinitionError."""
+        refuse_unnamed("preview", unnamed)
         self._refuse_within("preview")
         platform = await self._client.platform()
         return await platform.preview(self._kind, self._name, params, self._options, self._wait)

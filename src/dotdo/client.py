@@ -3,11 +3,11 @@
 import contextlib
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Generic, Never, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
 
 from dotdo.action import Action
 from dotdo.async_client import ASGIApplication, AsyncDo, mountable
-from dotdo.async_names import AsyncByName, AsyncNames
+from dotdo.async_names import AsyncByName, AsyncNames, refuse_unnamed
 from dotdo.async_runs import AsyncHandle, AsyncRuns, Entries
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
@@ -201,20 +201,21 @@ class ByName:
     def __init__(self, portal: Portal, inner: AsyncByName) -> None:
         self._portal, self._inner = portal, inner
 
-    def invoke(self, /, **params: Any) -> Any:
+    def invoke(self, /, *unnamed: Never, **params: Any) -> Any:
         """Runs it and returns its output as plain JSON values. Raises ActionFailed when it failed for good."""
-        return self._portal.call(lambda: self._inner.invoke(**params))
+        return self._portal.call(lambda: self._inner.invoke(*unnamed, **params))
 
-    def start(self, /, **params: Any) -> Handle[Any]:
+    def start(self, /, *unnamed: Never, **params: Any) -> Handle[Any]:
         """Starts it; the handle's id is durable when this returns."""
+        refuse_unnamed("start", unnamed)
         if self._inner.within is not None:  # on this thread: the connection is the caller's
             work = self._portal.call(lambda: self._inner.enlisting(params))
             return Handle(self._portal, self._inner.made(execute(work, self._inner.within)))
         return Handle(self._portal, self._portal.call(lambda: self._inner.start(**params)))
 
-    def preview(self, /, **params: Any) -> Preview[Any]:
+    def preview(self, /, *unnamed: Never, **params: Any) -> Preview[Any]:
         """What it would do: its result, effects and SQL. Nothing happens. Raises InputError, DefinitionError."""
-        return self._portal.call(lambda: self._inner.preview(**params))
+        return self._portal.call(lambda: self._inner.preview(*unnamed, **params))
 
 
 class Names:

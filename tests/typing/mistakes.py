@@ -99,6 +99,7 @@ def with_do(client: Do) -> None:
     client.action("create", kye=text)  # pyright: ignore[reportCallIssue]
     client.action.execute(name="create", params={}, wiat=5)  # pyright: ignore[reportCallIssue]
     client.action.execute("create")  # pyright: ignore[reportCallIssue]
+    client.action("create").invoke({"name": "Ada"})  # pyright: ignore[reportArgumentType]
     client.runs.list(state="failed")  # pyright: ignore[reportCallIssue]
     Do("sqlite://", resource=[])  # pyright: ignore[reportCallIssue]
 

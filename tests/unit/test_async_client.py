@@ -29,7 +29,7 @@ from dotdo import (
     wait_for_event,
 )
 from dotdo.engine.engine import Engine
-from dotdo.errors import ClientClosed, InvalidOperation, InvalidValue, StoreUnusable
+from dotdo.errors import ClientClosed, InputError, InvalidOperation, InvalidValue, StoreUnusable
 from tests.doors import DOORS, Door, open_async
 from tests.patience import PATIENCE
 
@@ -358,6 +358,16 @@ async def test_events_are_checked_before_they_are_sent(opened: Opened):
         assert await handle.result() == "now"
         with pytest.raises(InvalidOperation):
             await handle.send_event("go", "again")
+
+
+@through_both
+async def test_parameters_without_names_are_refused_where_a_name_is_all_that_is_known(opened: Opened):
+    async with opened() as client:
+        by_name: Any = client.action("add")
+        for call in (by_name.invoke, by_name.start, by_name.preview):
+            with pytest.raises(InputError, match=r"by name have names: write \w+\(name=value\), or \w+\(\*\*params"):
+                await call({"a": 1})
+        assert await client.runs.list() == []
 
 
 @through_both

@@ -37,7 +37,7 @@ from dotdo import (
 from dotdo.async_names import AsyncByName, AsyncNames
 from dotdo.async_runs import AsyncRuns
 from dotdo.client import ByName, Names, Runs
-from dotdo.errors import ClientClosed
+from dotdo.errors import ClientClosed, InputError
 from dotdo.testing import ManualClock
 from tests.doors import DOORS, Door, actor_through, open_sync
 from tests.patience import PATIENCE
@@ -209,6 +209,14 @@ def test_refused_input_leaves_no_run(client: Do):
     for name in ("bil", "bill@7", "approval"):
         with pytest.raises(UnknownName):
             client.action(name).invoke(lines=[])
+    assert client.runs.list() == []
+
+
+def test_parameters_without_names_are_refused_where_a_name_is_all_that_is_known(client: Do):
+    by_name: Any = client.action("who")
+    for call in (by_name.invoke, by_name.start, by_name.preview):
+        with pytest.raises(InputError, match=r"by name have names: write \w+\(name=value\), or \w+\(\*\*params"):
+            call({"a": 1})
     assert client.runs.list() == []
 
 

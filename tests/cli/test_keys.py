@@ -44,7 +44,8 @@ def test_key_is_printed_once_and_listed_without_its_text(shell: Shell):
     [
         (["--scope", "actions:fly"], "'actions:fly' is no scope"),
         (["--scope", "*", "--rate", "9/w"], "'9/w' is no rate"),
-        (["--scope", "*", "--expires", "soon"], "a number and a unit are needed"),
+        (["--scope", "*", "--expires", "soon"], "'soon' is no length of time: write it like 30d"),
+        (["--scope", "*", "--expires", "9999w"], "more than 100 years"),
         ([], "--scope"),
     ],
 )

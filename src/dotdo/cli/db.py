@@ -1,6 +1,5 @@
 """`dotdo db`: look after the store as a whole. None of it needs the application."""
 
-import re
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from dotdo.cli import Group
 from dotdo.cli.attending import user
 from dotdo.cli.audit import counted
 from dotdo.cli.output import Span, clock_time, json_option, mark, print_json, print_lines, say
-from dotdo.cli.settings import store_option
+from dotdo.cli.settings import duration, store_option
 from dotdo.policy import Retention
 
 file_argument = click.argument("file", type=click.Path(dir_okay=False))
@@ -69,29 +68,21 @@ def migrate(store: str, as_json: bool) -> int:
 
 
 @db.command("prune", short_help="Delete runs that ended long ago, for good.")
-@click.option("--older-than", required=True, metavar="TIME", help="Such as 30d, 12h, 45min or 90s.")
+@click.option("--older-than", type=duration, required=True, metavar="TIME", help="Such as 30d, 12h, 45min or 90s.")
 @click.option("--name", metavar="TEXT", help="Only runs of this action or service.")
 @click.option("--status", type=click.Choice(["completed", "failed", "cancelled"]), help="Only runs that ended so.")
 @store_option
 @json_option
-def prune(older_than: str, name: str | None, status: str | None, store: str, as_json: bool) -> int:
+def prune(older_than: float, name: str | None, status: str | None, store: str, as_json: bool) -> int:
     """Delete runs for good that ended longer ago than that, with their children. No engine may hold the store.
 
     Beside a live engine, use client.runs.prune(...) or Do(retention=...) in the application.
     """
-    count = maintaining.prune(store, Retention(older_than=seconds(older_than), name=name, status=status), user())
+    count = maintaining.prune(store, Retention(older_than=older_than, name=name, status=status), user())
     if as_json:
         print_json({"deleted": count})
     say(f"{mark('✓', '+')} {counted(count, 'run was', 'runs were')} deleted.")
     return 0
-
-
-def seconds(text: str) -> float:
-    """A length of time in seconds. Raises UsageError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)", text.strip())
-    if found is None:
-        raise click.UsageError(f"--older-than {text}: write it like 30d, 12h, 45min or 90s.")
-    return float(found[1]) * {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}[found[2]]
 
 
 @db.command("backup", short_help="Copy the store, also beside a live engine.")

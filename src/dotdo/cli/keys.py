@@ -1,19 +1,15 @@
 """`dotdo keys`: API keys of the HTTP API. A key is shown once, when it is made; the store has its digest only."""
 
-import re
 import time
 
 import click
 
 from dotdo.cli import Group
 from dotdo.cli.output import clock_time, json_option, mark, print_json, print_table, say
-from dotdo.cli.settings import store_option
+from dotdo.cli.settings import duration, store_option
 from dotdo.embedding import open_reader, open_writer
 from dotdo.errors import UnknownName
 from dotdo.keys import ApiKey, new_key
-
-_AGE = re.compile(r"(\d+)([mhdw])")
-_UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 @click.group("keys", cls=Group)
@@ -31,14 +27,16 @@ def keys() -> None:
     metavar="RESOURCE:VERB[:PATTERN]",
     help="What it allows, such as actions:execute:send-*; repeat for more; * allows everything.",
 )
-@click.option("--expires", metavar="TIME", help="When it expires: 90d, 12h, 30m, 2w.  [default: never]")
+@click.option(
+    "--expires", type=duration, metavar="TIME", help="When it expires, from now: 90d, 12h, 45min.  [default: never]"
+)
 @click.option(
     "--rate", metavar="RATE", help="How many requests it may make: 100/s, 600/m, 5000/h.  [default: as the server says]"
 )
 @store_option
 @json_option
 def create(
-    name: str, scopes: tuple[str, ...], expires: str | None, rate: str | None, store: str, as_json: bool
+    name: str, scopes: tuple[str, ...], expires: float | None, rate: str | None, store: str, as_json: bool
 ) -> None:
     """Make a key and print it. NAME says whose it is; it is the actor of what the key starts.
 
@@ -46,7 +44,7 @@ def create(
     dotdo keys create shop --scope 'actions:execute:send-*' --scope runs:read --expires 90d
     """
     now = int(time.time() * 1000)
-    expires_at = None if expires is None else now + 1000 * _seconds(expires)
+    expires_at = None if expires is None else now + int(1000 * expires)
     text, key = new_key(name, scopes, now=now, expires_at=expires_at, rate=rate)
     writer = open_writer(store)
     try:
@@ -104,13 +102,6 @@ def revoke(id: str, store: str) -> None:
     if not known:
         raise UnknownName(f"There is no API key {id!r}; `dotdo keys ls` lists them.")
     say(f"{mark('✓', '+')} Revoked {id}.")
-
-
-def _seconds(text: str) -> int:
-    found = _AGE.fullmatch(text)
-    if found is None:
-        raise click.UsageError(f"--expires {text!r}: a number and a unit are needed, such as 90d, 12h, 30m or 2w.")
-    return int(found[1]) * _UNITS[found[2]]
 
 
 def _state(key: ApiKey) -> str:

@@ -13,6 +13,8 @@ from dotdo.embedding import DEFAULT_STORE
 
 FILE = Path("dotdo.toml")
 DEFAULTS: dict[str, Any] = {"app": "app.py", "store": DEFAULT_STORE, "sql": ()}
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_LONGEST = 100 * 366 * 86_400  # a time so far away still fits into the store
 _NAMED = re.compile(r"([A-Za-z_]\w*)=(.+)")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,6 +65,17 @@ class Number(click.FloatRange):
     """A number, called so in messages and help."""
 
     name = "number"
+
+
+def duration(text: str) -> float:
+    """A length of time such as 30d, in seconds; the type of an option. Raises BadParameter."""
+    found = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*({'|'.join(_SECONDS)})", text.strip())
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no length of time: write it like 30d, 12h, 45min or 90s.")
+    seconds = float(found[1]) * _SECONDS[found[2]]
+    if seconds > _LONGEST:
+        raise click.BadParameter(f"{text} is more than 100 years.")
+    return seconds
 
 
 def configured(name: str) -> Any:

@@ -9,7 +9,11 @@ TYPESCRIPT_BUILT := $(TYPESCRIPT)/build/.built
 # pyright is a JavaScript program: without node it would try to download one of its own.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test nightly servers check bench bench-peers lock clean
+# The tests start some thousand processes, and each would compile the same sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test test-python test-typescript nightly servers bench bench-peers lock clean
+.PHONY: check check-lint check-types check-imports check-typescript check-collection
 
 demo: $(INSTALLED)
 	$(PYTHON) -m examples.onboarding.demo
@@ -17,9 +21,13 @@ demo: $(INSTALLED)
 # One more than there are cores, since tests often wait for processes and the disk.
 WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
-# pytest comes last, so that its summary does.
-test: $(INSTALLED) $(TYPESCRIPT_BUILT)
+# pytest comes last, so that its summary does. It needs the TypeScript packages, too: some tests run Node.js workers.
+test: test-typescript test-python
+
+test-typescript: $(TYPESCRIPT_BUILT)
 	cd $(TYPESCRIPT) && PYTHON=$(CURDIR)/$(PYTHON) npm test
+
+test-python: $(INSTALLED) $(TYPESCRIPT_BUILT)
 	$(PYTHON) -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
 # The long proofs: 110,200 seeds, every planted bug from the first seed on, every operation of the store's disk failing in
@@ -44,12 +52,24 @@ servers: $(INSTALLED)
 		$(PYTHON) -m pytest -q -n auto --store=postgres tests/guarantees || failed="$$failed $$server (guarantees)"; \
 	done; test -z "$$failed" || { echo "failed on:$$failed"; exit 1; }
 
-check: $(INSTALLED) $(TYPESCRIPT_BUILT)
+check: check-lint check-types check-imports check-typescript
+
+check-lint: $(INSTALLED)
 	ruff check .
 	ruff format --check .
+
+check-types: $(INSTALLED)
 	pyright
+
+check-imports: $(INSTALLED)
 	lint-imports
+
+check-typescript: $(TYPESCRIPT_BUILT)
 	cd $(TYPESCRIPT) && npm run check
+
+# Every test file can be read; and what pytest makes of them is kept, so that its workers need not make it once more each.
+check-collection: $(INSTALLED)
+	$(PYTHON) -m pytest -qq --collect-only >.venv/collected.txt || { cat .venv/collected.txt; exit 1; }
 
 bench: $(INSTALLED)
 	$(PYTHON) -m benchmarks

@@ -71,6 +71,18 @@ def test_migration_that_fails_leaves_nothing_of_itself(tmp_path: Path, monkeypat
     assert schema(path)[0] == NEXT[0]
 
 
+def test_first_start_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "dotdo.db"
+    plan(monkeypatch, (NEXT[0], NEXT[1] + "create table zones (again text);"))
+    with pytest.raises(StoreError):
+        open_and_close(path)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("select name from sqlite_schema").fetchall() == []
+    plan(monkeypatch, NEXT)
+    open_and_close(path)
+    assert schema(path)[0] == NEXT[0]
+
+
 def test_newer_schema_is_refused_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "dotdo.db"
     with monkeypatch.context() as newer:

@@ -71,8 +71,7 @@ def test_two_that_migrate_at_the_same_time_do_not_meet(postgres_template: str):
     with closing(first), closing(second):
         assert first.version() == second.version() == 0
         migrate.migrate(first)
-        number, script = migrations("postgres")[0]
-        second.apply(number, script)  # has looked before the first one was through
+        second.apply(migrations("postgres"))  # has looked before the first one was through
         assert second.version() == migrations("postgres")[-1][0]
 
 

@@ -1,4 +1,7 @@
-"""Applies numbered migrations in order, each in its own transaction; forward only.
+"""Applies numbered migrations in order; forward only.
+
+A database that has none gets all of them in one transaction, so that a first start waits for the disk once. One that
+is in use gets each in its own: other nodes go on meanwhile, and no lock is held for longer than one of them takes.
 
 The number of the last one is kept in the database. A store written by a newer dotdo is refused and left untouched.
 """
@@ -17,7 +20,7 @@ class Migratable(Protocol):
     migrates: bool
 
     def version(self) -> int: ...
-    def apply(self, number: int, script: str) -> None: ...
+    def apply(self, scripts: list[tuple[int, str]]) -> None: ...
 
 
 def migrations(dialect: str) -> list[tuple[int, str]]:
@@ -40,6 +43,7 @@ def migrate(database: Migratable) -> None:
     if not database.migrates and present < newest:
         what = f"has an older schema ({present}; this dotdo needs {newest})" if present else "has never been used"
         raise StoreUnusable(f"The store {database.where} {what}: start your application on it once.")
-    for number, script in known:
-        if number > present:
-            database.apply(number, script)
+    missing = [(number, script) for number, script in known if number > present]
+    for together in [missing] if not present else [[one] for one in missing]:
+        if together:
+            database.apply(together)

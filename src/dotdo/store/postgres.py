@@ -294,8 +294,8 @@ class PostgresDatabase:
             return 0
         return self.write(f"select coalesce(max(number), 0) from {SCHEMA}.schema_version")[0][0]  # noqa: S608
 
-    def apply(self, number: int, script: str) -> None:
-        """Applies one migration in a transaction; when another process has just done so, nothing."""
+    def apply(self, scripts: list[tuple[int, str]]) -> None:
+        """Applies migrations in one transaction, but those that another process has just applied."""
         try:
             with self.transaction():
                 # Not for longer than that: whoever waits for a table holds up all who come after.
@@ -304,14 +304,15 @@ class PostgresDatabase:
                 if self.write("select to_regnamespace(%(schema)s)", {"schema": SCHEMA}) == [(None,)]:
                     self.write(f"create schema {SCHEMA}")
                 self.write(f"create table if not exists {SCHEMA}.schema_version (number bigint primary key)")
-                if self.write(f"select 1 from {SCHEMA}.schema_version where number >= {number}"):  # noqa: S608
-                    return
-                self.write(script)
-                self.write(f"insert into {SCHEMA}.schema_version values ({number})")  # noqa: S608
+                present = self.version()
+                for number, script in scripts:
+                    if number > present:
+                        self.write(script)
+                        self.write(f"insert into {SCHEMA}.schema_version values ({number})")  # noqa: S608
         except StoreUnusable as error:
             raise StoreUnusable(
-                f"The schema of the store {self.where} must be brought up to {number}, and this role may not do that: "
-                f"{error.message} Run `dotdo db migrate` once with a role that may create things there."
+                f"The schema of the store {self.where} must be brought up to {scripts[-1][0]}, and this role may not "
+                f"do that: {error.message} Run `dotdo db migrate` once with a role that may create things there."
             ) from error
 
     def size(self) -> int:

@@ -161,11 +161,12 @@ class SQLiteDatabase:
         with self._errors("read"):
             return int(self.write("pragma user_version")[0][0])
 
-    def apply(self, number: int, script: str) -> None:
-        """Applies one migration in a transaction."""
+    def apply(self, scripts: list[tuple[int, str]]) -> None:
+        """Applies migrations in one transaction."""
         with self.transaction():
-            self.writer.execute(script)
-            self.writer.execute(f"pragma user_version = {number}; pragma application_id = {APPLICATION_ID}")
+            for number, script in scripts:
+                self.writer.execute(script)
+                self.writer.execute(f"pragma user_version = {number}; pragma application_id = {APPLICATION_ID}")
 
     def integrity(self) -> list[str]:
         """What SQLite finds wrong in the file, in words; nothing when it is sound. Reads all of it."""

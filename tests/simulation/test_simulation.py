@@ -33,6 +33,7 @@ FOUND = {
     179541773300077: "a child that had ended in the turn in which its parent was cancelled was waited for for ever",
     1191: "a run that told that it was blocked, while it was cancelled, was claimed again and again",
     1300: "a run that was claimed while its row said blocked, and whose write failed, was taken up by nobody",
+    20249: "a run that told that it was blocked for its crashes was claimed over and over for a slot it had got before",
     1131: "retrying a run that was blocked for its crashes sent again what nobody was asked about",
 }
 

@@ -90,6 +90,7 @@ def begin(engine: "Engine", run: LiveRun, claim: Claim, messages: list[Message])
         run.unsettled = Unsettled(taken_over=True)
     run.append("claimed", Claimed(engine.node, claim.claim, claim.crashed))
     if run.history.is_poison or (claim.crashed and run.history.crashes >= MAX_CRASHES):
+        run.began = True
         run.block(
             Block(
                 "crashed",
@@ -98,6 +99,8 @@ def begin(engine: "Engine", run: LiveRun, claim: Claim, messages: list[Message])
                 "its next step does, mend it, and retry the run.",
             )
         )
+        # It tells of that first. What has come for its steps meanwhile would wake it whenever it waits, over and over.
+        run.take(messages)
         return
     try:
         run.start(messages, fresh=False)

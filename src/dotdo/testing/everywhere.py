@@ -4,8 +4,8 @@ Each time its fixtures are made anew. What is compared is what callers and the o
 result, each step with its outcome, and the set of effects that happened. Counts of attempts may differ, and do.
 """
 
-import itertools
 import zlib
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -15,10 +15,9 @@ from _pytest.runner import runtestprotocol
 
 from dotdo.codec import encode_result
 from dotdo.testing.client import TestDo
-from dotdo.testing.killing import Kind, Point, Side
+from dotdo.testing.killing import Point
 
-KINDS: tuple[Kind, ...] = ("commit", "effect", "sql commit")
-SIDES: tuple[Side, ...] = ("before", "after")
+TRIES = 3  # trials of one point that may come by elsewhere
 SHOWN = 5
 ABSENT = "(absent)"
 
@@ -120,13 +119,15 @@ def _run_killed(
         )
     kills, seconds = 0, 0.0
     seed = zlib.crc32(item.nodeid.encode())
-    points = Walk() if sample == "all" else Sample(undisturbed.points, int(sample), seed)
+    passed = undisturbed.points
+    points = Walk(passed) if sample == "all" else Sample(passed, int(sample), seed)
     for point in points:
         trial = Trial(point, undisturbed)
         again = _run(item, trial)
         seconds += sum(report.duration for report in again)
-        points.fired, kills = trial.killed, kills + trial.killed
-        where = f"killed {point} ({trial.died_at})" if trial.killed else "killed nowhere"
+        points.learn(trial.points, fired=trial.killed)
+        kills += trial.killed
+        where = f"killed {trial.died_at}" if trial.killed else "killed nowhere"
         if not all(report.passed for report in again):
             told = f"It passed undisturbed. It failed when it was {where}.{trial.called_again(undisturbed)}"
             for report in again:
@@ -146,44 +147,54 @@ def _run_killed(
 
 
 class Walk:
-    """Every point, until there are no more. How many there are depends on which writes happen to share a commit.
+    """Every point: those that the undisturbed trial has passed, and those that any other passes before it is killed.
 
-    fired: said after each point, whether the engine was killed there.
+    Which writes share a commit, and which branch is first, may differ each time. So a point is known by its place, and
+    tried again when a trial has not come by it.
     """
 
-    def __init__(self) -> None:
-        self.fired = False
+    def __init__(self, points: Sequence[Point]) -> None:
+        self._todo = deque(dict.fromkeys(points))
+        self._known = set(points)
+        self._tries = Counter[Point]()
 
     def __iter__(self) -> Iterator[Point]:
-        for kind in KINDS:
-            for number in itertools.count(1):
-                any_fired = False
-                for side in SIDES:
-                    yield Point(kind, number, side)
-                    any_fired |= self.fired
-                if not any_fired:
-                    break
+        while self._todo:
+            self._current = self._todo.popleft()
+            yield self._current
+
+    def learn(self, passed: Sequence[Point], *, fired: bool) -> None:
+        """What the trial of the latest point has passed, and whether it was killed there."""
+        new = [point for point in dict.fromkeys(passed) if point not in self._known]
+        self._known.update(new)
+        self._todo.extend(new)
+        if not fired:
+            self._tries[self._current] += 1
+            if self._tries[self._current] < TRIES:
+                self._todo.append(self._current)
 
 
 class Sample:
-    """So many of the points that the undisturbed trial passed, evenly spread; others for other seeds. fired: as there.
+    """So many of the points that the undisturbed trial passed, evenly spread; others for other seeds.
 
     When the last of them has fired nowhere, because writes came to share commits, there is one more.
     """
 
     def __init__(self, points: Sequence[Point], size: int, seed: int) -> None:
         self._points, self._size, self._seed = points, size, seed
-        self.fired = False
+        self._any_fired = False
 
     def __iter__(self) -> Iterator[Point]:
         count = min(self._size, len(self._points))
         chosen = [(self._seed + number * len(self._points) // count) % len(self._points) for number in range(count)]
-        any_fired = False
         for number in chosen:
             yield self._points[number]
-            any_fired |= self.fired
-        if not any_fired:
+        if not self._any_fired:
             yield Point("commit", 1, "before")
+
+    def learn(self, passed: Sequence[Point], *, fired: bool) -> None:
+        """Whether the trial of the latest point was killed there."""
+        self._any_fired |= fired
 
 
 def _end_shared(item: Any, nextitem: pytest.Item | None) -> pytest.TestReport:

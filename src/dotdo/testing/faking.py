@@ -185,8 +185,8 @@ class Company:
 
     def _around(self, effect: Effect[..., Any], function: Callable[..., Any], *, takes_call: bool) -> Any:
         async def async_stand_in(call: EffectCall, **inputs: Any) -> Any:
-            place = f"{effect.name} of {call.step.partition(':')[0]}"
-            await self._points.reach_async("effect", "before", place)
+            what = f"{effect.name} of {call.step.partition(':')[0]}"
+            await self._points.reach_async("effect", "before", what, call.key)
             try:
                 fake = self._fake_of(effect)
                 taken, answer = fake.answer(call, inputs) if fake is not None else (False, None)
@@ -196,14 +196,14 @@ class Company:
                     answer = await answer
                 self._note(effect, call, inputs, answer)
             except Exception:
-                await self._points.reach_async("effect", "after", place)
+                await self._points.reach_async("effect", "after", what, call.key)
                 raise
-            await self._points.reach_async("effect", "after", place)
+            await self._points.reach_async("effect", "after", what, call.key)
             return answer
 
         def sync_stand_in(call: EffectCall, **inputs: Any) -> Any:
-            place = f"{effect.name} of {call.step.partition(':')[0]}"
-            self._points.reach("effect", "before", place)
+            what = f"{effect.name} of {call.step.partition(':')[0]}"
+            self._points.reach("effect", "before", what, call.key)
             try:
                 fake = self._fake_of(effect)
                 taken, answer = fake.answer(call, inputs) if fake is not None else (False, None)
@@ -211,31 +211,31 @@ class Company:
                     answer = function(*((call,) if takes_call else ()), **inputs)
                 self._note(effect, call, inputs, answer)
             finally:
-                self._points.reach("effect", "after", place)
+                self._points.reach("effect", "after", what, call.key)
             return answer
 
         return async_stand_in if effect.is_async else sync_stand_in
 
     def _companion(self, effect: Effect[..., Any], function: Callable[..., Any], *, takes_back: bool) -> Any:
         names = list(inspect.signature(function).parameters)[1:]
-        place = f"{'undo' if takes_back else 'lookup'} of {effect.name}"
+        what = f"{'undo' if takes_back else 'lookup'} of {effect.name}"
 
         async def async_stand_in(call: EffectCall, answer: Any = None, input: Any = None) -> Any:
             offered = {"answer": answer, "input": input}
-            await self._points.reach_async("effect", "before", place)
+            await self._points.reach_async("effect", "before", what, f"{call.key} {what}")
             found = await function(call, **{name: offered[name] for name in names})
             if takes_back:
                 self._note(effect, call, input, found, takes_back=True)
-            await self._points.reach_async("effect", "after", place)
+            await self._points.reach_async("effect", "after", what, f"{call.key} {what}")
             return found
 
         def sync_stand_in(call: EffectCall, answer: Any = None, input: Any = None) -> Any:
             offered = {"answer": answer, "input": input}
-            self._points.reach("effect", "before", place)
+            self._points.reach("effect", "before", what, f"{call.key} {what}")
             found = function(call, **{name: offered[name] for name in names})
             if takes_back:
                 self._note(effect, call, input, found, takes_back=True)
-            self._points.reach("effect", "after", place)
+            self._points.reach("effect", "after", what, f"{call.key} {what}")
             return found
 
         return async_stand_in if inspect.iscoroutinefunction(function) else sync_stand_in

@@ -29,14 +29,13 @@ PATIENCE = 20.0  # seconds that functions of users on threads are given to end a
 
 
 class Point(msgspec.Struct, frozen=True):
-    """Where an engine is killed: before or after the n-th commit or effect, counted from 1."""
+    """Where an engine is killed: before or after the n-th commit or effect, counted from 1; of all, or of those of one
+    place: what is committed or called, and for whom. Branches that race pass the same places in another order."""
 
     kind: Kind
     number: int
     side: Side
-
-    def __str__(self) -> str:
-        return f"{self.side} {self.kind} {self.number}"
+    place: str = ""
 
 
 class EngineKilled(BaseException):
@@ -54,20 +53,21 @@ class Points:
         self.deadly: Point | None = None
         self.armed = False  # kills begin with the first run: not while the store is being made
         self.dead = False
-        self.died_at = ""  # what was being committed or called there
-        self.passed: list[Point] = []
+        self.died_at = ""  # where that was, in words
+        self.passed: list[Point] = []  # by their places, up to the kill
         self.killed: Callable[[], None] = lambda: None  # called once, on whatever thread
-        self._counts: dict[str, int] = {}
+        self._counts: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
 
-    def reach(self, kind: Kind, side: Side, what: str = "") -> None:
-        """Says that the engine is here, and does not return if it is killed here, or was."""
-        if self._dies(kind, side, what):
+    def reach(self, kind: Kind, side: Side, what: str, place: str) -> None:
+        """Says that the engine is here, and does not return if it is killed here, or was. what: for people. place: the
+        same whenever the same is committed or called."""
+        if self._dies(kind, side, what, place):
             raise Dead(f"killed {side} {kind}")
 
-    async def reach_async(self, kind: Kind, side: Side, what: str = "") -> None:
+    async def reach_async(self, kind: Kind, side: Side, what: str, place: str) -> None:
         """The same on the engine's loop: an exception would have code of users run after the kill."""
-        if self._dies(kind, side, what):
+        if self._dies(kind, side, what, place):
             await asyncio.get_running_loop().create_future()
 
     def check(self) -> None:
@@ -79,21 +79,25 @@ class Points:
         """The next engine may begin. It is not killed."""
         self.dead, self.deadly = False, None
 
-    def _dies(self, kind: Kind, side: Side, what: str) -> bool:
+    def _dies(self, kind: Kind, side: Side, what: str, place: str) -> bool:
         with self._lock:
             if self.dead:
                 return True
             if not self.armed:
                 return False
-            if side == "before":
-                self._counts[kind] = self._counts.get(kind, 0) + 1
-            here = Point(kind, self._counts.get(kind, 0), side)
-            self.passed.append(here)
-            if here != self.deadly:
+            here, in_all = (Point(kind, self._count((kind, of), side), side, of) for of in (place, ""))
+            if not self.died_at:
+                self.passed.append(here)
+            if self.deadly is None or self.deadly not in (here, in_all):
                 return False
-            self.dead, self.died_at = True, what
+            self.dead, self.died_at = True, f"{side} {kind} {in_all.number} ({what})"
         self.killed()
         return True
+
+    def _count(self, of: tuple[str, str], side: Side) -> int:
+        if side == "before":
+            self._counts[of] = self._counts.get(of, 0) + 1
+        return self._counts.get(of, 0)
 
 
 class KillableDatabase(SQLiteDatabase):
@@ -102,19 +106,19 @@ class KillableDatabase(SQLiteDatabase):
     def __init__(self, path: str, points: Points) -> None:
         super().__init__(path)
         self.points = points
-        self.doing = ""  # what is being written, when that counts as a point
+        self.doing: tuple[str, str] = ("", "")  # what is being written, in words, and its place; if it is a point
 
     @contextmanager
     def transaction(self) -> Generator[None]:
         """One transaction, with a point before its commit and one after."""
         self.points.check()
-        counts = self.doing
+        what, place = self.doing
         with super().transaction():
             yield
-            if counts:
-                self.points.reach("commit", "before", counts)
-        if counts:
-            self.points.reach("commit", "after", counts)
+            if place:
+                self.points.reach("commit", "before", what, place)
+        if place:
+            self.points.reach("commit", "after", what, place)
 
 
 class KillableStore(SqlStore):
@@ -126,15 +130,17 @@ class KillableStore(SqlStore):
         self.posted = False
 
     def write(self, writes: list[Write]) -> None:
-        """Like any store's."""
-        with self._doing(described(writes)):
-            super().write(writes)
+        """Like any store's, one by one: which of them would share a transaction depends on how fast threads are."""
+        for write in writes:
+            with self._doing(described(write), place_of(write)):
+                super().write([write])
 
     def post(self, message: Message) -> str | None:
         """Like any store's."""
         self.posted = False
         try:
-            with self._doing(f"{message.kind} {message.name}".strip()):
+            what = f"{message.kind} {message.name}".strip()
+            with self._doing(what, f"{message.run} {what}"):
                 owner = super().post(message)
         except Dead:
             deadly = self._killable.points.deadly
@@ -145,22 +151,28 @@ class KillableStore(SqlStore):
         return owner
 
     @contextmanager
-    def _doing(self, what: str) -> Generator[None]:
-        self._killable.doing = what
+    def _doing(self, what: str, place: str) -> Generator[None]:
+        self._killable.doing = what, place
         try:
             yield
         finally:
-            self._killable.doing = ""
+            self._killable.doing = "", ""
 
 
-def described(writes: list[Write]) -> str:
+def described(write: Write) -> str:
     """What a transaction holds, in words: `accepted sign-up; completed create-user`."""
-    parts = [f"accepted {run.name}" for write in writes for run, _ in write.accepts]
-    for write in writes:
-        parts += [f"{entry.kind} {entry.step.partition(':')[0]}".strip() for entry in write.entries]
-        if write.update is not None and write.update.status not in ("completed", "failed", "cancelled"):
-            parts.append(f"parked as {write.update.status}")
+    parts = [f"accepted {run.name}" for run, _ in write.accepts]
+    parts += [f"{entry.kind} {entry.step.partition(':')[0]}".strip() for entry in write.entries]
+    if write.update is not None and write.update.status not in ("completed", "failed", "cancelled"):
+        parts.append(f"parked as {write.update.status}")
     return "; ".join(parts) or "messages"
+
+
+def place_of(write: Write) -> str:
+    """A name of a transaction: whose it is, and what it begins with. What else shares it may differ each time."""
+    if write.entries:
+        return f"{write.run} {write.entries[0].kind} {write.entries[0].step}".rstrip()
+    return f"{write.run} {described(write)}"
 
 
 def killable_databases(sql: Any, points: Points) -> Any:
@@ -170,12 +182,12 @@ def killable_databases(sql: Any, points: Points) -> Any:
 
     class KillableWork(SqlWork):
         def commit(self, key: Any, completion: Any) -> None:
-            if self.opened is not None:
-                points.reach("sql commit", "before", key[1].partition(":")[0])
-            used = self.opened is not None
+            used, what, place = self.opened is not None, key[1].partition(":")[0], f"{key[0]} {key[1]}"
+            if used:
+                points.reach("sql commit", "before", what, place)
             super().commit(key, completion)
             if used:
-                points.reach("sql commit", "after", key[1].partition(":")[0])
+                points.reach("sql commit", "after", what, place)
 
     return Databases(sql, work=KillableWork)
 

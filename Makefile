@@ -28,7 +28,7 @@ test-typescript: $(TYPESCRIPT_BUILT)
 	cd $(TYPESCRIPT) && PYTHON=$(CURDIR)/$(PYTHON) npm test
 
 test-python: $(INSTALLED) $(TYPESCRIPT_BUILT)
-	$(PYTHON) -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist loadfile
+	$(PYTHON) -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The long proofs: 110,200 seeds, every planted bug from the first seed on, every operation of the store's disk failing in
 # every way, 1,000 processes killed by SIGKILL on each kind of store (0.2 s each on SQLite, 0.4 s on PostgreSQL), every
@@ -67,8 +67,10 @@ check-imports: $(INSTALLED)
 check-typescript: $(TYPESCRIPT_BUILT)
 	cd $(TYPESCRIPT) && npm run check
 
-# Every test file can be read; and what pytest makes of them is kept, so that its workers need not make it once more each.
+# Every test file can be read; and what comes of compiling is kept, so that pytest's workers and the processes that the
+# tests start need not do so once more each.
 check-collection: $(INSTALLED)
+	$(PYTHON) -m compileall -q src
 	$(PYTHON) -m pytest -qq --collect-only >.venv/collected.txt || { cat .venv/collected.txt; exit 1; }
 
 bench: $(INSTALLED)

@@ -10,22 +10,29 @@ from dotdo.cli import COMMANDS
 from tests.cli.commands import Shell
 
 
-def test_help_of_every_command_names_its_options(shell: Shell):
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The help of every command, by its name."""
+    shell = Shell(tmp_path_factory.mktemp("helps"))
+    return {name: shell.ok(name, "--help") for name in COMMANDS}
+
+
+def test_help_of_every_command_names_its_options(shell: Shell, helps: dict[str, str]):
     shown = shell.ok("--help")
     for name, (_, text) in COMMANDS.items():
         assert f"  {name} " in shown
         assert text in shown
-        assert shell.ok(name, "--help").startswith(f"Usage: dotdo {name} ")
+        assert helps[name].startswith(f"Usage: dotdo {name} ")
     for name in ("ls", "show", "watch", "cancel", "retry", "undo"):
         assert "--json" in shell.ok("runs", name, "-h")
 
 
-def test_each_line_of_a_help_is_a_whole_sentence(shell: Shell):
+def test_each_line_of_a_help_is_a_whole_sentence(helps: dict[str, str]):
     """On a terminal of 80 columns, where click cuts what is longer."""
     cut = [
         f"dotdo {name}: {line.strip()}"
-        for name in COMMANDS
-        for line in shell.ok(name, "--help").partition("Commands:")[2].splitlines()
+        for name, shown in helps.items()
+        for line in shown.partition("Commands:")[2].splitlines()
         if line.endswith("...")
     ]
     assert cut == []

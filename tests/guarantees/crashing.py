@@ -6,6 +6,7 @@ forks a process, which opens a store of its own and runs or resumes a service th
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -254,9 +255,20 @@ def crashers() -> Iterator[Crashers]:
 
 # -- the program -------------------------------------------------------------------------------------------------------
 
+# What an engine imports only when it needs it: each of a thousand processes would do so again.
+NEEDED_LATER = [
+    "dotdo.engine.aio_sqlite",
+    "dotdo.engine.applying",
+    "dotdo.engine.completing",
+    "encodings.idna",
+    "sqlalchemy.dialects.sqlite.aiosqlite",
+]
+
 
 def main() -> None:
     """Forks for each order, one at a time, and prints how that process ended."""
+    for name in NEEDED_LATER:
+        importlib.import_module(name)
     for line in sys.stdin:
         order = json.loads(line)
         heard, tell = os.pipe()

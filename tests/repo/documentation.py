@@ -19,6 +19,8 @@ from pathlib import Path
 from tests.repo.sources import ROOT
 
 SECONDS = 60.0
+# As it was before the tests: samples are begun on threads, while pytest goes on to name each test in its environment.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("DOTDO_", "PYTEST_CURRENT"))}
 FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,}|~{3,})(?P<info>[^`]*)$")
 CODE_LANGUAGES = {"python", "py", "python3", "pycon", "console", "shell-session", "sh", "bash", "shell", "zsh"}
 RUN = {"python", "python continue", "console run"}
@@ -126,9 +128,8 @@ def run(sample: Sample) -> Outcome:
         program.write_text(sample.program, encoding="utf-8")
         for name in ("home", "work"):
             (Path(folder) / name).mkdir()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("DOTDO_")}
-        environment["HOME"] = str(Path(folder) / "home")
-        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        path = f"{Path(sys.executable).parent}{os.pathsep}{ENVIRONMENT['PATH']}"
+        environment = {**ENVIRONMENT, "HOME": str(Path(folder) / "home"), "PATH": path}
         # -P: a program named after its page, such as email.py, must not stand in for the standard library's module.
         command = [sys.executable, "-P", "-W", "error", program] if sample.is_python else ["bash", program]
         return _finish(command, Path(folder) / "work", environment)

@@ -81,6 +81,13 @@ def test_program_starts_in_an_empty_folder(tmp_path: Path):
     assert run(sample).output == "[]\n"
 
 
+def test_program_knows_nothing_of_the_tests(tmp_path: Path):
+    """Whose environment changes while programs are begun on other threads."""
+    assert "PYTEST_CURRENT_TEST" in os.environ
+    sample = only_sample(tmp_path, "```python", "import os", "print('PYTEST_CURRENT_TEST' in os.environ)", "```")
+    assert run(sample).output == "False\n"
+
+
 def test_console_run_runs_its_commands_and_stops_at_the_first_failure(tmp_path: Path):
     lines = ["```console run", "$ cat > a <<END", "> 1", "> END", "1", "$ cat a", "$ false", "$ echo never", "```"]
     outcome = run(only_sample(tmp_path, *lines))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
 from tests.repo.sources import ROOT, report, repository_files
 
 LOCKS = sorted((ROOT / "requirements").rglob("*.txt"))
@@ -64,6 +65,10 @@ def test_make_targets_named_in_the_documentation_exist():
         named = re.findall(r"(?:`|\$ |^)make ([a-z][\w-]*)", page.read_text(encoding="utf-8"), re.MULTILINE)
         problems += [f"{page.relative_to(ROOT)}: make {name}" for name in named if name not in targets]
     assert not problems, report(problems)
+
+
+def test_files_that_tests_begin_with_exist():
+    assert [name for name in LONGEST if not (ROOT / name).is_file()] == []
 
 
 def test_readme_shows_both_commands_of_a_newcomer():

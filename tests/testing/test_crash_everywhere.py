@@ -116,10 +116,12 @@ async def both() -> list:
 
 
 def outcome(pytester: pytest.Pytester, body: str, *options: str) -> pytest.RunResult:
-    """What pytest says of a test file."""
+    """What pytest says of a test file, with no plugins but ours and those among the options."""
     pytester.makepyfile(HEAD + body)
-    plugin = ("-p", "dotdo.testing.plugin") if "--xdist" not in options else ()
-    return pytester.runpytest_subprocess("-W", "error", "-q", *plugin, "-p", "no:cacheprovider", *options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # most of its time would be theirs
+        plugin = ("-p", "dotdo.testing.plugin", "-p", "no:cacheprovider")
+        return pytester.runpytest_subprocess("-W", "error", "-q", *plugin, *options)
 
 
 def test_first_divergence_is_shown(pytester: pytest.Pytester):
@@ -396,6 +398,8 @@ def test_plain(do, number):
     assert do.run(plain, number=number) == number
     assert [one.input["text"] for one in do.sent(letter)][-1] == str(number)
 """,
+        "-p",
+        "xdist",
         "-n",
         "2",
     )

@@ -28,6 +28,7 @@ from dotdo.journal import Entry
 from dotdo.policy import Retention
 from dotdo.preview import Preview
 from dotdo.records import Definition, Options, Outcome, Progress, Run, RunFilter, RunKind, cursor_of, keyed_run_id
+from dotdo.tls import trusted
 from dotdo.tracing import current_place
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ class RemotePlatform:
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
         self._url = url.rstrip("/")
-        self._http = httpx2.AsyncClient(headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=False)
+        self._http = httpx2.AsyncClient(
+            headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=False, verify=trusted(url)
+        )
         self._closed = False
 
     # -- Platform -----------------------------------------------------------------------------------------------------

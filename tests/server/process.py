@@ -17,6 +17,7 @@ import httpx2
 
 from dotdo.embedding import open_writer
 from dotdo.keys import new_key
+from dotdo.tls import trusted
 from tests.guarantees.ledger import ROOT
 from tests.patience import PATIENCE
 
@@ -84,7 +85,8 @@ class Serving:
     def http(self, key: str | None = None, **options: Any) -> httpx2.Client:
         """A client with a key."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx2.Client(base_url=self.url(), headers=headers, timeout=PATIENCE, **options)
+        url = self.url()
+        return httpx2.Client(base_url=url, headers=headers, timeout=PATIENCE, verify=trusted(url), **options)
 
     def key(self, *scopes: str) -> str:
         """A new key that allows everything, or what is given."""

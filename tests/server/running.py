@@ -14,6 +14,7 @@ from dotdo import AsyncDo, Catalogue, Fail, action, continue_as_new, effect, pub
 from dotdo.keys import ApiKey, new_key
 from dotdo.server.listening import serve
 from dotdo.server.serving import Served
+from dotdo.tls import trusted
 from tests.patience import PATIENCE
 
 catalogue = Catalogue()
@@ -109,7 +110,7 @@ class Running:
     def http(self, *scopes: str) -> httpx2.Client:
         """An HTTP client with a key of those scopes; without any, everything is allowed."""
         headers = {"Authorization": f"Bearer {self.key(*(scopes or ('*',)))}"}
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=PATIENCE)
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=PATIENCE, verify=trusted(self.url))
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from starlette.routing import Route
 from dotdo.server import auth
 from dotdo.server.app import make_app
 from dotdo.server.routes import OPERATIONS, Operation
+from dotdo.tls import trusted
 from tests.patience import PATIENCE
 from tests.server.running import Running, seen
 
@@ -21,7 +22,7 @@ KINDS = ("none", "not bearer", "malformed", "mistyped", "unknown", "revoked", "e
 def ask(server: Running, operation: Operation, headers: dict[str, str]) -> httpx2.Response:
     path = operation.path.replace("{name}", "greet-user" if "action" in operation.id else "approval")
     body: dict[str, Any] = {"params": {"name": "Nobody"}} if operation.body is not None else {}
-    with httpx2.Client(base_url=server.url, timeout=60) as http:
+    with httpx2.Client(base_url=server.url, timeout=60, verify=trusted(server.url)) as http:
         return http.request(
             operation.method,
             path.replace("{id}", "run_0"),

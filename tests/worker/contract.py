@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 
 from dotdo.engine.attempting import effect_key
+from dotdo.tls import trusted
 from tests.server.running import Running, running
 
 GOLDEN = Path(__file__).parents[2] / "contract" / "golden"
@@ -69,7 +70,8 @@ class Recorder:
 
     def post(self, name: str, verb: str, headers: dict[str, str] | None = None, /, **body: Any) -> Any:
         """One exchange; without a name it is not written down."""
-        with httpx2.Client(base_url=self.server.url, headers=headers or self.http.headers, timeout=60) as http:
+        url = self.server.url
+        with httpx2.Client(base_url=url, headers=headers or self.http.headers, timeout=60, verify=trusted(url)) as http:
             response = http.post(f"/v1/worker/{verb}", json=body)
         asked = {"method": "POST", "path": f"/v1/worker/{verb}", "body": body}
         # Also of those that are not written down: else numbers would depend on which of two came first.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import httpx2
 import msgspec
 
+from dotdo.tls import trusted
 from dotdo.worker.talking import TIMEOUT_SECONDS, headers_of, log, refused_by
 from dotdo.worker_protocol import Beat, Heartbeat, Registered
 
@@ -53,7 +54,8 @@ class Heart:
     def _beat(self) -> None:
         session = self._session
         wait = session.heartbeat_seconds
-        with httpx2.Client(headers=headers_of(self._line.api_key), timeout=TIMEOUT_SECONDS) as http:
+        headers, tls = headers_of(self._line.api_key), trusted(self._line.url)
+        with httpx2.Client(headers=headers, timeout=TIMEOUT_SECONDS, verify=tls) as http:
             while not self._stop.wait(wait):
                 left = self._renewed + session.lease_seconds - time.monotonic()
                 if left <= 0:

@@ -21,6 +21,7 @@ from dotdo.errors import (
     UnknownWorker,
     UnsupportedProtocol,
 )
+from dotdo.tls import trusted
 
 try:
     import httpx2
@@ -72,7 +73,9 @@ class Line:
             raise DefinitionError(f"url={url!r}: an address such as https://do.example.com is needed.")
         self.url, self.api_key, self._on_reached = url.rstrip("/"), api_key, on_reached
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
-        self._http = httpx2.AsyncClient(headers=headers_of(api_key), timeout=TIMEOUT_SECONDS, limits=limits)
+        self._http = httpx2.AsyncClient(
+            headers=headers_of(api_key), timeout=TIMEOUT_SECONDS, limits=limits, verify=trusted(url)
+        )
         self._missed: float | None = None  # since when the server was not reached
         self._told = False
 

@@ -15,7 +15,8 @@ from tests.simulation import planted_peers
 from tests.simulation.cases import Case, make_case
 from tests.simulation.nodes import play_on_nodes
 from tests.simulation.occurring import EVERYTHING, EVERYTHING_ON_NODES, RARELY
-from tests.simulation.planted import PLANTED, Plant, finds
+from tests.simulation.planted import Plant, finds
+from tests.simulation.planted_reckoning import PLANTED
 from tests.simulation.server import play_on_server
 from tests.simulation.simulating import Played, play, shrink
 from tests.stores import own_server

@@ -33,18 +33,22 @@ JOURNAL = "select * from journal where data <> '@' || data_digest order by run, 
 MOST_DEATHS = 3
 # Claims of a run of which nothing came, in a row: each death of a process may cost one, and each failure of the store.
 MOST_CLAIMS = 15
+# How late a deadline may be noticed, in ms: a process was dead meanwhile, or the store slow. And a clock may jump.
+LATE, JUMP = 1_800_000, 3_600_000
 OF_DELIVERIES = ("committed", "delivering", "delivery_failed", "delivered", "effects_dropped", "resolved")
 
 
 @dataclass
 class Told:
     """What callers asked for, and were told: the orders and the ids that they were given for them, by key; what was
-    refused, by the senders of events; and how often the store has failed. orders: None, where others come as well."""
+    refused, by the senders of events; how often the store has failed, and a clock jumped ahead. orders: None, where
+    others come as well."""
 
     orders: dict[str, Order] | None
     answered: dict[str, str] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     failures: int = 0
+    jumps: int = 0
 
 
 def audit(
@@ -65,6 +69,8 @@ def audit(
     wrong += _refused(runs, entries, told)
     wrong += _anchors(runs, key)
     wrong += _entries(entries)
+    wrong += _attempts(entries, catalogue)
+    wrong += _times(entries, told)
     wrong += _claims(entries, told)
     wrong += _effects(entries, world)
     undone, stock = check_undone(entries, catalogue)
@@ -83,12 +89,11 @@ def audit(
 
 
 def _entries(entries: list[dict[str, Any]]) -> list[str]:
-    """Times, attempts, events and answers, entry by entry."""
+    """Times, events and answers, entry by entry."""
     wrong: list[str] = []
     events: Counter[tuple[str, str]] = Counter()
     answers: dict[tuple[str, int, str], str] = {}
     on_failure: Counter[tuple[str, int, str]] = Counter()
-    reopened: dict[str, int] = Counter()
     for entry in entries:
         data, where = msgspec.json.decode(entry["data"]), f"{entry['run']}: {entry['step']}"
         match entry["kind"]:
@@ -97,10 +102,6 @@ def _entries(entries: list[dict[str, Any]]) -> list[str]:
             case "event":
                 if data.get("sender"):
                     events[entry["run"], data["sender"]] += 1
-            case "attempt_failed" if entry["attempt"] > 4 + 4 * reopened[entry["run"]] + 8:
-                wrong.append(f"{where}: attempt {entry['attempt']}, though 4 are allowed")
-            case "reopened":
-                reopened[entry["run"]] += 1
             case "committed" | "completed":
                 for effect in data.get("effects", ()):
                     attempt = str(effect["input"]["what"]).rpartition(" at ")[2]
@@ -116,6 +117,44 @@ def _entries(entries: list[dict[str, Any]]) -> list[str]:
         f"event {sender} was taken {count} times by {run}" for (run, sender), count in events.items() if count > 1
     ]
     wrong += [f"{step} of {run} committed {count} times" for (run, _, step), count in on_failure.items() if count > 1]
+    return wrong
+
+
+def _attempts(entries: list[dict[str, Any]], catalogue: Catalogue) -> list[str]:
+    """That no action fails more often, in one generation, than its retries allow, whoever had the run meanwhile."""
+    failures: Counter[tuple[str, int, str, str, int]] = Counter()
+    for entry in entries:
+        if entry["kind"] == "attempt_failed":
+            data = msgspec.json.decode(entry["data"])
+            failures[entry["run"], entry["generation"], entry["step"], data["action"], data["version"]] += 1
+    wrong: list[str] = []
+    for (run, _, step, name, version), count in failures.items():
+        found = catalogue.find("action", name, version)
+        allowed = found.retry.attempts if found is not None else None
+        if allowed is not None and count > allowed:
+            wrong.append(f"{step} of {run} failed {count} times, though {allowed} attempts are allowed")
+    return wrong
+
+
+def _times(entries: list[dict[str, Any]], told: Told) -> list[str]:
+    """That no timer fires before its time, and that deadlines are kept: by what was accepted and by the names of the
+    timers, not by when the engine took them to be due."""
+    wrong: list[str] = []
+    for run, of_it in groupby(entries, key=lambda entry: entry["run"]):
+        first, *others = of_it
+        options = msgspec.json.decode(first["data"]).get("options") or {}
+        begins = first["at"] + round((options.get("delay") or 0) * 1000)
+        for entry in others:
+            if entry["kind"] == "fired":
+                delay = int(entry["step"].removeprefix("timer:").partition("#")[0])
+                if entry["at"] < begins + delay:
+                    early = begins + delay - entry["at"]
+                    wrong.append(f"{entry['step']} of {run} fired at least {early} ms early")
+        if options.get("deadline"):
+            limit = begins + round(options["deadline"] * 1000) + LATE + JUMP * told.jumps
+            end = next((one for one in others if one["kind"] in ("stopping", "ended", "blocked")), None)
+            if end is not None and end["at"] > limit:
+                wrong.append(f"the deadline of {run} was overlooked: {end['kind']} {end['at'] - limit} ms too late")
     return wrong
 
 

@@ -90,6 +90,9 @@ def make_case(seed: int) -> Case:
             at = skewed(random.Random(f"halted {seed}"), 20)
             orders.append(Order(key, at, plan))
             deeds += [Deed(kind, key, at + after) for kind, after in errands]
+    weary = halting.draw_weary(seed)
+    if weary is not None:
+        orders.append(Order("weary", skewed(random.Random(f"tired {seed}"), 20), weary))
     kills = MANY_KILLS if random.Random(f"cruel {seed}").random() < 0.05 else 1.0
     return Case(seed, tuple(orders), tuple(sorted(deeds, key=lambda deed: deed.at)), kills=kills)
 

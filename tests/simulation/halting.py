@@ -9,7 +9,7 @@ from typing import Any
 from tests.simulation.durations import skewed
 from tests.simulation.world import EFFECTS
 
-LIKELY, STUBBORN = 0.08, 0.04
+LIKELY, STUBBORN, WEARY = 0.08, 0.04, 0.03
 FIRST = 200  # the first number of a step: other plans of the case have smaller ones
 SOON = 120.0  # seconds in which most operators come
 Errand = tuple[str, float]
@@ -91,3 +91,12 @@ def _begun(chance: random.Random, n: int) -> Any:
 
 def _sending(chance: random.Random, n: int) -> Any:
     return {"do": "plain", "n": n, chance.choice(("stage", "stage", "request")): [chance.choice(list(EFFECTS))]}
+
+
+def draw_weary(seed: int) -> list[Any] | None:
+    """A plan in which an action uses up its retries, and its service goes on or not."""
+    chance = random.Random(f"weary {seed}")
+    if chance.random() > WEARY:
+        return None
+    tired: Any = {"do": chance.choice(("plain", "undoable", "stocked")), "n": FIRST + 90, "fails": 99}
+    return [_done(chance, FIRST + 80), tired if chance.random() < 0.5 else {"try": tired}]

@@ -123,6 +123,7 @@ class Play:
         self.world.close()
         self.wrong += self._watch.close()
         self.told.failures = sum(self.chance.seen[kind] for kind in STORE_FAILS)
+        self.told.jumps = self.chance.seen["clock.forward"]
         self.wrong += audit(
             self.store, self.app, self.world, self.told, KEY, over=not self.wrong, catalogue=self._catalogue
         )

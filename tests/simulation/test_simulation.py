@@ -14,7 +14,8 @@ from dotdo.engine.history import MAX_CRASHES
 from tests.simulation import machine
 from tests.simulation.cases import Case, Order, make_case
 from tests.simulation.occurring import SOMETIMES
-from tests.simulation.planted import PLANTED, finds
+from tests.simulation.planted import finds
+from tests.simulation.planted_reckoning import PLANTED
 from tests.simulation.simulating import Played, play, shrink
 
 FIRST, SEEDS, SECONDS = 10_000, 240, 15.0
@@ -82,6 +83,10 @@ CAUGHT = {
     "wakes_for_a_deadline_that_has_passed": 868,
     "is_busy_only_when_it_goes_on": 202,
     "starts_whoever_asks": 18,
+    "fires_half_way": 5,
+    "overlooks_the_deadline_of_what_is_parked": 98,
+    "counts_attempts_anew_after_a_restart": 129,
+    "plans_before_what_is_in_flight_has_ended": 94,
 }
 
 

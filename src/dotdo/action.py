@@ -123,12 +123,13 @@ class Action(Generic[P, R]):
         refuse_secret_keys(self)
         self.pivot = pivot
         self.catalogue = catalogue or default_catalogue
+        _check_action(self.subject, "fallback", fallback)
         if fallback is not None and fallback.fallback is not None:
             raise DefinitionError(f"{self.subject}: its fallback {fallback.name} has a fallback itself; no chains.")
         if fallback is not None:
             check_fallback(self.subject, self.schema, fallback)
         self.fallback = fallback
-        self.on_failure = tuple(on_failure)
+        self.on_failure = hooks_of(self.subject, on_failure)
         self.options = Options(version=version)
         self.overrides = NO_OVERRIDES
         self.undo_action: Action[..., Any] | None = None
@@ -371,6 +372,28 @@ def check_undo(subject: str, schema: Schema, undo: Action[..., Any]) -> None:
             "parameter and, under the name `input`, what the action was called with."
         )
     undo.schema.lend_secrets(subject, schema)
+
+
+def hooks_of(subject: str, on_failure: object) -> "tuple[Action[..., Any], ...]":
+    """The actions that are told of a failure. Raises DefinitionError for what cannot be, as nothing else would say so
+    before there is one."""
+    if not isinstance(on_failure, list | tuple):
+        raise DefinitionError(f"{subject}: on_failure={on_failure!r}: a list of actions is needed, as in [tell_admin].")
+    hooks = cast("tuple[Action[..., Any], ...]", tuple(cast("Sequence[Any]", on_failure)))
+    for hook in hooks:
+        _check_action(subject, "on_failure", hook)
+        more = [p.name for p in hook.schema.parameters[1:] if p.required]
+        if more:
+            raise DefinitionError(
+                f"{subject}: its on_failure {hook.name} takes {', '.join(more)}, too; it is given a Failure, "
+                "and no more."
+            )
+    return hooks
+
+
+def _check_action(subject: str, role: str, given: object) -> None:
+    if given is not None and not isinstance(given, Action):
+        raise DefinitionError(f"{subject}: {role}: {given!r} is not an action; define it with @action.")
 
 
 def check_fallback(subject: str, schema: Schema, fallback: Action[..., Any]) -> None:

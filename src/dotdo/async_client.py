@@ -22,6 +22,7 @@ from dotdo.async_names import AsyncNames
 from dotdo.async_runs import AsyncHandle, AsyncRuns, Load, checked, loaded, within
 from dotdo.catalogue import Catalogue, default_catalogue
 from dotdo.clock import Clock
+from dotdo.context import refuse_in_service
 from dotdo.enlisting import Work, execute_async, is_within, work_within
 from dotdo.errors import ClientClosed, DefinitionError, InvalidOperation, StoreError
 from dotdo.opening import connect, embed
@@ -73,7 +74,7 @@ class AsyncDo:
 
     def __init__(
         self,
-        store: str | None = None,
+        store: str | os.PathLike[str] | None = None,
         *,
         url: str | None = None,
         api_key: str | None = None,
@@ -91,6 +92,7 @@ class AsyncDo:
         tracer_provider: Any = None,
         workers: bool = False,
     ) -> None:
+        store = _path_of(store)
         if url is not None and store is not None:
             raise DefinitionError("A client has a store of its own, or the URL of a server; not both.")
         url = url or (os.environ.get("DOTDO_URL") if store is None else None)
@@ -263,7 +265,8 @@ class AsyncDo:
         return await work_within(await self.platform(), self._url, kind, name, params, options)
 
     async def platform(self) -> Platform:
-        """The platform, opened at first use. Raises StoreError; ClientClosed after `close`."""
+        """The platform, opened at first use. Raises StoreError; ClientClosed after `close`; CalledOutside."""
+        refuse_in_service()
         if self._closed:
             raise ClientClosed(self._closed)
         opening = self._opening
@@ -371,6 +374,18 @@ def mountable(
     return application(
         platform, close, is_open, open_access=open_access, tracer_provider=client.tracer_provider, rate=rate
     )
+
+
+def _path_of(store: object) -> str | None:
+    """A store as it was given, as text. Raises DefinitionError."""
+    if isinstance(store, os.PathLike):
+        store = os.fspath(cast("os.PathLike[str]", store))
+    if store is not None and not isinstance(store, str):
+        raise DefinitionError(
+            f"The store {store!r:.80} is neither a path nor a URL: use sqlite:///path/to/dotdo.db, a path, or "
+            "postgresql://host/database."
+        )
+    return store
 
 
 def _has_failed(opening: "asyncio.Future[Platform]") -> bool:

@@ -1,6 +1,7 @@
 """`Do`: the client for code without async. Each method forwards to `AsyncDo` on an event loop of its own thread."""
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Never, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
@@ -241,7 +242,11 @@ class Do:
     """A client for code without async: `AsyncDo` on a thread of its own. Parameters as in `AsyncDo`."""
 
     def __init__(
-        self, store: str | None = None, *, drain_on_sigterm: bool = False, **options: Unpack[ClientOptions]
+        self,
+        store: str | os.PathLike[str] | None = None,
+        *,
+        drain_on_sigterm: bool = False,
+        **options: Unpack[ClientOptions],
     ) -> None:
         self._inner = AsyncDo(store, **options)
         self._portal = Portal(self._inner.close)

@@ -268,6 +268,16 @@ def runner_for(what: str, teach: str | Callable[[], str] = "It works inside a se
     return found
 
 
+def refuse_in_service() -> None:
+    """Raises CalledOutside in a service, for what a client does: it is I/O, and would be done again on each replay."""
+    found = current.get()
+    if found is not None and not isinstance(found, _Context):
+        raise CalledOutside(
+            "A client was called inside a service. Call actions and services there themselves (`await create_user()`, "
+            'or by name `await dotdo.call("create-user")`); what else a client does belongs in an action.'
+        )
+
+
 async def sleep(seconds: float) -> None:
     """Waits durably inside a service: costs nothing and survives restarts. The same as `asyncio.sleep` there."""
     _service("sleep()")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from dotdo.context import refuse_in_service
 from dotdo.errors import CalledOutside, ClientClosed
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class Portal:
 
     def call(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Awaits what `make` returns, in the caller's context, and returns its result. Raises ClientClosed."""
+        refuse_in_service()
         self._refuse_own_thread()
         context = contextvars.copy_context()
 
@@ -59,6 +61,7 @@ class Portal:
 
     async def forward(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The same for a caller on another event loop, which goes on meanwhile."""
+        refuse_in_service()
         self._refuse_own_thread()
         with self._lock:
             loop = self._running()

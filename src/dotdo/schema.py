@@ -233,6 +233,8 @@ def hints_of(subject: str, function: Callable[..., Any]) -> dict[str, Hint]:
     """The resolved type hints of a function."""
     if not callable(function):
         raise DefinitionError(f"{subject}: {function!r} cannot be called; a function is needed.")
+    if isinstance(getattr(function, "schema", None), Schema):
+        raise DefinitionError(f"{subject}: {function!r} is a definition itself; the bare function is needed.")
     bare: Any = function.func if isinstance(function, functools.partial) else function
     if not (inspect.isroutine(bare) or inspect.isclass(bare)):
         bare = bare.__call__  # of an object that can be called

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, cast
 
 from dotdo import policy
-from dotdo.action import NO_OVERRIDES, Action, Overrides, Wire, with_options
+from dotdo.action import NO_OVERRIDES, Action, Overrides, Wire, hooks_of, with_options
 from dotdo.catalogue import Catalogue, check_name, default_catalogue, described
 from dotdo.context import AsyncContext, Context, runner_for
 from dotdo.errors import DefinitionError
@@ -55,7 +55,7 @@ class Service(Generic[P, R]):
         self.schema = schema_of(self.subject, handler, 0, wire)
         policy.one_of(on_bug, "on_bug", ("block", "fail"))
         self.undoes, self.on_bug = undo, on_bug
-        self.on_failure = tuple(on_failure)
+        self.on_failure = hooks_of(self.subject, on_failure)
         self.catalogue = catalogue or default_catalogue
         self.options, self.overrides = Options(version=version), NO_OVERRIDES
         self.__doc__ = handler.__doc__

@@ -8,6 +8,7 @@ import pytest
 from dotdo import ActionFailed, RunBlocked, service
 from dotdo.engine.children import take_child_message
 from dotdo.engine.running import LiveRun
+from dotdo.errors import InvalidOperation
 from dotdo.journal import Stopping
 from dotdo.records import ErrorRecord
 from dotdo.store.protocol import Message
@@ -385,6 +386,9 @@ async def test_retry_of_a_parent_starts_a_new_child_and_keeps_the_failed_one(tmp
         handle = await lab.client.start(retries_a_child)
         with pytest.raises(ActionFailed):
             await handle.result()
+        child = await child_of(lab, handle.id)
+        with pytest.raises(InvalidOperation, match=f"{child} is failed, and a step of .* Retry {handle.id}, which"):
+            await lab.client.runs.retry(child)  # else both would pack, and nobody would undo what the first did
         await lab.client.runs.retry(handle.id)
         assert await handle.result() == "packed ticket for sofa"
         first, second = [started.run for started in await lab.data(handle.id, "child_started")]

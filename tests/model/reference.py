@@ -160,11 +160,12 @@ class Run:
             self._stop("cancelled", "Cancelled")
 
     def retry(self) -> None:
-        """Goes on where it was; or, when it had ended, from what failed it. What was undone is done again."""
+        """Goes on where it was; or, when it had ended, from what failed it. What was undone is done again. A child
+        that has ended is its parent's to do again."""
         if self.status == "blocked":
             for step in self.stands.values():
                 self._answer(step, "try_again")
-        elif self.status in ("failed", "cancelled"):
+        elif self.status in ("failed", "cancelled") and self.parent is None:
             self.ending, self.error, self.undo = "", None, "none"
             self.stands = {
                 name: step for name, step in self.stands.items() if step.state == "completed" and not step.undone

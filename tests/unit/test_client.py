@@ -37,7 +37,7 @@ from dotdo import (
 from dotdo.async_names import AsyncByName, AsyncNames
 from dotdo.async_runs import AsyncRuns
 from dotdo.client import ByName, Names, Runs
-from dotdo.errors import ClientClosed, InputError
+from dotdo.errors import ClientClosed, InputError, StoreUnusable
 from dotdo.testing import ManualClock
 from tests.doors import DOORS, Door, actor_through, open_sync
 from tests.patience import PATIENCE
@@ -416,6 +416,20 @@ def test_closed_means_closed_and_may_be_said_twice(tmp_path: Path):
             call()
     with Do(path, catalogue=house) as again:
         assert again.runs.get(handle.id).name == "bill"
+
+
+def test_store_may_be_a_path(tmp_path: Path):
+    with Do(tmp_path / "some" / "dotdo.db", catalogue=house) as client:
+        assert client.run(bill, []) is not None
+    assert (tmp_path / "some" / "dotdo.db").is_file()
+    with pytest.raises(DefinitionError, match="The store 5 is neither a path nor a URL: use sqlite:///path"):
+        Do(5)  # type: ignore[arg-type]
+
+
+def test_application_database_in_no_folder_says_what_it_needs(tmp_path: Path):
+    client = Do(tmp_path / "dotdo.db", catalogue=house, sql=f"sqlite:///{tmp_path}/none/app.db")
+    with pytest.raises(StoreUnusable, match=r"unable to open database file\. Its folder must exist, and"):
+        client.run(bill, [])
 
 
 def test_on_its_own_loop_it_refuses_and_the_attempt_is_not_repeated():

@@ -11,9 +11,11 @@ import dotdo
 from dotdo import (
     ActionFailed,
     AsyncContext,
+    AsyncDo,
     Catalogue,
     DefinitionError,
     Do,
+    Failure,
     InvalidInput,
     Retry,
     RetryLater,
@@ -49,6 +51,17 @@ async def words() -> Any:
 def takes_opaque(thing: Opaque) -> None: ...
 
 
+@action("told", catalogue=catalogue)
+def told(failure: Failure) -> None: ...
+
+
+@action("told-more", catalogue=catalogue)
+def told_more(failure: Failure, whom: str, how: str = "") -> None: ...
+
+
+async def waits() -> None: ...
+
+
 WRONG_DEFINITIONS: dict[str, tuple[Callable[[], object], str]] = {
     "bare action": (lambda: action(handler), '@action needs a name for handler: write @action("send-mail")'),  # type: ignore[arg-type]
     "bare service": (lambda: service(words), "@service needs a name for words: write @service"),  # type: ignore[arg-type]
@@ -62,6 +75,31 @@ WRONG_DEFINITIONS: dict[str, tuple[Callable[[], object], str]] = {
     "on a list": (lambda: Retry(never_on=[ValueError]), "or a tuple of such, as in never_on=(ConnectionError"),  # type: ignore[arg-type]
     "on an instance": (lambda: Retry(on=ValueError()), "Retry(on=ValueError()): a type of exceptions"),  # type: ignore[arg-type]
     "generator": (lambda: service("a", catalogue=catalogue)(words), "has a `yield`; return all values"),  # type: ignore[arg-type]
+    "fallback": (lambda: action("a", fallback=words, catalogue=catalogue)(handler), "words at 0x"),  # type: ignore[arg-type]
+    "on_failure": (
+        lambda: action("a", on_failure=[words], catalogue=catalogue)(handler),  # type: ignore[list-item]
+        "is not an action; define it with @action",
+    ),
+    "on_failure of a service": (
+        lambda: service("a", on_failure=[words], catalogue=catalogue)(waits),  # type: ignore[list-item]
+        "service a@1: on_failure: <function words at",
+    ),
+    "one on_failure": (
+        lambda: action("a", on_failure=told, catalogue=catalogue)(handler),  # type: ignore[arg-type]
+        "on_failure=<Action told@1>: a list of actions is needed, as in [tell_admin]",
+    ),
+    "on_failure takes more": (
+        lambda: action("a", on_failure=[told_more], catalogue=catalogue)(handler),
+        "its on_failure told-more takes whom, too; it is given a Failure, and no more",
+    ),
+    "a definition of a definition": (
+        lambda: action("a", catalogue=catalogue)(told),
+        "<Action told@1> is a definition itself; the bare function is needed",
+    ),
+    "undo by a service": (
+        lambda: action("a", undo=look_up_nothing, catalogue=catalogue)(handler),
+        "<Service look-up-nothing@1> is a definition itself",
+    ),
     "own class": (
         lambda: action("a", catalogue=catalogue)(takes_opaque),
         "Take what JSON has, a dataclass, a TypedDict",
@@ -225,6 +263,58 @@ async def waits_wrongly() -> None:
 @service("event-that-never-comes", catalogue=catalogue)
 async def event_that_never_comes() -> None:
     await wait_for_event("paid", timeout=0.001)
+
+
+@service("asks-its-client", catalogue=catalogue)
+async def asks_its_client(how: str) -> object:
+    made, other = clients["made"], clients["other"]
+    calls: dict[str, Callable[[], object]] = {
+        "run": lambda: made.run(echo, 1),
+        "by name": lambda: made.action("echo").invoke(value=1),
+        "start": lambda: made.start(echo, 1),
+        "read": lambda: made.runs.list(),
+        "other client": lambda: other.run(echo, 1),
+    }
+    return calls[how]()
+
+
+@service("asks-an-async-client", catalogue=catalogue)
+async def asks_an_async_client() -> object:
+    return await AsyncDo("sqlite://", catalogue=catalogue).run(echo, 1)
+
+
+@action("asks-for-a-service", retry=1, catalogue=catalogue)
+def asks_for_a_service() -> int:
+    return clients["other"].run(echo, 1)
+
+
+@service("asks-in-an-action", catalogue=catalogue)
+async def asks_in_an_action() -> int:
+    return await asks_for_a_service()
+
+
+clients: dict[str, Do] = {}
+
+
+@pytest.fixture
+def two_clients(client: Do) -> Iterator[None]:
+    with Do("sqlite://", catalogue=catalogue) as other:
+        clients.update(made=client, other=other)
+        yield
+
+
+@pytest.mark.parametrize("how", ["run", "by name", "start", "read", "other client"])
+@pytest.mark.usefixtures("two_clients")
+def test_client_in_a_service_is_told_to_call_the_action_itself(client: Do, how: str):
+    with pytest.raises(RunBlocked, match=r"A client was called inside a service\. Call actions and services there"):
+        client.start(asks_its_client, how).result(timeout=PATIENCE)
+
+
+@pytest.mark.usefixtures("two_clients")
+def test_async_client_in_a_service_too_but_not_in_an_action(client: Do):
+    with pytest.raises(RunBlocked, match="A client was called inside a service"):
+        client.start(asks_an_async_client).result(timeout=PATIENCE)
+    assert client.start(asks_in_an_action).result(timeout=PATIENCE) == 1
 
 
 BLOCKED: dict[str, tuple[Any, str]] = {

@@ -131,10 +131,13 @@ class Databases:
                 if not _is_prepared(engine):
                     metadata.create_all(engine)
             except (SQLAlchemyError, OSError) as error:
+                mend = (
+                    "Its folder must exist, and this process be allowed to write there."
+                    if engine.dialect.name == "sqlite"
+                    else f"If this role may not create tables, create {applied.name} once with a role that may."
+                )
                 raise StoreUnusable(
-                    f"The application's database {engine.url!r} ({name}) cannot be used: {_first_line(error)}. "
-                    "If this role "
-                    f"may not create tables, create {applied.name} once with a role that may."
+                    f"The application's database {engine.url!r} ({name}) cannot be used: {_first_line(error)}. {mend}"
                 ) from None
 
     @property

@@ -207,6 +207,8 @@ class SqlStore(Retaining, Erasing, ApiKeys, Offering, Limiting):
             return owner  # sent again, after the run that took it has ended: it is the same one event
         if message.kind in ("retry", "undo") and status in ENDED:
             self._refuse_erased(message.run, message.kind)
+            if message.kind == "retry" and status != "completed":
+                self._refuse_child(message.run, status)
         _check_allowed(message, status, undo)
         reopens = message.kind in ("retry", "undo") or (message.kind == "cancel" and status == "blocked")
         if message.kind == "resolve":
@@ -223,6 +225,15 @@ class SqlStore(Retaining, Erasing, ApiKeys, Offering, Limiting):
     def _refuse_erased(self, run: str, kind: str) -> None:
         if self._db.write(self._sql["get_run"], {"run": run})[0][_HEAD_KIND] == "erased":
             raise InvalidOperation(f"The data of the run {run} was erased; there is nothing left to {kind} it from.")
+
+    def _refuse_child(self, run: str, status: str) -> None:
+        # Its parent has taken its end, and starts another child if it is retried itself: both would do the work.
+        parent = run_of(self._db.write(self._sql["get_run"], {"run": run})[0]).parent
+        if parent is not None:
+            raise InvalidOperation(
+                f"The run {run} is {status}, and a step of the run {parent}, which was told so. Retry {parent}, which "
+                "does that step again, or start a run of its own."
+            )
 
     def file(self, requests: Sequence[Filed | Message]) -> list[str | InputError | None]:
         """Leaves the requests of a client of an engine in another process."""
@@ -428,5 +439,5 @@ def _check_allowed(message: Message, status: str, undo: str) -> None:
                 f"The run {run} is {status}; only a failed, cancelled or blocked run can be retried."
             )
     elif kind == "undo" and (status not in ENDED or undo == "all"):
-        what = "everything it did is undone already" if undo == "all" else f"it is {status}"
-        raise InvalidOperation(f"The run {run} cannot be undone: {what}. Only an ended run can be.")
+        why = "everything it did is undone already" if undo == "all" else f"it is {status}; only an ended run can be"
+        raise InvalidOperation(f"The run {run} cannot be undone: {why}.")

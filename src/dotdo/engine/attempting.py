@@ -61,8 +61,8 @@ class Attempt:
 
     __slots__ = (
         "_asked", "_asking", "_committing", "_counts", "_databases", "_is_async", "_keeper", "_lock", "_loop", "_over",
-        "_owner", "_resources", "actor", "block", "effects", "elsewhere", "epoch", "generation", "number", "promised",
-        "requests", "run_id", "spares_calls", "step", "task", "traceparent", "trail", "work"
+        "_owner", "_resources", "actor", "block", "effects", "elsewhere", "epoch", "generation",
+        "is_cancelled", "number", "promised", "requests", "run_id", "step", "task", "traceparent", "trail", "work"
     )  # fmt: skip
 
     def __init__(
@@ -90,7 +90,8 @@ class Attempt:
         self.work: SqlWork | None = None
         self.elsewhere = False  # a worker has it that has databases: only they know whether it has committed
         self.task: Handed | None = None  # in which a worker has told its end
-        self.spares_calls = False  # its step is cancelled: calls under way go on to their answers
+        # By the engine, with its step: calls under way go on to their answers. Its own code may cancel its task, too.
+        self.is_cancelled = False
         self.promised: str | None = None  # the database in which the handler commits by itself
         self.block: Block | None = None  # raised by a request; the handler may swallow it, or wrap it in a group
         self._resources, self._databases = resources, databases

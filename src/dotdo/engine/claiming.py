@@ -48,6 +48,11 @@ class Claimer:
         """Whether all that was due has been claimed, and nothing has become due since."""
         return self._sleeps and not self._hint.is_set()
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it is to claim nothing any more, be it that the loop ends, and with it whatever runs there."""
+        return self._task.cancelling() > 0
+
     def stop(self) -> None:
         """Claims nothing from now on."""
         self._task.cancel()

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any, cast
 
-from dotdo.errors import ActionFailed, Fail
+from dotdo.errors import ActionFailed, Fail, RetryLater
 from dotdo.journal import Blocked
+from dotdo.policy import Retry
 from dotdo.records import ErrorRecord, Question
 from dotdo.redacting import clean_all
 
 MAX_MESSAGE = 4_000
 MAX_NAME = 200
+MOST_LEAVES = 10  # of a group, in its text
 MAX_TRACEBACK = 12_000
 _FRAME = re.compile(r'^  File "(.+)", line (\d+), in (.+)$', re.MULTILINE)
 _LIBRARIES = (os.path.dirname(os.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
@@ -103,8 +105,11 @@ def error_record(
 
 
 def message_of(error: BaseException) -> str:
-    """The error's text, whatever its `__str__` does."""
-    return text_of(error)
+    """The error's text, whatever its `__str__` does; a group's with what is in it."""
+    text, inside = text_of(error), leaves(error)[:MOST_LEAVES]
+    if not isinstance(error, BaseExceptionGroup):
+        return text
+    return carried("; ".join([text, *(f"{type(leaf).__name__}: {text_of(leaf)}" for leaf in inside)]))
 
 
 def text_of(value: object) -> str:
@@ -156,6 +161,17 @@ def leaves(error: BaseException) -> list[BaseException]:
         else:
             found.append(each)
     return found
+
+
+def decisive(error: BaseException, retry: Retry) -> BaseException:
+    """What decides over an attempt's next one: of a group, such as a TaskGroup's, one that is not retried, if there is;
+    else one that says when; else the group, or its only one."""
+    found = leaves(error)
+    for leaf in found:
+        if not retry.retries(leaf):
+            return leaf
+    later = [leaf for leaf in found if isinstance(leaf, RetryLater)]
+    return later[0] if later else found[0] if len(found) == 1 else error
 
 
 def is_failure(error: BaseException) -> bool:

@@ -57,7 +57,7 @@ async def request(
     try:
         return await asyncio.shield(call)
     except asyncio.CancelledError:
-        if not attempt.spares_calls:
+        if not attempt.is_cancelled:
             call.cancel()
         raise
 

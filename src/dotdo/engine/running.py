@@ -321,9 +321,12 @@ class LiveRun(SecretKeeping):
 
     def _interrupt(self, id: str, task: "asyncio.Task[None]") -> None:
         step = self.steps.get(id)
-        if step is not None and step.attempt is not None:
-            step.attempt.spares_calls = True
-        task.cancel()
+        attempt = None if step is None else step.attempt
+        # One that is on its way out already may be taking back what it asked for: it is not cancelled twice.
+        if not (task.cancelling() if attempt is None else attempt.is_cancelled):
+            if attempt is not None:
+                attempt.is_cancelled = True
+            task.cancel()
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
@@ -399,8 +402,7 @@ class LiveRun(SecretKeeping):
     async def settle_in_flight(self) -> None:
         """Ends every attempt in flight: cancels what has not committed, waits for what is being sent."""
         for id, task in list(self.tasks.items()):
-            # One that is on its way out already may be taking back what it asked for: it is not cancelled twice.
-            if self.history.step(id).completion is None and not task.cancelling() and id not in self.given_up:
+            if self.history.step(id).completion is None and id not in self.given_up:
                 self._interrupt(id, task)
         while self.tasks:
             self.leave()

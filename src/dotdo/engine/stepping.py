@@ -14,10 +14,10 @@ import msgspec
 from dotdo.action import Action, Overrides
 from dotdo.engine import requesting
 from dotdo.engine.attempting import Attempt
-from dotdo.engine.cancelling import is_cancelled, uncancel
+from dotdo.engine.cancelling import uncancel
 from dotdo.engine.delivering import deliver
 from dotdo.engine.elsewhere import went_elsewhere
-from dotdo.engine.failing import Block, error_record
+from dotdo.engine.failing import Block, decisive, error_record
 from dotdo.engine.handling import HandlerRun
 from dotdo.engine.limiting import give_back, take_slots
 from dotdo.engine.settling import (
@@ -212,7 +212,7 @@ class StepRun(HandlerRun):
             uncancel()  # too late
             tell_of_difference(run, attempt, found, error, returned)
             self._committed(found, attempt.number)
-        elif attempt.block is not None or run.over or is_cancelled():
+        elif attempt.block is not None or run.over or attempt.is_cancelled or run.engine.claimer.is_cancelled:
             if settled and not run.over:
                 run.append("lost", Empty(), self.id, attempt.number)  # its number is void, and taken for ever
             if attempt.block is not None:
@@ -222,6 +222,9 @@ class StepRun(HandlerRun):
         elif self._lost:
             self._lose(attempt.number, error)
         else:
+            # Who has cancelled it was the handler. It need not even know: before Python 3.13 a TaskGroup that fails may
+            # leave its task as if somebody had.
+            uncancel()
             self._failed(action, retry, attempt.number, started, error)
 
     def _lose(self, number: int, error: BaseException) -> None:
@@ -302,7 +305,7 @@ class StepRun(HandlerRun):
     def _failed(self, action: Action[..., Any], retry: Retry, number: int, started: int, error: BaseException) -> None:
         run, record = self.run, self.record
         now = run.engine.clock.now()
-        next_at = None
+        next_at, error = None, decisive(error, retry)
         if retry.retries(error) and not isinstance(error, AttemptOver):
             first = record.first_at if record.first_at is not None else started
             after = error.after if isinstance(error, RetryLater) else None

@@ -1,8 +1,9 @@
 """How an attempt ends: within its timeout or not, cancelled, or done; afterwards its context does nothing any more."""
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from dotdo import (
     AsyncContext,
     AttemptOver,
     Context,
+    Fail,
     Retry,
+    RetryLater,
     RunBlocked,
     RunCancelled,
     action,
@@ -205,6 +208,99 @@ def test_handler_that_turns_its_cancellation_into_an_error_is_cancelled_all_the_
     with pytest.raises(RunCancelled):
         handle.result(timeout=PATIENCE)
     assert "attempt_failed" not in kinds(handle)
+
+
+async def in_a_group(after: float = 0) -> None:
+    async def refuses() -> None:
+        raise ValueError("refused")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(refuses())
+        await asyncio.sleep(after)
+
+
+async def in_a_group_that_is_left_first() -> None:
+    async def refuses() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("refused")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(refuses())
+
+
+async def by_cancelling_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(1)
+
+
+@pytest.mark.parametrize(
+    "fails, attempts", [(in_a_group, 2), (in_a_group_that_is_left_first, 2), (by_cancelling_itself, 1)]
+)
+@pytest.mark.parametrize("in_a_service", [False, True])
+def test_handler_that_its_own_code_cancels_fails_its_attempt(
+    workshop: Workshop, fails: Callable[[], Coroutine[Any, Any, None]], attempts: int, in_a_service: bool
+):
+    @action("fails", retry=Retry(attempts=2, delay=0), catalogue=workshop.catalogue)
+    async def handler() -> None:
+        await fails()
+
+    @service("calls", catalogue=workshop.catalogue)
+    async def calls() -> None:
+        await handler()
+
+    handle = workshop.open().start(calls if in_a_service else handler)
+    with pytest.raises(ActionFailed, match="fails failed") as caught:
+        handle.result(timeout=PATIENCE)
+    assert caught.value.attempts == attempts
+    assert kinds(handle).count("attempt_failed") == attempts
+    assert "step_cancelled" not in kinds(handle)
+
+
+GROUPS: dict[str, tuple[BaseException, int, str]] = {
+    "one permanent": (ExceptionGroup("g", [Fail("no such user")]), 1, "no such user"),
+    "deep in it": (ExceptionGroup("g", [ExceptionGroup("h", [Fail("no such user")])]), 1, "no such user"),
+    "permanent beside another": (ExceptionGroup("g", [ValueError("odd"), Fail("no such user")]), 1, "no such user"),
+    "one that is not": (ExceptionGroup("g", [ValueError("odd")]), 3, "ValueError: odd"),
+    "says when": (ExceptionGroup("g", [ValueError("odd"), RetryLater("closed", after=0)]), 3, "closed"),
+    "several": (
+        ExceptionGroup("g", [ValueError("odd"), OSError("full")]),
+        3,
+        r"g \(2 sub-exceptions\); ValueError: odd; OSError: full",
+    ),
+}
+
+
+@pytest.mark.parametrize("group, attempts, text", GROUPS.values(), ids=GROUPS)
+def test_group_of_errors_counts_as_what_is_in_it(workshop: Workshop, group: BaseException, attempts: int, text: str):
+    @action("fails", retry=Retry(attempts=3, delay=0), catalogue=workshop.catalogue)
+    async def fails() -> None:
+        raise group
+
+    handle = workshop.open().start(fails)
+    with pytest.raises(ActionFailed, match=text) as caught:
+        handle.result(timeout=PATIENCE)
+    assert caught.value.attempts == attempts
+
+
+def test_handler_whose_group_has_failed_before_is_cancelled_with_its_run(workshop: Workshop):
+    """It went on from that, and is in its next wait."""
+    started = threading.Event()
+
+    @action("goes-on", catalogue=workshop.catalogue)
+    async def goes_on() -> None:
+        with contextlib.suppress(ExceptionGroup):
+            await in_a_group_that_is_left_first()
+        started.set()
+        await asyncio.get_running_loop().create_future()
+
+    handle = workshop.open().start(goes_on)
+    assert started.wait(PATIENCE)
+    handle.cancel()
+    with pytest.raises(RunCancelled):
+        handle.result(timeout=PATIENCE)
+    assert kinds(handle, "goes-on") == ["step_cancelled"]
 
 
 def test_sync_handler_of_a_cancelled_run_learns_of_it_and_commits_nothing(workshop: Workshop):

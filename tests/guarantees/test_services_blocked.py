@@ -184,6 +184,17 @@ async def test_service_that_is_not_the_same_on_replay_is_found_when_it_first_end
         assert "dotdo.now()" in run.error.message
 
 
+@in_loop
+async def test_step_that_is_another_one_on_replay_is_told_with_its_input(tmp_path: Path):
+    async with laboratory(tmp_path) as lab:
+        counted.clear()
+        handle = await lab.client.start(keeps_state_outside)
+        told = r'note:\w+ with input {"text":"call 2"} instead of note:\w+ with input {"text":"call 1"}\.'
+        run = await blocked(lab, handle.id, "Replayed at once")
+        assert run.error is not None
+        assert re.search(told, run.error.message), run.error.message
+
+
 # -- services that cannot go on ----------------------------------------------------------------------------------------
 
 

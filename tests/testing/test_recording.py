@@ -58,7 +58,7 @@ def changed(steps: str) -> Catalogue:
         await reserve(item="pen" if steps == "another item" else "book")
         paid, _ = await asyncio.gather(pay(card="visa"), thank(name=name))
         if steps != "sooner":
-            await asyncio.sleep(3 * 24 * 3600)
+            await asyncio.sleep((7 if steps == "later" else 3) * 24 * 3600)
             await check(fine=fine)
         if steps == "once more":
             await thank(name="everybody")
@@ -70,9 +70,14 @@ def changed(steps: str) -> Catalogue:
 @pytest.mark.parametrize(
     "steps, told",
     [
-        ("another item", r"does not ask for its recorded steps reserve:\w+, .*; it asks for reserve:\w+ instead"),
-        ("sooner", r"does not ask for its recorded steps check:"),
-        ("once more", r"asks for steps that it did not have: thank:"),
+        (
+            "another item",
+            r'recorded step reserve:\w+ with input {"item":"book"}; it asks for reserve:\w+ with input {"item":"pen"} '
+            r"instead\. Nor for what came later: pay:\w+, ",
+        ),
+        ("sooner", r'does not ask for its recorded step check:\w+ with input {"fine":true}\.'),
+        ("later", r"does not ask for its recorded step check:\w+ .*; it waits for a timer of 7 d instead\."),
+        ("once more", r'asks for steps that it did not have: thank:\w+ with input {"name":"everybody"}\.'),
         ("another result", r'comes to another end: "another result" instead of "payment of 100"'),
     ],
 )

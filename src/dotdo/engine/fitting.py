@@ -19,8 +19,8 @@ def asked_for_another(
     for record in unmatched:
         if record.id.partition(":")[0] == name:
             return ReplayMismatch(
-                f"The service {service.name}@{service.version} asked for the step {id} with input {_shorten(input)}, "
-                f"but its journal has {record.id}{_input_of(record)} instead. The code or something that it depends "
+                f"The service {service.name}@{service.version} asked for the step {told_step(id, input)}, "
+                f"but its journal has {_told(record)} instead. The code or something that it depends "
                 "on has changed since: bring back what it did, then retry the run."
             )
     return None
@@ -30,7 +30,7 @@ def leftover_step(service: Service[..., Any], record: StepRecord) -> ReplayMisma
     """The code has ended, and never asked for a recorded step."""
     return ReplayMismatch(
         f"The service {service.name}@{service.version} ended without asking for the recorded step "
-        f"{record.id}{_input_of(record)}. Its code has changed since: bring that call back, then retry the run."
+        f"{_told(record)}. Its code has changed since: bring that call back, then retry the run."
     )
 
 
@@ -50,11 +50,15 @@ def leftover_wait(service: Service[..., Any], timer: str) -> ReplayMismatch:
     )
 
 
+def told_step(id: str, input: bytes | None) -> str:
+    """A step and what it was given, if that is known: ids tell nobody in what two calls of one name differ."""
+    return id if not input else f"{id} with input {_shorten(input)}"
+
+
 def _shorten(data: bytes) -> str:
     text = data.decode()
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def _input_of(record: StepRecord) -> str:
-    given = record.completion.input if record.completion else None
-    return f" with input {_shorten(bytes(given))}" if given is not None else ""
+def _told(record: StepRecord) -> str:
+    return told_step(record.id, bytes(record.completion.input) if record.completion else None)

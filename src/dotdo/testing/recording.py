@@ -11,7 +11,8 @@ import msgspec
 
 from dotdo.catalogue import Catalogue, Snapshot, default_catalogue
 from dotdo.client import Do
-from dotdo.engine.replaying import Replayed
+from dotdo.engine.fitting import told_step
+from dotdo.engine.replaying import Replayed, inputs_of
 from dotdo.engine.replaying import replay as replay_entries
 from dotdo.errors import ReplayError, ReplayMismatch, UnknownName
 from dotdo.journal import Accepted, ChildStarted, Completion, Ended, Entry, read
@@ -111,12 +112,12 @@ def _compare(what: str, entries: list[Entry], again: Replayed) -> None:
             recorded[entry.step] = None
     missing = [step for step in recorded if step not in again.asked]
     if missing:
-        asked = f"; it asks for {', '.join(again.new)} instead" if again.new else ""
-        raise ReplayMismatch(f"Replayed, {what} does not ask for its recorded steps {', '.join(missing)}{asked}.")
+        raise ReplayMismatch(f"Replayed, {what} does not ask for {_divergence(missing, inputs_of(entries), again)}.")
     if not isinstance(ended, Ended):
         return
     if again.new:
-        raise ReplayMismatch(f"Replayed, {what} asks for steps that it did not have: {', '.join(again.new)}.")
+        new = ", ".join(told_step(step, again.asked.get(step)) for step in again.new)
+        raise ReplayMismatch(f"Replayed, {what} asks for steps that it did not have: {new}.")
     if ended.status == "completed" and ended.continued_as is None and again.result != bytes(ended.result):
         came = again.error or (again.result or b"nothing").decode()
         raise ReplayMismatch(
@@ -124,6 +125,19 @@ def _compare(what: str, entries: list[Entry], again: Replayed) -> None:
         )
     if ended.status == "failed" and again.result is not None and _by_itself(ended):
         raise ReplayMismatch(f"Replayed, {what} completes, with {again.result.decode()}; it had failed.")
+
+
+def _divergence(missing: list[str], recorded: dict[str, bytes], again: Replayed) -> str:
+    """The recorded step that the code does not ask for, what it does instead, and what only follows from that."""
+    names = [step.partition(":")[0] for step in again.new]
+    first = next((step for step in missing if step.partition(":")[0] in names), missing[0])
+    text = f"its recorded step {told_step(first, recorded.get(first))}"
+    if again.new:
+        text += f"; it asks for {', '.join(told_step(step, again.asked.get(step)) for step in again.new)} instead"
+    elif again.waits:
+        text += f"; it waits for {' and '.join(again.waits)} instead"
+    others = [step for step in missing if step != first]
+    return f"{text}. Nor for what came later: {', '.join(others)}" if others else text
 
 
 def _by_itself(ended: Ended) -> bool:

@@ -104,7 +104,7 @@ async def find_customer(ctx: AsyncContext, name: str, refuse: bool = False) -> s
     found = await ctx.request(customer, name=name)
     await ctx.sql.execute(text(INSERT), {"text": found["id"]})
     if refuse:
-        raise Fail("not this one")
+        raise ExceptionGroup("as of a TaskGroup", [Fail("not this one")])
     return found["id"]
 
 

@@ -17,6 +17,7 @@ from dotdo.action import NO_OVERRIDES, Action
 from dotdo.effect import Effect, EffectCall
 from dotdo.engine.attempting import Attempt
 from dotdo.engine.calling import answer_of, run_effect, run_function
+from dotdo.engine.failing import decisive
 from dotdo.engine.handling import HandlerRun
 from dotdo.engine.outliving import Outliving
 from dotdo.engine.process_pool import ProcessPool
@@ -178,7 +179,8 @@ class HandlerTask(HandlerRun):
             return self._completed_with(found)
         if self.over:
             raise AttemptOver(f"The attempt {attempt.number} of {attempt.step} is not this worker's any more.")
-        return Failed(task.id, task.token, self.owner.told(failure_of(failure, action.retry)))
+        told = failure_of(decisive(failure, action.retry), action.retry)
+        return Failed(task.id, task.token, self.owner.told(told))
 
     def complete(self, attempt: Attempt, result: Any) -> Completion:
         """Part of AttemptOwner."""

@@ -82,7 +82,7 @@ CAUGHT = {
     "keeps_nothing_for_what_cannot_be_kept": 59,
     "wakes_for_a_deadline_that_has_passed": 868,
     "is_busy_only_when_it_goes_on": 202,
-    "starts_whoever_asks": 18,
+    "starts_whoever_asks": 10,
     "fires_half_way": 5,
     "overlooks_the_deadline_of_what_is_parked": 98,
     "counts_attempts_anew_after_a_restart": 129,

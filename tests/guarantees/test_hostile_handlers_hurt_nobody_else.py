@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -304,6 +304,8 @@ async def test_handlers_that_raise_the_worst_fail_by_themselves(tmp_path: Path):
                 kind, message = WORST[what]
                 if what == "generator exit" and definition is worst_sync:
                     kind, message = "RuntimeError", "the handler raised GeneratorExit"
+                if what == "groups":  # with one error in them they are told as that one
+                    kind, message = "ValueError", "the innermost"
                 text = told((await handle.get()).error)
                 assert f"{kind}: " in text
                 assert message in text
@@ -372,6 +374,60 @@ async def test_effects_that_raise_the_worst_fail_by_themselves(tmp_path: Path):
             handle = await lab.client.start(asks_for_what_is_badly_undone, what=what)
             with pytest.raises(RunBlocked, match=WORST[what][0]):
                 await handle.result(timeout=60)
+
+
+async def cancels_itself(call: EffectCall, what: str = "", input: Any = None) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+
+
+async def group_fails(what: str) -> None:
+    """Before Python 3.13 this leaves its task as if somebody had cancelled it."""
+
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise ConnectionError("not now")
+
+    with suppress(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fails())
+    raise ConnectionError("not now, either")
+
+
+cancelling = effect("cancelling", catalogue=catalogue, **POLICY)(cancels_itself)
+undone_by_cancelling = effect("undone-by-cancelling", undo=cancels_itself, catalogue=catalogue, **POLICY)(good)
+grouping = effect("grouping", catalogue=catalogue, **POLICY)(group_fails)
+
+
+@action("calls-what-cancels-its-task", retry=1, catalogue=catalogue)
+async def calls_what_cancels_its_task(ctx: AsyncContext, how: str) -> None:
+    if how == "stage":
+        ctx.stage(cancelling, what="")
+    elif how == "request":
+        await ctx.request(cancelling, what="")
+    elif how == "group":
+        ctx.stage(grouping, what="")
+    else:
+        await ctx.request(undone_by_cancelling, what="")
+        raise Fail("it is to be undone")
+
+
+@in_loop
+async def test_effects_that_cancel_their_own_task_fail_by_themselves(tmp_path: Path):
+    async with beside_others(tmp_path) as lab:
+        for how, told_so in (
+            ("stage", "It raised CancelledError"),
+            ("request", "It raised CancelledError"),
+            ("group", "not now, either"),
+        ):
+            handle = await lab.client.start(calls_what_cancels_its_task, how=how)
+            with pytest.raises(ActionFailed, match=told_so):
+                await handle.result(timeout=60)
+        handle = await lab.client.start(calls_what_cancels_its_task, how="undo")
+        with pytest.raises(RunBlocked, match="It raised CancelledError"):
+            await handle.result(timeout=60)
 
 
 @in_loop

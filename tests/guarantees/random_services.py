@@ -107,7 +107,7 @@ def replay_programs(store: str) -> dict[str, Any]:
         again = {entries[0].run: replay_again(opened, entries, catalogue) for entries in ended_services(opened)}
     finally:
         opened.close()
-    return {run: [one.asked, one.new, (one.result or b"").decode(), one.error] for run, one in again.items()}
+    return {run: [[*one.asked], one.new, (one.result or b"").decode(), one.error] for run, one in again.items()}
 
 
 def die_after(commits: int) -> None:

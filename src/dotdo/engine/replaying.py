@@ -103,8 +103,7 @@ def check_replay(run: "LiveRun") -> ReplayError | None:
         again = replay(run.definition, run.id, entries, pins, engine.catalogue, engine.watch, run)
     except ReplayError as error:
         return error
-    given = inputs_of(entries)  # a call that is over has given its input away
-    live = {call.id: call.input or given.get(call.id, b"") for call in code.calls.values() if call.begun}
+    live = {call.id: call.input for call in code.calls.values() if call.begun}
     outcome, error = code.outcome()
     result = None if error is not None else run.definition.schema.dump(outcome)[0]
     told = None if error is None else f"{type(error).__name__}: {message_of(error)}"
@@ -113,6 +112,8 @@ def check_replay(run: "LiveRun") -> ReplayError | None:
         "dotdo.random(), dotdo.uuid(), or an action."
     )
     if again.asked.keys() != live.keys():
+        given = inputs_of(entries)  # a call that is over has given its input away
+        live = {step: input or given.get(step, b"") for step, input in live.items()}
         other, missing = (_first(these, those) for these, those in ((again.asked, live), (live, again.asked)))
         return ReplayMismatch(
             f"Replayed at once, the service {run.definition.name} asked for other steps: {other} instead of "

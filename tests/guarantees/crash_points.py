@@ -1,4 +1,4 @@
-"""Points at which a process can be told to die: before and after each commit, each handler, and each effect.
+"""Points at which a process can be told to die or to stop: before and after each commit, handler and effect.
 
 `install` is called once in the process that is to die; it wraps the store's transactions and the application's.
 Handlers and effects of the crash tests name their own points.
@@ -6,6 +6,7 @@ Handlers and effects of the crash tests name their own points.
 
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,23 +19,27 @@ from dotdo.store.postgres import PostgresDatabase
 from dotdo.store.sqlite import SQLiteDatabase
 
 _seen: Counter[str] = Counter()
-_deadly = ""
+_deadly, _stops = "", False
 _tell = -1
 
 
 def point(name: str) -> None:
-    """Says that the process is here (`name#n`, counted by name), and dies if that is where it is to die."""
+    """Says that the process is here (`name#n`, counted by name), and dies or stops if that is where it is to."""
     _seen[name] += 1
     here = f"{name}#{_seen[name]}"
     os.write(_tell, f"{here}\n".encode())
-    if here == _deadly:
+    if here == _deadly and _stops:
+        # To this thread: one that goes to the process lets the thread that sent it go on for a moment.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+    elif here == _deadly:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def install(tell: int, deadly: str) -> None:
-    """tell: a file descriptor for the names of the points passed. deadly: where to die; empty: nowhere."""
-    global _tell, _deadly
-    _tell, _deadly = tell, deadly
+def install(tell: int, deadly: str, *, stops: bool) -> None:
+    """tell: a file descriptor for the names of the points passed. deadly: where to die; empty: nowhere. stops: it is
+    not killed there (SIGKILL), but stopped (SIGSTOP)."""
+    global _tell, _deadly, _stops
+    _tell, _deadly, _stops = tell, deadly, stops
     SQLiteDatabase.transaction = _with_points(SQLiteDatabase.transaction)  # type: ignore[method-assign]
     PostgresDatabase.transaction = _with_points(PostgresDatabase.transaction)  # type: ignore[method-assign]
     PostgresDatabase.batch = _around(PostgresDatabase.batch)  # type: ignore[method-assign]

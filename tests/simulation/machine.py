@@ -7,11 +7,14 @@ between, on that loop, after a time that the seed says. Nothing else of the engi
 import asyncio
 import contextlib
 import random
+import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
+
+import sqlalchemy
 
 import dotdo.engine.claiming as claiming_module
 import dotdo.engine.engine as engine_module
@@ -386,6 +389,27 @@ class FaultyStore(SqlStore):
         return result
 
 
+def fail_commits(engine: sqlalchemy.Engine, loop: SimulatedLoop) -> None:
+    """Has commits of the application's database fail before or after they have happened, or the process die there."""
+    commit: Callable[[Any], None] = engine.dialect.do_commit
+
+    def do_commit(connection: Any) -> None:
+        if loop.dead:
+            raise sqlite3.OperationalError("the process is dead")
+        fault = loop.chance.fault(SQL_FAULTS, "sql")
+        if fault == "sql.before":
+            raise sqlite3.OperationalError("simulated: it was not committed")
+        commit(connection)
+        if fault == "sql.after":
+            raise sqlite3.OperationalError("simulated: it was committed, and the answer lost")
+        if fault == "sql.kill":
+            loop.die()
+            raise sqlite3.OperationalError("the process is dead")
+
+    engine.dialect.do_commit = do_commit  # type: ignore[method-assign]
+
+
+SQL_FAULTS = {"sql.before": 0.05, "sql.after": 0.08, "sql.kill": 0.01}
 FAULTS = {"store.before": 0.03, "store.after": 0.03, "kill.before": 0.012, "kill.after": 0.02}
 SOME_FAULTS = {"store.before": 0.02, "store.after": 0.02, "kill.after": 0.005}
 

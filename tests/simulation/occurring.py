@@ -6,6 +6,7 @@ came to be in state b.
 
 SOMETIMES = [
     *("store.before", "store.after", "store.slow", "kill.before", "kill.after"),
+    *("sql.before", "sql.after"),
     *("effect.lost", "effect.not_done", "effect.refused", "effect.kill", "effect.kill_after"),
     *("deed.again", "deed.conflict", "deed.cancel", "deed.undo", "deed.event", "deed.retry"),
     *("entry.lost", "entry.blocked", "entry.resolved", "entry.reopened", "entry.undone", "entry.effects_dropped"),
@@ -15,7 +16,7 @@ SOMETIMES = [
 
 EVERYTHING = [
     *SOMETIMES,
-    *("store.read", "effect.silent", "clock.back", "clock.forward", "asked.delivery", "asked.request"),
+    *("sql.kill", "store.read", "effect.silent", "clock.back", "clock.forward", "asked.delivery", "asked.request"),
     *("deed.read", "deed.cancel.refused", "deed.event.refused", "deed.retry.refused", "deed.undo.refused"),
     *("entry.attempt_failed", "entry.failed", "entry.claimed", "entry.cancel_requested", "entry.stopping"),
     *("entry.undo_planned", "entry.delivery_failed", "entry.request_failed", "entry.request_undone", "entry.answered"),

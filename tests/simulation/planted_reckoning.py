@@ -11,7 +11,8 @@ from dotdo.engine import run_timers, undoing
 from dotdo.engine.history import History
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.running import LiveRun
-from tests.simulation.planted import PLANTED, planted
+from dotdo.engine.stepping import StepRun
+from tests.simulation.planted import PLANTED, nothing, planted
 
 LONG = 30_000  # ms
 
@@ -66,6 +67,12 @@ def plans_before_what_is_in_flight_has_ended(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(LiveRun, "stop", early)
     patch.setattr(undoing, "_plan", lambda run: planned.pop(run.id, None) or plan(run))
+
+
+@planted
+def takes_a_commit_that_failed_for_none(patch: pytest.MonkeyPatch) -> None:
+    """Its answer was lost; the database is not asked."""
+    patch.setattr(StepRun, "_settle_doubt", nothing)
 
 
 __all__ = ["PLANTED"]

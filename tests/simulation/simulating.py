@@ -33,6 +33,7 @@ from tests.simulation.machine import (
     SimulatedClock,
     SimulatedLoop,
     bury,
+    fail_commits,
     no_threads,
 )
 from tests.simulation.watching import Watch
@@ -162,6 +163,7 @@ class Play:
         )
         engine.doubles = SeededDoubles()
         await engine.start()
+        fail_commits(databases.engines("main", is_async=False)[0], loop)
         self._engine = engine
         loop.call_at(FAULTS_END, lambda: setattr(self.chance, "quiet", True))
         while self._left:

@@ -42,7 +42,8 @@ class Deed:
 @dataclass(frozen=True)
 class Case:
     """All that is decided before it begins. faults: the numbers of the faults that are allowed; None: all. kills: how
-    many times more often than in most cases processes die. limits: whether an action has one (see limits.py)."""
+    many times more often than in most cases processes die. limits: whether an action has one (see limits.py).
+    sql_fails: commits of the application's database fail, too."""
 
     seed: int
     orders: tuple[Order, ...]
@@ -50,6 +51,7 @@ class Case:
     faults: frozenset[int] | None = None
     kills: float = 1.0
     limits: bool = False
+    sql_fails: bool = False
 
 
 def make_case(seed: int) -> Case:
@@ -94,7 +96,9 @@ def make_case(seed: int) -> Case:
     if weary is not None:
         orders.append(Order("weary", skewed(random.Random(f"tired {seed}"), 20), weary))
     kills = MANY_KILLS if random.Random(f"cruel {seed}").random() < 0.05 else 1.0
-    return Case(seed, tuple(orders), tuple(sorted(deeds, key=lambda deed: deed.at)), kills=kills)
+    # Not drawn: so those that are known to have found something stay as they were.
+    sql_fails = seed % 13 == 11
+    return Case(seed, tuple(orders), tuple(sorted(deeds, key=lambda deed: deed.at)), kills=kills, sql_fails=sql_fails)
 
 
 class _Plans:

@@ -409,7 +409,7 @@ def fail_commits(engine: sqlalchemy.Engine, loop: SimulatedLoop) -> None:
     engine.dialect.do_commit = do_commit  # type: ignore[method-assign]
 
 
-SQL_FAULTS = {"sql.before": 0.05, "sql.after": 0.08, "sql.kill": 0.01}
+SQL_FAULTS = {"sql.before": 0.08, "sql.after": 0.16, "sql.kill": 0.02}
 FAULTS = {"store.before": 0.03, "store.after": 0.03, "kill.before": 0.012, "kill.after": 0.02}
 SOME_FAULTS = {"store.before": 0.02, "store.after": 0.02, "kill.after": 0.005}
 

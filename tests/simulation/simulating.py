@@ -163,7 +163,8 @@ class Play:
         )
         engine.doubles = SeededDoubles()
         await engine.start()
-        fail_commits(databases.engines("main", is_async=False)[0], loop)
+        if self.case.sql_fails:
+            fail_commits(databases.engines("main", is_async=False)[0], loop)
         self._engine = engine
         loop.call_at(FAULTS_END, lambda: setattr(self.chance, "quiet", True))
         while self._left:

@@ -87,6 +87,7 @@ CAUGHT = {
     "overlooks_the_deadline_of_what_is_parked": 98,
     "counts_attempts_anew_after_a_restart": 129,
     "plans_before_what_is_in_flight_has_ended": 94,
+    "takes_a_commit_that_failed_for_none": 154,
 }
 
 

@@ -354,8 +354,16 @@ def _refuse_autocommit(name: str, engine: Engine) -> None:
         )
 
 
+def _withhold(connection: Connection, *_: Any) -> None:
+    """What a statement brings whose attempt has ended meanwhile is not handed out. It may be nothing, without an error:
+    sqlite3 asks SQLite what was wrong only after an interrupted statement, and by then the rollback was right."""
+    if isinstance(connection, AttemptConnection) and connection.check is not None:
+        connection.check()
+
+
 def _prepare_engine(engine: Engine, *, lasting: bool) -> None:
     event.listen(engine, "before_cursor_execute", guard)
+    event.listen(engine, "after_cursor_execute", _withhold)
     if engine.dialect.name == "postgresql" and engine.dialect.driver == "psycopg":
         event.listen(engine, "connect", _prepare_nothing_behind_a_pooler)
     if engine.dialect.name == "sqlite":

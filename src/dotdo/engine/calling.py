@@ -41,20 +41,20 @@ async def _run_effect(run: "LiveRun", effect: Effect[..., Any], call: EffectCall
     try:
         with _as_failure():
             async with limit:
-                return await _in_a_task(effect.function(*first, **arguments))
+                return await _in_a_task(lambda: effect.function(*first, **arguments))
     except TimeoutError:
         if limit.expired():
             raise _timed_out(effect) from None
         raise
 
 
-async def _in_a_task(work: Coroutine[Any, Any, Any]) -> Any:
+async def _in_a_task(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """Awaits code of users in a task of its own. What it does to its task is not done to that of the step then: it may
     cancel it, and before Python 3.13 a TaskGroup that fails may leave it as if somebody had."""
 
     async def guarded() -> Any:
         with _as_failure():
-            return await work
+            return await work()  # made here: the task may be cancelled before it has begun
 
     return await asyncio.create_task(guarded())
 
@@ -99,7 +99,7 @@ async def run_companion(
     if inspect.iscoroutinefunction(function):
         with _as_failure():
             async with asyncio.timeout(timeout):
-                return await _in_a_task(function(call, **arguments))
+                return await _in_a_task(lambda: function(call, **arguments))
     job = OnThread(threads, lambda: function(call, **arguments))
     try:
         with _as_failure():

@@ -39,9 +39,8 @@ async def _run_effect(run: "LiveRun", effect: Effect[..., Any], call: EffectCall
             job.call_off()
     limit = asyncio.timeout(effect.timeout)
     try:
-        with _as_failure():
-            async with limit:
-                return await _in_a_task(lambda: effect.function(*first, **arguments))
+        async with limit:
+            return await _in_a_task(lambda: effect.function(*first, **arguments))
     except TimeoutError:
         if limit.expired():
             raise _timed_out(effect) from None
@@ -56,7 +55,8 @@ async def _in_a_task(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         with _as_failure():
             return await work()  # made here: the task may be cancelled before it has begun
 
-    return await asyncio.create_task(guarded())
+    with _as_failure():
+        return await asyncio.create_task(guarded())
 
 
 @contextmanager
@@ -97,9 +97,8 @@ async def run_companion(
     names = list(inspect.signature(function).parameters)
     arguments = {name: offered[name] for name in names[1:] if name in offered}
     if inspect.iscoroutinefunction(function):
-        with _as_failure():
-            async with asyncio.timeout(timeout):
-                return await _in_a_task(lambda: function(call, **arguments))
+        async with asyncio.timeout(timeout):
+            return await _in_a_task(lambda: function(call, **arguments))
     job = OnThread(threads, lambda: function(call, **arguments))
     try:
         with _as_failure():

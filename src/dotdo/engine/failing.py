@@ -106,10 +106,11 @@ def error_record(
 
 def message_of(error: BaseException) -> str:
     """The error's text, whatever its `__str__` does; a group's with what is in it."""
-    text, inside = text_of(error), leaves(error)[:MOST_LEAVES]
-    if not isinstance(error, BaseExceptionGroup):
+    text, is_group = text_of(error), isinstance(error, BaseExceptionGroup)
+    if not is_group:
         return text
-    return carried("; ".join([text, *(f"{type(leaf).__name__}: {text_of(leaf)}" for leaf in inside)]))
+    inside = [f"{type(leaf).__name__}: {text_of(leaf)}" for leaf in leaves(error)[:MOST_LEAVES]]
+    return carried("; ".join([text, *inside]))
 
 
 def text_of(value: object) -> str:

@@ -20,10 +20,45 @@ def test_show_has_schemas_policies_and_versions(shop: Shell):
     assert re.search(r"^versions +1, 2$", shown, re.MULTILINE)
     assert re.search(r"^input +names +array of string$", shown, re.MULTILINE)
     assert re.search(r"^output +string$", shown, re.MULTILINE)
-    assert shown.endswith("dotdo run greet names=...\n")
+    assert shown.endswith("dotdo run greet names:='[...]'\n")
     assert "name    string" in shop.ok("actions", "show", "greet@1")
     policy = shop.ok("actions", "show", "charge")
     assert re.search(r"^policy +retry +attempts 3, delay 0.01, max_delay 60$", policy, re.MULTILINE)
+
+
+def test_show_proposes_what_run_takes(shell: Shell):
+    """Arrays and objects are JSON, an older version has its number, and a secret does not belong into a command."""
+    shell.write(
+        "app.py",
+        """
+from dataclasses import dataclass
+
+from dotdo import Secret, action
+
+@dataclass
+class Line:
+    item: str
+
+@dataclass
+class Login:
+    user: str
+    password: Secret[str]
+
+@action("order")
+def order(lines: list[Line], first: Line, tags: list[str] | None, count: int, either: list[int] | str, by: str = ""):
+    ...
+
+@action("order", version=2)
+def order_2(): ...
+
+@action("sign-in")
+def sign_in(login: Login): ...
+""",
+    )
+    assert shell.ok("actions", "show", "order").endswith("dotdo run order\n")
+    old = "dotdo run order@1 lines:='[...]' first:='{...}' tags:='[...]' count=... either=...\n"
+    assert shell.ok("actions", "show", "order@1").endswith(old)
+    assert shell.ok("actions", "show", "sign-in").endswith("dotdo run sign-in - < input.json\n")
 
 
 def test_json_is_the_definition(shop: Shell):

@@ -1,7 +1,7 @@
 """`dotdo actions` and `dotdo services`: what an application defines, with schemas, policies and versions."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -83,9 +83,43 @@ def show_one(kind: str, catalogue: Catalogue, name: str, *, as_json: bool) -> No
         [("policy    " if number == 0 else "          ", "dim"), (f"{label:<12}", ""), (_policy(value), "")]
         for number, (label, value) in enumerate(definition.policy.items())
     ]
-    example = " ".join([f"{parameter}=..." for parameter in definition.input_schema.get("required", [])])
-    lines += [[], [("next      ", "dim"), (f"dotdo run {bare} {example}".rstrip(), "")]]
+    lines += [[], [("next      ", "dim"), (_example(definition, is_newest=definition.version == versions[-1]), "")]]
     print_lines(lines)
+
+
+def _example(definition: Definition, *, is_newest: bool) -> str:
+    """How it is run: with what must be given, in the form that `dotdo run` takes for it."""
+    schema = definition.input_schema
+    required = {name: schema["properties"][name] for name in schema.get("required", [])}
+    name = definition.name if is_newest else f"{definition.name}@{definition.version}"
+    if any(_has_secret(field, schema) for field in required.values()):
+        return f"dotdo run {name} - < input.json"  # a secret in a command would end up in the shell's history
+    forms = {"array": ":='[...]'", "object": ":='{...}'"}
+    given = [f"{parameter}{forms.get(_kind(field, schema), '=...')}" for parameter, field in required.items()]
+    return " ".join(["dotdo run", name, *given])
+
+
+def _has_secret(field: Any, schema: dict[str, Any], seen: tuple[str, ...] = ()) -> bool:
+    if isinstance(field, list):
+        return any(_has_secret(item, schema, seen) for item in cast("list[Any]", field))
+    if not isinstance(field, dict):
+        return False
+    inside = cast("dict[str, Any]", field)
+    reference: str = inside.get("$ref", "").rpartition("/")[2]
+    if reference and reference not in seen:
+        return _has_secret(schema.get("$defs", {}).get(reference), schema, (*seen, reference))
+    return inside.get("writeOnly") is True or any(_has_secret(item, schema, seen) for item in inside.values())
+
+
+def _kind(field: dict[str, Any], schema: dict[str, Any]) -> str:
+    """What kind of JSON a field takes; empty where there are several."""
+    if "$ref" in field:
+        return _kind(schema.get("$defs", {}).get(field["$ref"].rpartition("/")[2], {}), schema)
+    options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+    if options == [field]:
+        return str(field.get("type", ""))
+    kinds = {_kind(option, schema) for option in options}
+    return kinds.pop() if len(kinds) == 1 else ""
 
 
 def _signature(definition: Definition) -> str:

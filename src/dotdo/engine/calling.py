@@ -65,11 +65,21 @@ def _as_failure() -> Generator[None]:
     end the program: passed on as that, it would end the task of its step, with nobody left to go on."""
     try:
         yield
-    except (asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
+    except (asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
+            raise
+        if isinstance(error, GeneratorExit) and _is_closing(error):
             raise
         text = f"It raised {type(error).__name__}: {message_of(error)}".removesuffix(": ")
         raise RuntimeError(text).with_traceback(error.__traceback__) from error
+
+
+def _is_closing(error: GeneratorExit) -> bool:
+    """Whether the coroutine that has the `with` is being closed, as at the end of its loop; users' code may also raise
+    GeneratorExit of its own accord. Python closes what a coroutine awaits first, and then raises a new one in its own
+    frame; what was raised further down has the frames on its way in its traceback."""
+    traceback = error.__traceback__
+    return traceback is not None and (traceback.tb_next is None or traceback.tb_next.tb_next is None)
 
 
 def _timed_out(effect: Effect[..., Any]) -> AttemptTimedOut:

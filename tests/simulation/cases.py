@@ -43,7 +43,8 @@ class Deed:
 class Case:
     """All that is decided before it begins. faults: the numbers of the faults that are allowed; None: all. kills: how
     many times more often than in most cases processes die. limits: whether an action has one (see limits.py).
-    sql_fails: commits of the application's database fail, too."""
+    sql_fails: commits of the application's database fail, too. sql_silent: that one has failed is noticed late, and its
+    run is cancelled meanwhile."""
 
     seed: int
     orders: tuple[Order, ...]
@@ -52,6 +53,7 @@ class Case:
     kills: float = 1.0
     limits: bool = False
     sql_fails: bool = False
+    sql_silent: bool = False
 
 
 def make_case(seed: int) -> Case:
@@ -97,8 +99,9 @@ def make_case(seed: int) -> Case:
         orders.append(Order("weary", skewed(random.Random(f"tired {seed}"), 20), weary))
     kills = MANY_KILLS if random.Random(f"cruel {seed}").random() < 0.05 else 1.0
     # Not drawn: so those that are known to have found something stay as they were.
-    sql_fails = seed % 13 == 11
-    return Case(seed, tuple(orders), tuple(sorted(deeds, key=lambda deed: deed.at)), kills=kills, sql_fails=sql_fails)
+    sql_fails, sql_silent = seed % 13 == 11, seed % 26 == 11
+    in_order = tuple(sorted(deeds, key=lambda deed: deed.at))
+    return Case(seed, tuple(orders), in_order, kills=kills, sql_fails=sql_fails, sql_silent=sql_silent)
 
 
 class _Plans:

@@ -98,6 +98,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._selector = self  # the only thing that the base class asks of it is to wait
         self._now, self.chance = now, chance
         self.dead = False
+        self.silence = 0.0  # seconds for which what a thread does now will have waited for an answer
         self._rings = random.Random(f"rings {chance.seed} {now}") if chance.hasty else None
 
     def time(self) -> float:
@@ -150,9 +151,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def before_commit(self) -> None:
         """Something is about to be written."""
 
-    def later(self, function: Callable[[], Any], most: float) -> None:
-        """Calls back after a time of at most so many seconds."""
-        self.call_later(self.chance.seconds(most), function)
+    def later(self, function: Callable[[], Any], most: float, after: float = 0.0) -> None:
+        """Calls back after a time of at most so many seconds. after: seconds that go by before."""
+        self.call_later(after + self.chance.seconds(most), function)
 
     def _execute(self, function: Callable[..., Any], args: tuple[Any, ...], future: "asyncio.Future[Any]") -> None:
         try:
@@ -295,8 +296,9 @@ class SimulatedThreads:
             result, error = Context().run(function), None
         except BaseException as failure:
             result, error = None, failure
+        silence, self._loop.silence = self._loop.silence, 0.0
         if not self._loop.dead:
-            self._loop.later(lambda: _resolve(future, result, error), 0.01)
+            self._loop.later(lambda: _resolve(future, result, error), 0.01, after=silence)
 
     def lend(self) -> None:
         """There are as many as needed."""
@@ -389,8 +391,12 @@ class FaultyStore(SqlStore):
         return result
 
 
-def fail_commits(engine: sqlalchemy.Engine, loop: SimulatedLoop) -> None:
-    """Has commits of the application's database fail before or after they have happened, or the process die there."""
+def fail_commits(engine: sqlalchemy.Engine, loop: SimulatedLoop, unanswered: Callable[[], float]) -> None:
+    """Has commits of the application's database fail before or after they have happened, or the process die there.
+
+    unanswered: called when one has failed; after how many seconds that is noticed, as on a connection that was cut
+    without a word.
+    """
     commit: Callable[[Any], None] = engine.dialect.do_commit
 
     def do_commit(connection: Any) -> None:
@@ -398,9 +404,11 @@ def fail_commits(engine: sqlalchemy.Engine, loop: SimulatedLoop) -> None:
             raise sqlite3.OperationalError("the process is dead")
         fault = loop.chance.fault(SQL_FAULTS, "sql")
         if fault == "sql.before":
+            loop.silence = unanswered()
             raise sqlite3.OperationalError("simulated: it was not committed")
         commit(connection)
         if fault == "sql.after":
+            loop.silence = unanswered()
             raise sqlite3.OperationalError("simulated: it was committed, and the answer lost")
         if fault == "sql.kill":
             loop.die()

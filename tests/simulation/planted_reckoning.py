@@ -75,4 +75,15 @@ def takes_a_commit_that_failed_for_none(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StepRun, "_settle_doubt", nothing)
 
 
+@planted
+def takes_a_cancelled_commit_for_none(patch: pytest.MonkeyPatch) -> None:
+    """The same, only if the attempt was cancelled before it was known: the cancellation came too late for it."""
+    settle_doubt = StepRun._settle_doubt
+
+    async def careless(self: Any, attempt: Any) -> Any:
+        return None if attempt.is_cancelled else await settle_doubt(self, attempt)
+
+    patch.setattr(StepRun, "_settle_doubt", careless)
+
+
 __all__ = ["PLANTED"]

@@ -45,6 +45,8 @@ FAULTS_END = 700.0  # simulated seconds from the beginning, after which nothing 
 LIVES = 60
 PATIENCE = 24 * 3600.0  # simulated seconds that a case may take: its longest sleeps are of hours
 STORE_FAILS = ("store.before", "store.after", "store.read")
+SILENT = {"sql.silent": 0.9}
+SILENCE = 2.0  # simulated seconds until it is noticed that an answer does not come: a cancellation arrives meanwhile
 CLOCK_FAULTS = {"clock.forward": 0.15, "clock.back": 0.15}
 KEY = b"simulation" * 4
 # Notes which states runs pass through.
@@ -164,7 +166,7 @@ class Play:
         engine.doubles = SeededDoubles()
         await engine.start()
         if self.case.sql_fails:
-            fail_commits(databases.engines("main", is_async=False)[0], loop)
+            fail_commits(databases.engines("main", is_async=False)[0], loop, self._unanswered)
         self._engine = engine
         loop.call_at(FAULTS_END, lambda: setattr(self.chance, "quiet", True))
         while self._left:
@@ -240,14 +242,32 @@ class Play:
     def _alarmed(self, run: str) -> None:
         """Operators are told of a run; it is not blocked yet, or has not ended."""
         if run in self._impatient and self._asked is not None:
-            task = asyncio.get_running_loop().create_task(self._cancel(self._asked, run))
-            self._errands.add(task)
-            task.add_done_callback(self._errands.discard)
+            self._send_to_cancel(self._asked, run, "told")
 
-    async def _cancel(self, engine: Engine, run: str) -> None:
+    def _unanswered(self) -> float:
+        """A commit of the application's database has failed: for how many seconds whoever waits for its answer waits
+        on. His run is cancelled meanwhile: hardly any attempt would be else, while nobody knows whether it has
+        committed."""
+        engine = self._engine
+        if engine is None or not self.case.sql_silent:
+            return 0.0
+        going = [run for run in engine.live.values() if not run.is_stopping]
+        doubtful = [run.id for run in going if any(attempt.in_doubt for attempt in run.attempts)]
+        if not doubtful or not self.chance.fault(SILENT, "silent"):
+            return 0.0
+        for run in doubtful:
+            self._send_to_cancel(engine, run, "in doubt")
+        return SILENCE
+
+    def _send_to_cancel(self, engine: Engine, run: str, when: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._cancel(engine, run, when))
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+    async def _cancel(self, engine: Engine, run: str, when: str) -> None:
         with contextlib.suppress(StoreError, InvalidOperation, ClientClosed):
             await engine.cancel(run, None)
-            self.chance.seen["deed.cancel.told"] += 1
+            self.chance.seen[f"deed.cancel.{when}"] += 1
 
     async def _refused(self, engine: Engine, deed: Deed) -> None:
         """I3: what cannot be run is refused; that it leaves nothing is for the auditor to see."""

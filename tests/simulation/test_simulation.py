@@ -88,6 +88,7 @@ CAUGHT = {
     "counts_attempts_anew_after_a_restart": 129,
     "plans_before_what_is_in_flight_has_ended": 94,
     "takes_a_commit_that_failed_for_none": 154,
+    "takes_a_cancelled_commit_for_none": 193,
 }
 
 

@@ -13,12 +13,13 @@ from msgspec import Raw
 from sqlalchemy import text
 
 from dotdo import AsyncContext, Catalogue, Retry, action, service
-from dotdo.errors import StoreUnavailable
+from dotdo.errors import RunCancelled, StoreUnavailable
 from dotdo.journal import Completion
 from dotdo.records import Run
 from dotdo.store.protocol import Write
 from tests.contract_sql.databases import SQLiteFile
 from tests.guarantees.lab import Lab, World, hold, in_loop, laboratory
+from tests.patience import PATIENCE
 
 catalogue = Catalogue()
 catalogue.add("action", hold.name, 1, hold, hold.handler)
@@ -134,3 +135,72 @@ async def test_row_that_is_there_already_is_the_attempts_own(tmp_path: Path):
         lab.world.open("gate")
         assert await handle.result(timeout=60) == "before"
     assert database.notes() == []
+
+
+@in_loop
+async def test_run_that_is_cancelled_before_its_turn_among_suspects_is_settled_first(tmp_path: Path):
+    """Two runs were in flight when their process died, twice, so now one waits for the other. Of the one that waits, an
+    attempt had committed: it is cancelled, and takes that back."""
+    database = SQLiteFile(tmp_path / "app.db")
+
+    @action("strike", catalogue=(own := Catalogue()))
+    async def strike(ctx: AsyncContext, result: str) -> None:
+        await ctx.sql.execute(text("delete from notes where text = :text"), {"text": result})
+
+    @action("write-held", retry=Retry(attempts=5, delay=0), undo=strike, catalogue=own)
+    async def write_held(ctx: AsyncContext, gate: str) -> str:
+        await ctx.resource(World).pass_gate(gate)
+        await ctx.sql.execute(text("insert into notes (text) values (:text)"), {"text": gate})
+        return gate
+
+    @service("held", catalogue=own)
+    async def held(gate: str) -> str:
+        return await write_held(gate)
+
+    async with laboratory(tmp_path, catalogue=own, sql=database.url) as lab:
+        gates = {(await lab.client.start(held, gate=gate)).id: gate for gate in ("left", "right")}
+        for _ in range(2):
+            for gate in gates.values():
+                await lab.world.reached(gate)
+            await die_in(lab, *gates)
+        first, waiting = sorted(gates, key=lambda id: not lab.engine.live[id].began)
+        await lab.world.reached(gates[first])
+        assert not lab.engine.live[waiting].began
+        (step,) = lab.engine.live[waiting].history.steps
+        commit_unseen(database, waiting, step, gates[waiting], attempt=2)
+
+        await lab.client.runs.cancel(waiting)
+        await asyncio.gather(*lab.engine.background)
+        lab.world.open(gates[first])
+        with pytest.raises(RunCancelled):
+            await lab.client.runs.wait(waiting, timeout=60)
+        assert await lab.client.handle(first).result(timeout=60) == gates[first]
+        assert (await lab.client.runs.get(waiting)).undo == "all"
+    assert database.notes() == [gates[first]]
+
+
+async def die_in(lab: Lab, *runs: str) -> None:
+    """These runs are gone from memory, and their rows say that the process died with them; then they are taken up."""
+    for id in runs:
+        lab.engine.live.pop(id).release()
+    await lab.sql("update runs set owner = null, crashed = 1, due_at = 0 where ended_at is null")
+    async with asyncio.timeout(PATIENCE):
+        while not all(id in lab.engine.live for id in runs):
+            await lab.sweep()
+
+
+def commit_unseen(database: SQLiteFile, run: str, step: str, note: str, *, attempt: int) -> None:
+    """What an attempt left that had committed when its process died."""
+    completion = Completion(
+        "write-held",
+        1,
+        Raw(msgspec.json.encode({"gate": note})),
+        Raw(msgspec.json.encode(note)),
+        0,
+        undo=True,
+        sql=["main"],
+    )
+    with closing(sqlite3.connect(database.path)) as connection, connection:
+        connection.execute("insert into notes (text) values (?)", (note,))
+        row = (run, step, 0, attempt, msgspec.json.encode(completion).decode(), 0)
+        connection.execute("insert into dotdo_applied values (?, ?, ?, ?, ?, ?)", row)

@@ -158,3 +158,4 @@ class Suspects:
             run, claim, messages = self._waiting.pop(0)
             self._current = run
             begin(self._engine, run, claim, messages)
+            self._engine.hint(run.id)  # what has come while it waited for its turn

@@ -483,6 +483,8 @@ class LiveRun(SecretKeeping):
     @guarded
     def take(self, messages: list[Message]) -> None:
         """Takes messages from outside into the journal."""
+        if not self.began:
+            return  # they are read again then; before, nobody knows what an earlier owner has left under way
         for message in messages:
             if self.over:
                 return

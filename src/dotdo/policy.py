@@ -99,6 +99,11 @@ def numbers_of(retry: Retry) -> dict[str, Any]:
     return {name: getattr(retry, name) for name in _NUMBERS}
 
 
+def with_numbers(retry: Retry, numbers: dict[str, Any] | None) -> Retry | None:
+    """A policy with what was written down of another one; None when nothing was."""
+    return None if numbers is None else msgspec.structs.replace(retry, **numbers)
+
+
 _NUMBERS = ("attempts", "delay", "factor", "max_delay", "jitter", "max_elapsed")
 
 

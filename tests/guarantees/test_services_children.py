@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from dotdo import ActionFailed, RunBlocked, service
+from dotdo import ActionFailed, AsyncContext, RunBlocked, action, service
 from dotdo.engine.children import take_child_message
 from dotdo.engine.running import LiveRun
 from dotdo.errors import InvalidOperation
 from dotdo.journal import Stopping
 from dotdo.records import ErrorRecord
 from dotdo.store.protocol import Message
-from tests.guarantees.lab import Lab, book, catalogue, flaky, hold, in_loop, laboratory, note, refuse
+from tests.guarantees.lab import Lab, World, book, catalogue, flaky, hold, in_loop, laboratory, note, refuse
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("both_doors")
@@ -180,6 +180,54 @@ async def test_child_wakes_its_sleeping_parent(tmp_path: Path, monkeypatch: pyte
         lab.world.open("vase")
         assert await handle.result() == "packed ticket for vase"
         assert lab.world.said == ["book van", "book vase", "at vase", "past vase"]
+
+
+@action("linger", retry=1, catalogue=catalogue)
+async def linger(ctx: AsyncContext, gate: str) -> None:
+    """Takes its time to end when it is cancelled: until its gate is opened."""
+    world = ctx.resource(World)
+    world.say(f"{gate} is far")
+    try:
+        await world.pass_gate("never")
+    finally:
+        await world.pass_gate(gate)
+
+
+@service("lingers", catalogue=catalogue)
+async def lingers() -> None:
+    await linger("the child's end")
+
+
+@service("stops-while-they-linger", catalogue=catalogue)
+async def stops_while_they_linger() -> None:
+    await asyncio.gather(lingers(), linger("the step's end"), _refuses_later())
+
+
+async def _refuses_later() -> None:
+    await hold("all are there")
+    await refuse()
+
+
+@in_loop
+async def test_parent_that_stops_leaves_memory_until_its_child_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Also when a step of its own ends after it has begun to wait for the child."""
+    monkeypatch.setattr("dotdo.engine.parking.LINGER_FOR_CHILD", 0.05)
+    ends = ("the child's end", "the step's end")
+    async with laboratory(tmp_path) as lab:
+        handle = await lab.client.start(stops_while_they_linger)
+        for end in ends:
+            await lab.world.heard(f"{end} is far")
+        lab.world.open("all are there")
+        for end in ends:
+            await lab.world.reached(end)
+        lab.world.open("the step's end")
+        waiting = (await lab.until_asleep(handle.id)).waiting_for
+        assert waiting is not None
+        assert waiting.kind == "child"
+        lab.world.open("the child's end")
+        await lab.until_status(handle.id, "failed")
 
 
 @service("hurries", catalogue=catalogue)

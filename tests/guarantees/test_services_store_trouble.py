@@ -12,6 +12,7 @@ from dotdo import AsyncContext, Context, StoreError, action, service
 from dotdo.errors import StoreUnavailable
 from dotdo.store.protocol import Message, Write
 from tests.guarantees.lab import Lab, book, catalogue, hold, in_loop, laboratory, note
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.of_files("an error of one write, which a server does not give")
 
@@ -207,3 +208,42 @@ async def test_run_whose_write_fails_while_its_row_says_blocked_takes_the_word_o
         assert faults[0].fired > 0
         assert run.undo == "all"
         assert lab.world.said == ["book ladder", "unbook ladder"]
+
+
+@service("asks-another", catalogue=catalogue)
+async def asks_another() -> list[str]:
+    return await pays()
+
+
+@in_loop
+async def test_parent_learns_of_the_end_of_a_child_whose_last_write_was_not_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """At once: not only when the engine looks for what nobody has told it of, or when the parent leaves memory."""
+    monkeypatch.setattr("dotdo.engine.parking.LINGER_FOR_CHILD", PATIENCE)
+    async with laboratory(tmp_path) as lab:
+        monkeypatch.setattr(lab.engine.host, "look", _see_nothing)
+        faults = Faults(lab, lambda write: bool(write.messages), 1, after=True)
+        assert await (await lab.client.start(asks_another)).result(timeout=PATIENCE) == PAID
+        assert faults.fired == 1
+
+
+@in_loop
+async def test_engine_that_is_told_of_much_still_looks_for_what_it_was_not_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with laboratory(tmp_path) as lab:
+        looked = asyncio.Event()
+
+        async def look() -> None:
+            looked.set()
+
+        monkeypatch.setattr(lab.engine.host, "look", look)
+        async with asyncio.timeout(PATIENCE):
+            while not looked.is_set():
+                lab.engine.claimer.hint()
+                await asyncio.sleep(0)
+
+
+async def _see_nothing() -> None:
+    """Stands for a look."""

@@ -27,7 +27,7 @@ class Claimer:
         self._engine = engine
         self._hint = asyncio.Event()
         self._wake: Wake | None = None
-        self._next_rescue = 0.0
+        self._next_rescue = self._next_look = 0.0
         self._sleeps = False
         self.coming = 0  # claimed runs on their way into memory
         self._full = False  # there was no room for more
@@ -125,8 +125,10 @@ class Claimer:
                 self._sleeps = True
                 await self._hint.wait()
         except TimeoutError:
-            if engine.host is not None:
-                await engine.host.look()
+            pass  # time to look, whether or not anybody said so
         finally:
             self._sleeps = False
             self._hint.clear()
+        if engine.host is not None and engine.loop.time() >= self._next_look:
+            self._next_look = engine.loop.time() + POLL_SECONDS
+            await engine.host.look()

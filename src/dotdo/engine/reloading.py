@@ -48,6 +48,8 @@ async def _reload(engine: "Engine", id: str, lost: int, error: BaseException) ->
                 await take_up(engine, id)  # what it was claimed for, a person's word, was in the write that failed
             elif record.rests:
                 engine.answers.give(id, record)
+                if record.parent is not None:
+                    engine.hint(record.parent)  # the message that tells it so was in the write, too
             elif record.status == "pending":
                 engine.claimer.hint()  # it is nobody's until its time has come
             else:

@@ -35,7 +35,7 @@ from dotdo.engine.timing import Times
 from dotdo.engine.waiting import Waiting
 from dotdo.errors import InvalidInput, InvalidValue, ReplayError, RunEvicted
 from dotdo.journal import Accepted, Data, Empty, Ended, Entry, Stopping
-from dotdo.policy import Retry
+from dotdo.policy import with_numbers
 from dotdo.records import WaitingFor
 from dotdo.service import Service
 from dotdo.store.protocol import Message
@@ -157,7 +157,7 @@ class LiveRun(SecretKeeping):
             finishing.finish_action(self)
             return
         options = self.accepted.options
-        overrides = Overrides(timeout=options.timeout, retry=_retry_of(options.retry, self.definition.retry))
+        overrides = Overrides(timeout=options.timeout, retry=with_numbers(self.definition.retry, options.retry))
         self.busy += 1
         launch = partial(self._launch_action, record.id, self.definition, bytes(self.accepted.input), overrides)
         if self.journal.is_durable:
@@ -305,6 +305,8 @@ class LiveRun(SecretKeeping):
                 self.launch_task(id, step.give_up())
             else:
                 self.append("step_cancelled", Empty(), id)
+        if self.is_stopping and self.busy == 0:
+            self._idle()  # what it still waits for was waited for already when this step ended
         self.pump()
 
     def _ended_without_outcome(self, record: StepRecord) -> bool:
@@ -495,7 +497,3 @@ class LiveRun(SecretKeeping):
     async def undo_step(self, record: StepRecord) -> None:
         """Takes one committed step back."""
         await undoing.undo_step(self, record)
-
-
-def _retry_of(given: dict[str, Any] | None, default: Retry) -> Retry | None:
-    return None if given is None else msgspec.structs.replace(default, **given)

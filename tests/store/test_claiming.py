@@ -152,6 +152,16 @@ def test_one_batch_in_ten_is_for_whoever_has_waited_the_longest(store: Store, ru
     assert [number % 10 for number, batch in enumerate(batches, 1) if batch != ["order+9"]] == [0] * 4
 
 
+def test_what_is_urgent_waits_for_one_batch_of_others_however_small_that_is(store: Store, runs: Runs):
+    """There is room for more than have waited the longest: the turn is over, and the next one is not theirs."""
+    waiting(runs, 200, 9, due_at=12)
+    waiting(runs, 1, -3, due_at=10)
+    waiting(runs, 1, 2, due_at=11)
+    batches = [kinds(store.claim_due("node_b", 20, 5)) for _ in range(20)]
+    assert batches[9::10] == [["order-3"], ["order+2"]]
+    assert batches.count(["order+9"]) == 18
+
+
 def test_names_take_turns_within_a_priority(store: Store, runs: Runs):
     waiting(runs, 300, 3, name="flood")
     waiting(runs, 5, 3, name="order", due_at=15)

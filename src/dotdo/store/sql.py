@@ -172,7 +172,9 @@ class SqlStore(Retaining, Erasing, ApiKeys, Offering, Limiting):
         """What was claimed; the next batch begins with the names after these."""
         if found:
             self._last = max((name <= self._last, name) for *_, name in found)[1]
-        if len(found) == limit:
+        # A batch with room left has passed nobody over: the next one fills it. Unless it was for whoever had waited the
+        # longest: that turn is over however small it was, because others may be more urgent.
+        if len(found) == limit or (found and self._shares.is_patient()):
             self._shares.count()
         return [Claim(run, claim, crashed == CRASHED, crashed == UNSETTLED) for run, claim, crashed, _ in found]
 

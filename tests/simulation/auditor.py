@@ -21,6 +21,7 @@ from tests.guarantees.invariants import check_store
 from tests.guarantees.replays import check_replays
 from tests.simulation.cases import Order
 from tests.simulation.hostile import hostile
+from tests.simulation.ranks import check_priorities
 from tests.simulation.undone import check_undone
 from tests.simulation.world import World, catalogue
 from tests.stores import rows_of
@@ -73,6 +74,7 @@ def audit(
     wrong += _times(entries, told)
     wrong += _claims(entries, told)
     wrong += _effects(entries, world)
+    wrong += check_priorities(runs.values(), told.orders or {})
     undone, stock = check_undone(entries, catalogue)
     wrong += undone
     wrong += _hostile(runs, entries, told, world)

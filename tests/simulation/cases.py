@@ -25,6 +25,7 @@ class Order:
     deadline: float | None = None
     delay: float | None = None
     service: str = "sim"
+    priority: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Case:
     """All that is decided before it begins. faults: the numbers of the faults that are allowed; None: all. kills: how
     many times more often than in most cases processes die. limits: whether an action has one (see limits.py).
     sql_fails: commits of the application's database fail, too. sql_silent: that one has failed is noticed late, and its
-    run is cancelled meanwhile."""
+    run is cancelled meanwhile. room: for how many runs a process has room; runs have priorities then (see ranks.py)."""
 
     seed: int
     orders: tuple[Order, ...]
@@ -54,6 +55,7 @@ class Case:
     limits: bool = False
     sql_fails: bool = False
     sql_silent: bool = False
+    room: int | None = None
 
 
 def make_case(seed: int) -> Case:

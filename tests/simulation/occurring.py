@@ -17,7 +17,7 @@ SOMETIMES = [
 EVERYTHING = [
     *SOMETIMES,
     *("sql.kill", "store.read", "effect.silent", "clock.back", "clock.forward", "asked.delivery", "asked.request"),
-    *("sql.silent", "deed.cancel.in doubt"),
+    *("sql.silent", "deed.cancel.in doubt", "turn.slots", "turn.claims"),
     *("deed.read", "deed.cancel.refused", "deed.event.refused", "deed.retry.refused", "deed.undo.refused"),
     *("entry.attempt_failed", "entry.failed", "entry.claimed", "entry.cancel_requested", "entry.stopping"),
     *("entry.undo_planned", "entry.delivery_failed", "entry.request_failed", "entry.request_undone", "entry.answered"),

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from dotdo.engine import run_timers, undoing
+from dotdo.engine import limiting, run_timers, undoing
 from dotdo.engine.history import History
 from dotdo.engine.journaling import RunJournal
 from dotdo.engine.running import LiveRun
 from dotdo.engine.stepping import StepRun
+from dotdo.store.fairness import Shares
+from dotdo.store.protocol import SlotAsk
 from tests.simulation.planted import PLANTED, nothing, planted
 
 LONG = 30_000  # ms
@@ -84,6 +86,22 @@ def takes_a_cancelled_commit_for_none(patch: pytest.MonkeyPatch) -> None:
         return None if attempt.is_cancelled else await settle_doubt(self, attempt)
 
     patch.setattr(StepRun, "_settle_doubt", careless)
+
+
+@planted
+def forgets_who_has_waited(patch: pytest.MonkeyPatch) -> None:
+    """All turns go by priority."""
+    patch.setattr(Shares, "is_patient", lambda self, queue="": False)
+
+
+@planted
+def serves_the_lowest_first(patch: pytest.MonkeyPatch) -> None:
+    """Who waits for a slot stands in the line as if priorities were ranks, of which 1 is the first."""
+
+    def upside_down(pool: str, run: str, step: str, claim: int, priority: int, limits: Any) -> SlotAsk:
+        return SlotAsk(pool, run, step, claim, -priority, limits)
+
+    patch.setattr(limiting, "SlotAsk", upside_down)
 
 
 __all__ = ["PLANTED"]

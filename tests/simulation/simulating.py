@@ -16,7 +16,7 @@ from typing import Any
 import apsw
 
 from dotdo.engine.applying import Databases
-from dotdo.engine.engine import Engine
+from dotdo.engine.engine import CAPACITY, Engine
 from dotdo.engine.failing import Block
 from dotdo.errors import ClientClosed, InputError, InvalidOperation, KeyConflict, StoreError, UnknownName
 from dotdo.records import Options, Run, RunFilter, keyed_run_id
@@ -36,6 +36,7 @@ from tests.simulation.machine import (
     fail_commits,
     no_threads,
 )
+from tests.simulation.ranks import RankedStore, ranked
 from tests.simulation.watching import Watch
 from tests.simulation.world import BUG, TABLES, World, catalogue
 from tests.stores import rows_of
@@ -153,7 +154,7 @@ class Play:
         return True
 
     async def _act(self, loop: SimulatedLoop) -> None:
-        store = FaultyStore(SQLiteDatabase(str(self.store)), loop, self._watch.look)
+        store = self._open_store(loop)
         databases = Databases(f"sqlite:///{self.app}")
         engine = Engine(
             store,
@@ -162,6 +163,7 @@ class Play:
             anchor_key=KEY,
             databases=databases,
             resources=[self.world],
+            capacity=self.case.room or CAPACITY,
         )
         engine.doubles = SeededDoubles()
         await engine.start()
@@ -182,6 +184,14 @@ class Play:
         await engine.close()
         self._engine = None
 
+    def _open_store(self, loop: SimulatedLoop) -> FaultyStore:
+        database = SQLiteDatabase(str(self.store))
+        if self.case.room is None:
+            return FaultyStore(database, loop, self._watch.look)
+        store = RankedStore(database, loop, self._watch.look)
+        store.wrong, store.seen = self.wrong, self.chance.seen
+        return store
+
     async def _insist(self, work: Coroutine[Any, Any, Any]) -> Any:
         try:
             return await work
@@ -191,7 +201,7 @@ class Play:
     # -- callers and operators ----------------------------------------------------------------------------------------
 
     async def _start(self, engine: Engine, order: Order, plan: list[Any]) -> None:
-        options = Options(key=order.key, deadline=order.deadline, delay=order.delay)
+        options = Options(key=order.key, deadline=order.deadline, delay=order.delay, priority=order.priority)
         for _ in range(20):
             try:
                 id = await engine.accept("service", order.service, {"plan": plan}, options)
@@ -360,7 +370,7 @@ _template: Path | None = None
 def play(case: Case) -> Played:
     """Plays a case in a folder of its own."""
     with folder_of() as folder, no_threads(), silent():
-        return Play(limited(case), folder).to_end()
+        return Play(limited(ranked(case)), folder).to_end()
 
 
 @contextlib.contextmanager

@@ -89,6 +89,8 @@ CAUGHT = {
     "plans_before_what_is_in_flight_has_ended": 94,
     "takes_a_commit_that_failed_for_none": 154,
     "takes_a_cancelled_commit_for_none": 193,
+    "forgets_who_has_waited": 309,
+    "serves_the_lowest_first": 3,
 }
 
 

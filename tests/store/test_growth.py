@@ -12,7 +12,7 @@ import pytest
 
 from dotdo.store.connecting import Link
 from dotdo.store.migrate import migrations
-from dotdo.store.queries import load_queries
+from dotdo.store.queries import load_queries, narrowed
 from tests.store.postgres_stores import TEMPLATE, new_database, plan_of
 
 GROWING = ("runs", "journal", "told", "links", "labels", "inbox", "blobs")
@@ -65,6 +65,29 @@ def test_a_statement_of_each_run_scans_no_table_that_grows(connection: apsw.Conn
     # These indexes have unfinished runs only, so going through them does not count.
     scans = [step for step in plan if step.startswith("SCAN") and not step.endswith(("runs_open", "runs_due"))]
     assert not [step for step in scans if step.split()[1] in GROWING]
+
+
+# What a list of runs is narrowed down to by those of its conditions that few runs fulfil.
+NARROW = [("status", "notable"), ("status", "notable", "name", "since"), ("status", "running"), ("trail",), ("parent",)]
+
+
+@pytest.mark.parametrize("given", NARROW, ids=" and ".join)
+@pytest.mark.parametrize("name", ["list_runs", "list_labelled_runs"])
+def test_what_few_runs_are_is_listed_without_a_look_at_the_others(
+    connection: apsw.Connection, name: str, given: tuple[str, ...]
+):
+    statement = narrowed(load_queries("sqlite")[name], frozenset(given))
+    plan = connection.execute(f"explain query plan {statement}", AnyParameter()).fetchall()
+    steps = [str(row[3]) for row in plan]
+    assert [step for step in steps if step.startswith("SEARCH")]
+    assert not [step for step in steps if step.startswith("SCAN runs") and not step.endswith("runs_open")]
+
+
+@pytest.mark.parametrize("given", NARROW, ids=" and ".join)
+def test_postgresql_lists_what_few_runs_are_by_an_index(link: Link, given: tuple[str, ...]):
+    plan = plan_of(link.get(), narrowed(load_queries("postgres")["list_runs"], frozenset(given)))
+    (index,) = [str(node["Index Name"]) for node in nodes_of(plan) if str(node.get("Index Name")).startswith("runs_")]
+    assert index in ("runs_notable", "runs_open", "runs_due", "runs_trail", "runs_parent")
 
 
 @pytest.mark.parametrize("name", ["get_run", "list_runs", "list_labelled_runs", "read_published"])

@@ -3,11 +3,11 @@
 Statements are written once. Two words stand for what every dialect has under another name: `each(:rows)` for a JSON
 array as rows with a column `value`, and `pairs(text)` for a JSON object as rows with `key` and `value`. Where they
 must differ, the lines for one dialect follow a line `-- sqlite` or `-- postgres`, up to the next one or `-- both`.
-Files *.postgres.sql are of that dialect only.
+Files *.postgres.sql are of that dialect only. A line that ends with `-- if NAME` is there when that is given.
 """
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 
 DIALECTS = ("sqlite", "postgres")
@@ -16,6 +16,7 @@ _EACH = {"sqlite": r"jsonb_each(\1)", "postgres": r"jsonb_array_elements(cast(\1
 _PAIRS = {"sqlite": r"json_each(\1)", "postgres": r"jsonb_each_text(cast(\1 as jsonb))"}
 _HEADER = re.compile(r"^-- name: (\w+)\n((?:--.*\n)*)", re.MULTILINE)
 _PART = re.compile(r"^-- (sqlite|postgres|both)\b.*$")
+_IF = re.compile(r"^(.*) -- if (\w+)$")
 _TABLE = re.compile(
     r"\b(from|join|into|update|table)\s+"
     r"(runs|journal|inbox|nodes|definitions|links|labels|blobs|registry|leftovers|api_keys|erasing|facts|offers|"
@@ -54,6 +55,13 @@ def part_of(statement: str, dialect: str) -> str:
         elif holds:
             lines.append(line)
     return "\n".join(lines).strip().rstrip(";").strip()
+
+
+@lru_cache(maxsize=256)
+def narrowed(statement: str, given: frozenset[str]) -> str:
+    """A statement with those of its conditions whose names are given, and without the others."""
+    lines = [(line, _IF.match(line)) for line in statement.splitlines()]
+    return "\n".join(found[1] if found else line for line, found in lines if found is None or found[2] in given)
 
 
 def translated(statement: str, dialect: str) -> str:

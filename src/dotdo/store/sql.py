@@ -21,7 +21,7 @@ from dotdo.store.limiting import Limiting
 from dotdo.store.migrate import Migratable, migrate
 from dotdo.store.offering import Offering
 from dotdo.store.protocol import ALL, CRASHED, UNSETTLED, Claim, Filed, Head, Link, Message, Write
-from dotdo.store.queries import load_queries
+from dotdo.store.queries import load_queries, narrowed
 from dotdo.store.reading import progress_of, run_of
 from dotdo.store.retaining import Retaining
 
@@ -59,6 +59,9 @@ class Database(Migratable, Protocol):
 def rows(items: list[Any]) -> str:
     """Records as the JSON array that `each(:rows)` reads."""
     return _encode(items).decode()
+
+
+_FILTERS = ("status", "undo", "name", "trail", "parent", "since")  # of a RunFilter, as the queries call them, too
 
 
 class SqlStore(Retaining, Erasing, ApiKeys, Offering, Limiting):
@@ -354,23 +357,15 @@ class SqlStore(Retaining, Erasing, ApiKeys, Offering, Limiting):
 
     def list_runs(self, filter: RunFilter) -> list[Run]:
         """Runs, newest first."""
-        before_at, before_id = filter.before or (None, None)
-        labels = rows(list(filter.labels.items()))
-        found = self._db.read(
-            self._sql["list_labelled_runs" if filter.labels else "list_runs"],
-            {
-                **({"labels": labels, "count": len(filter.labels)} if filter.labels else {}),
-                "status": filter.status,
-                "undo": filter.undo,
-                "name": filter.name,
-                "trail": filter.trail,
-                "parent": filter.parent,
-                "since": filter.since,
-                "before_at": before_at,
-                "before_id": before_id,
-                "limit": filter.limit,
-            },
-        )
+        given = {name: value for name in _FILTERS if (value := getattr(filter, name)) is not None}
+        if filter.before is not None:
+            given["before_at"], given["before_id"] = filter.before
+        if filter.status is not None and filter.status != "completed":
+            given["running" if filter.status == "running" else "notable"] = True
+        if filter.labels:
+            given |= {"labels": rows(list(filter.labels.items())), "count": len(filter.labels)}
+        statement = self._sql["list_labelled_runs" if filter.labels else "list_runs"]
+        found = self._db.read(narrowed(statement, frozenset(given)), {**given, "limit": filter.limit})
         return [run_of(row) for row in found]
 
     def read_journals(self, runs: list[str]) -> dict[str, list[Entry]]:

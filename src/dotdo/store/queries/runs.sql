@@ -152,7 +152,8 @@ select wanted.value ->> 0 from each(:runs) as wanted left join runs on runs.id =
 where runs.id is null or runs.ended_at is not null or runs.status = 'blocked';
 
 -- name: list_runs
--- Runs, newest first, by whatever is asked for; `before` continues after a page.
+-- Runs, newest first, by whatever is asked for; `before` continues after a page. Of what is not asked for nothing is
+-- said, so that an index can be used where there is one: few runs are under way, or have ended otherwise than well.
 select runs.*, journal.kind, journal.data, (
     select data from journal as told
 -- sqlite: its planner would go through the run's whole journal
@@ -161,13 +162,20 @@ select runs.*, journal.kind, journal.data, (
     where told.run = runs.id and told.kind = 'published' order by told.seq desc limit 1
 ), (select previous from links where links.run = runs.id)
 from runs left join journal on journal.run = runs.id and journal.seq = runs.seq
-where (cast(:status as text) is null or runs.status = :status)
-    and (cast(:undo as text) is null or runs.undo = :undo)
-    and (cast(:name as text) is null or runs.name = :name)
-    and (cast(:trail as text) is null or runs.trail = :trail)
-    and (cast(:parent as text) is null or runs.parent = :parent)
-    and (cast(:since as bigint) is null or runs.created_at >= :since)
-    and (cast(:before_at as bigint) is null or (runs.created_at, runs.id) < (:before_at, :before_id))
+where true
+    and runs.status = :status -- if status
+    and runs.status not in ('running', 'completed') -- if notable
+-- sqlite: its planner would rather go through all runs in order of time
+    and runs.id in (select id from runs indexed by runs_open where ended_at is null) -- if running
+-- postgres
+    and runs.ended_at is null -- if running
+-- both
+    and runs.undo = :undo -- if undo
+    and runs.name = :name -- if name
+    and runs.trail = :trail -- if trail
+    and runs.parent = :parent -- if parent
+    and runs.created_at >= :since -- if since
+    and (runs.created_at, runs.id) < (:before_at, :before_id) -- if before_at
 order by runs.created_at desc, runs.id desc
 limit :limit;
 
@@ -192,13 +200,20 @@ from (
         on labels.name = wanted.value ->> 0 and labels.value = wanted.value ->> 1
     group by labels.run having count(*) = :count
 ) as found join runs on runs.id = found.run left join journal on journal.run = runs.id and journal.seq = runs.seq
-where (cast(:status as text) is null or runs.status = :status)
-    and (cast(:undo as text) is null or runs.undo = :undo)
-    and (cast(:name as text) is null or runs.name = :name)
-    and (cast(:trail as text) is null or runs.trail = :trail)
-    and (cast(:parent as text) is null or runs.parent = :parent)
-    and (cast(:since as bigint) is null or runs.created_at >= :since)
-    and (cast(:before_at as bigint) is null or (runs.created_at, runs.id) < (:before_at, :before_id))
+where true
+    and runs.status = :status -- if status
+    and runs.status not in ('running', 'completed') -- if notable
+-- sqlite: its planner would rather go through all runs in order of time
+    and runs.id in (select id from runs indexed by runs_open where ended_at is null) -- if running
+-- postgres
+    and runs.ended_at is null -- if running
+-- both
+    and runs.undo = :undo -- if undo
+    and runs.name = :name -- if name
+    and runs.trail = :trail -- if trail
+    and runs.parent = :parent -- if parent
+    and runs.created_at >= :since -- if since
+    and (runs.created_at, runs.id) < (:before_at, :before_id) -- if before_at
 order by runs.created_at desc, runs.id desc
 limit :limit;
 

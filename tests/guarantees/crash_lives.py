@@ -15,17 +15,17 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from dotdo import AsyncDo, AsyncHandle
 from dotdo.engine.engine import Engine
-from dotdo.errors import InvalidOperation, OutcomeError
+from dotdo.errors import InvalidOperation, OutcomeError, StoreUnavailable
 from dotdo.records import Outcome, Run
 from tests.guarantees import crash_points, crash_services
 from tests.guarantees.commits import Commits
@@ -39,6 +39,9 @@ PARDON = "one who knows that it was not to blame"
 DIED_TOO_OFTEN = "when its process died, and never got any further"
 # Seconds after which a process that was stopped goes on in any case: it may hold what the next one waits for.
 LONGEST_STOP = 3.0
+AGAIN = 0.05  # and until it asks again
+
+T = TypeVar("T")
 
 # What an engine imports only when it needs it: each of a thousand processes would do so again.
 NEEDED_LATER = [
@@ -139,7 +142,8 @@ async def _opened(order: dict[str, Any]) -> AsyncIterator["Life"]:
     world = World(tuple(order["ledger"]), folder)
     sql, store = f"sqlite:///{folder / 'app.db'}", url_of(folder / "dotdo.db")
     async with AsyncDo(store, sql=sql, resources=[world], catalogue=crash_services.catalogue) as client:
-        handle = await client.service(order["service"], key=KEY).start(**order["input"])
+        service = client.service(order["service"], key=KEY)
+        handle = await _patiently(lambda: service.start(**order["input"]))
         if not order["pardons"]:
             yield Life(client, handle, world)
             return
@@ -164,12 +168,13 @@ class Pardons:
 
     async def grant(self) -> bool:
         """Each run once; it is a generation older afterwards. Not over with that: never true."""
-        async with self._granting:
-            for run in await self._client.runs.list(status="blocked"):
-                if _died_too_often(run) and (run.id, run.generation) not in self._granted:
-                    self._granted.add((run.id, run.generation))
-                    with contextlib.suppress(InvalidOperation):  # one that was stopped has just done it
-                        await self._client.runs.retry(run.id, actor=PARDON)
+        with contextlib.suppress(StoreUnavailable):  # it looks again after the next commit
+            async with self._granting:
+                for run in await self._client.runs.list(status="blocked"):
+                    if _died_too_often(run) and (run.id, run.generation) not in self._granted:
+                        with contextlib.suppress(InvalidOperation):  # one that was stopped has just done it
+                            await self._client.runs.retry(run.id, actor=PARDON)
+                        self._granted.add((run.id, run.generation))
         return False
 
 
@@ -190,18 +195,33 @@ class Life:
         """How the run ends, or another one."""
         handle = handle or self.handle
         while True:
-            try:
-                await handle.result(timeout=PATIENCE)
-            except OutcomeError as outcome:
-                if outcome.code == "still_running":
-                    raise
-            run = await handle.get()
+            run = await _patiently(lambda: _rest(handle))
             if self.pardons is None:
                 return run
             if _died_too_often(run):
                 await self.pardons.grant()
             elif run.rests:  # or it was pardoned just now
                 return run
+
+
+async def _rest(handle: AsyncHandle[Any]) -> Run:
+    try:
+        await handle.result(timeout=PATIENCE)
+    except OutcomeError as outcome:
+        if outcome.code == "still_running":
+            raise
+    return await handle.get()
+
+
+async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Asks again as long as the store is out of reach, as callers do: a process that stood still is told so, until it
+    has come back as a new node."""
+    async with asyncio.timeout(2 * PATIENCE):
+        while True:
+            try:
+                return await ask()
+            except StoreUnavailable:
+                await asyncio.sleep(AGAIN)
 
 
 async def _live(order: dict[str, Any]) -> dict[str, Any]:

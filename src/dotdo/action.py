@@ -25,7 +25,7 @@ from typing import (
 import msgspec
 
 from dotdo import codec, policy
-from dotdo.catalogue import Catalogue, check_name, default_catalogue, described
+from dotdo.catalogue import Catalogue, catalogue_of, check_name, described
 from dotdo.context import AsyncContext, Context, runner_for
 from dotdo.effect import takes_first
 from dotdo.errors import DefinitionError
@@ -121,8 +121,8 @@ class Action(Generic[P, R]):
         self.timeout = policy.seconds(timeout, "timeout")
         self.limits = policy.limits_of(self.subject, self.schema.names, concurrency, rate)
         refuse_secret_keys(self)
-        self.pivot = pivot
-        self.catalogue = catalogue or default_catalogue
+        self.pivot = policy.yes_or_no(pivot, f"{self.subject}: pivot")
+        self.catalogue = catalogue_of(catalogue)
         _check_action(self.subject, "fallback", fallback)
         if fallback is not None and fallback.fallback is not None:
             raise DefinitionError(f"{self.subject}: its fallback {fallback.name} has a fallback itself; no chains.")
@@ -153,6 +153,8 @@ class Action(Generic[P, R]):
         return self.undo_action
 
     def _undo_of(self, handler: Callable[..., Any]) -> "Action[..., Any]":
+        if not callable(handler) or hasattr(handler, "with_") or hasattr(handler, "dedup"):  # pyright: ignore[reportUnnecessaryComparison]
+            raise DefinitionError(f"{self.subject}: undo={handler!r:.80}: an action is needed, or a function.")
         return Action(f"{self.name}.undo", handler, version=self.version, catalogue=self.catalogue)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Step[R]:

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import weakref
-from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast, overload
@@ -19,15 +19,16 @@ import msgspec
 from dotdo import codec
 from dotdo.action import Action
 from dotdo.async_names import AsyncNames
-from dotdo.async_runs import AsyncHandle, AsyncRuns, Load, checked, loaded, within
-from dotdo.catalogue import Catalogue, default_catalogue
+from dotdo.async_runs import AsyncHandle, AsyncRuns, Load, checked, loaded, run_id, within
+from dotdo.catalogue import Catalogue, catalogue_of
 from dotdo.clock import Clock
 from dotdo.context import refuse_in_service
+from dotdo.effect import Effect
 from dotdo.enlisting import Work, execute_async, is_within, work_within
 from dotdo.errors import ClientClosed, DefinitionError, InvalidOperation, StoreError
 from dotdo.opening import connect, embed
 from dotdo.platform import Platform
-from dotdo.policy import Retention, numbers_of
+from dotdo.policy import Retention, numbers_of, patience, yes_or_no
 from dotdo.preview import Preview
 from dotdo.records import Options, Run, RunKind, check_options
 from dotdo.secret_provider import Given
@@ -100,6 +101,9 @@ class AsyncDo:
             raise DefinitionError(
                 "api_key= is for a client of a server: give its address, too, as url= or in DOTDO_URL."
             )
+        own: dict[str, Any] = {"sql": sql, "resources": resources, "secrets": secrets, "retention": retention}
+        check_options_of_engine(grace, engine, workers, check_replay, own)
+        definitions = catalogue_of(catalogue)
         self._url, self.tracer_provider = url, tracer_provider
         self._open = lambda: (
             connect(url, api_key)
@@ -110,7 +114,7 @@ class AsyncDo:
                 engine=engine,
                 sql=sql,
                 resources=resources,
-                catalogue=catalogue or default_catalogue,
+                catalogue=definitions,
                 check_replay=check_replay,
                 clock=clock,
                 grace=grace,
@@ -179,7 +183,7 @@ class AsyncDo:
 
     def handle(self, id: str) -> AsyncHandle[Any]:
         """The handle of a run that was started earlier."""
-        return AsyncHandle(self, id, None)
+        return AsyncHandle(self, run_id(id), None)
 
     @contextlib.contextmanager
     def trail(self, name: str) -> Generator[None]:
@@ -376,6 +380,26 @@ def mountable(
     )
 
 
+def check_options_of_engine(grace: Any, engine: Any, workers: Any, check_replay: Any, own: dict[str, Any]) -> None:
+    """Raises DefinitionError for what would be of no use, or come to light only when the client closes."""
+    if grace is None:
+        raise DefinitionError("grace=None: a number of seconds is needed.")
+    patience(grace, "grace")
+    yes_or_no(engine, "engine")
+    yes_or_no(workers, "workers")
+    if check_replay is not None:
+        yes_or_no(check_replay, "check_replay")
+    resources, retention = own["resources"], own["retention"]
+    if isinstance(resources, str | Mapping) or not isinstance(resources, Iterable):
+        raise DefinitionError(
+            f"resources={resources!r:.80}: a list of objects, context managers or functions is needed; handlers ask "
+            "for them by type."
+        )
+    policies = cast("list[Any]", retention if isinstance(retention, list | tuple) else [retention])
+    if not all(isinstance(each, Retention) for each in policies):
+        raise DefinitionError(f"retention={retention!r:.80}: a Retention is needed, or a list of such.")
+
+
 def _path_of(store: object) -> str | None:
     """A store as it was given, as text. Raises DefinitionError."""
     if isinstance(store, os.PathLike):
@@ -410,6 +434,11 @@ def _no_definition(given: object) -> str:
             f"{given!r} is a name. By name it is client.action({given!r}).invoke(...), with parameters by name; "
             "client.run and client.start take the definition itself."
         )
+    if isinstance(given, Effect):
+        return f"{given!r} is an effect: a handler of an action stages or requests it, and the action is run."
+    owner = getattr(given, "__self__", None)
+    if isinstance(owner, Action | Service):
+        return f"{given!r:.80} is a bare function; give {owner!r} itself."
     if callable(given):
         return f"{given!r} is not an action or service; decorate it with @action or @service."
     return (

@@ -7,6 +7,7 @@ from dotdo.async_runs import AsyncHandle, Client, Load, plain
 from dotdo.catalogue import split_version
 from dotdo.enlisting import Work, execute_async
 from dotdo.errors import DefinitionError, InputError
+from dotdo.policy import patience
 from dotdo.preview import Preview
 from dotdo.records import Definition, Options, Run, RunKind
 
@@ -107,6 +108,9 @@ class AsyncNames:
         `start`, as in `AsyncDo.start`.
         """
         bare, pinned = split_version(name)
+        if version is not None and (type(version) is not int or version < 1 or pinned not in (None, version)):
+            raise DefinitionError(f"{name!r}, version={version!r}: one whole number from 1 is needed, here or there.")
+        patience(wait, "wait")  # before a run is accepted
         options = self._client.options(
             Options(
                 key=key,

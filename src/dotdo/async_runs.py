@@ -8,9 +8,9 @@ from dotdo import codec
 from dotdo.errors import ActionFailed, DefinitionError, InvalidOperation, RunBlocked, RunCancelled, StillRunning
 from dotdo.journal import Entry
 from dotdo.platform import Platform
-from dotdo.policy import Retention, check_text, one_of
+from dotdo.policy import Retention, check_text, one_of, patience
 from dotdo.questions import check_outcome, the_question
-from dotdo.records import Outcome, Progress, Run, RunFilter, Status, Undo, erased_text
+from dotdo.records import Outcome, Progress, Run, RunFilter, Status, Undo, check_labels, erased_text
 
 R = TypeVar("R")
 
@@ -79,7 +79,7 @@ class AsyncRuns:
 
     async def get(self, id: str) -> Run:
         """A run as it stands. Raises UnknownName."""
-        return await (await self._client.platform()).get(id)
+        return await (await self._client.platform()).get(run_id(id))
 
     async def list(
         self,
@@ -94,11 +94,17 @@ class AsyncRuns:
         before: Run | None = None,
         limit: int = 50,
     ) -> list[Run]:
-        """Runs, newest first. labels: those that have all of these. since: ms since 1970. before: the last run of the
-        page before. Raises DefinitionError for a status or undo that there is not."""
+        """Runs, newest first.
+
+        status, undo, name, trail: only those. parent: the id of a run; only its children. labels: those that have all
+        of these. since: accepted at that time (ms since 1970) or later. before: the last run of the page before.
+        limit: how many at most, 1 or more. Results above 256 KiB are left out. Raises DefinitionError for what cannot
+        be, such as a status that there is not.
+        """
         for given, parameter, known in ((status, "status", get_args(Status)), (undo, "undo", get_args(Undo))):
             if given is not None:
                 one_of(given, parameter, known)
+        _check_page(labels, since, before, limit)
         filter = RunFilter(
             status=status,
             undo=undo,
@@ -114,16 +120,19 @@ class AsyncRuns:
 
     async def wait(self, id: str, *, timeout: float | None = None) -> Run:
         """Waits for the end and returns the run. Raises like `AsyncHandle.result`."""
+        patience(timeout, "timeout")
         platform = await self._client.platform()
-        return checked(await within(timeout, platform.result(id), id))
+        return checked(await within(timeout, platform.result(run_id(id)), id))
 
     async def journal(self, id: str, *, after: int = 0) -> Entries:
         """The entries of a run after a number."""
-        return await (await self._client.platform()).journal(id, after)
+        if type(after) is not int:
+            raise DefinitionError(f"after={after!r:.80}: the number of an entry is needed.")
+        return await (await self._client.platform()).journal(run_id(id), after)
 
     async def progress(self, id: str) -> AsyncIterator[Any]:
         """Every value that a run's service has published and will publish, until the run has ended or is blocked."""
-        news = Progress([], 0, ended=False)
+        id, news = run_id(id), Progress([], 0, ended=False)
         while not news.ended or news.continued_as is not None:
             if news.ended and news.continued_as is not None:
                 id, news = news.continued_as, Progress([], 0, ended=False)
@@ -149,19 +158,19 @@ class AsyncRuns:
         is written anew once per call, during which nothing else is written, so give all ids at once. Raises
         UnknownName, InvalidOperation when a run of these trees has not ended.
         """
-        return await (await self._client.platform()).erase(list(ids), actor or self._client.actor)
+        return await (await self._client.platform()).erase([run_id(id) for id in ids], actor or self._client.actor)
 
     async def cancel(self, id: str, *, actor: str | None = None) -> None:
         """Asks for a run to be cancelled. Raises InvalidOperation when it has ended."""
-        await (await self._client.platform()).cancel(id, actor or self._client.actor)
+        await (await self._client.platform()).cancel(run_id(id), actor or self._client.actor)
 
     async def retry(self, id: str, *, actor: str | None = None) -> None:
         """Opens a failed, cancelled or blocked run again; committed steps that stand keep their results."""
-        await (await self._client.platform()).retry(id, actor or self._client.actor)
+        await (await self._client.platform()).retry(run_id(id), actor or self._client.actor)
 
     async def undo(self, id: str, *, actor: str | None = None) -> None:
         """Takes back what an ended run did."""
-        await (await self._client.platform()).undo(id, actor or self._client.actor)
+        await (await self._client.platform()).undo(run_id(id), actor or self._client.actor)
 
     async def resolve(
         self,
@@ -181,7 +190,7 @@ class AsyncRuns:
         Raises InvalidOperation when no such question is open, InvalidValue when the answer does not fit the effect.
         """
         platform = await self._client.platform()
-        question = the_question(await platform.get(id), step, key)
+        question = the_question(await platform.get(run_id(id)), step, key)
         check_outcome(question, outcome)
         given = None if answer is None else codec.encode_result(answer, "The answer")
         await platform.resolve(id, question.key, outcome, given, actor or self._client.actor)
@@ -190,10 +199,30 @@ class AsyncRuns:
         self, id: str, name: str, value: Any = None, *, key: str | None = None, actor: str | None = None
     ) -> None:
         """Sends an event to a run. Raises InvalidOperation when it has ended."""
-        check_text(name, "the name of an event")
+        check_text(name, "event")
         check_text(key, "key")
         data = codec.encode(value, f"The value of the event {name!r}")
-        await (await self._client.platform()).send_event(id, name, data, key, actor or self._client.actor)
+        await (await self._client.platform()).send_event(run_id(id), name, data, key, actor or self._client.actor)
+
+
+def run_id(given: str) -> str:
+    """The id of a run, as it was given. Raises DefinitionError for what is none, such as a run or a handle."""
+    if not isinstance(given, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
+        has_one = isinstance(getattr(given, "id", None), str)
+        what = f"a {type(given).__name__}: give its `.id`" if has_one else f"{given!r:.80}"
+        raise DefinitionError(f"The id of a run is needed, a text such as 'run_01a2...'; this is {what}.")
+    return given
+
+
+def _check_page(labels: Any, since: Any, before: Any, limit: Any) -> None:
+    if type(limit) is not int or limit < 1:
+        raise DefinitionError(f"limit={limit!r:.80}: a whole number from 1 is needed.")
+    if since is not None and type(since) is not int:
+        hint = ", such as int(since.timestamp() * 1000)" if hasattr(since, "timestamp") else ""
+        raise DefinitionError(f"since={since!r:.80}: milliseconds since 1970 are needed{hint}.")
+    if before is not None and not isinstance(before, Run):
+        raise DefinitionError(f"before={before!r:.80}: the last run of the page before is needed, not its id.")
+    check_labels(labels if labels is not None else {})
 
 
 def checked(run: Run) -> Run:
@@ -220,9 +249,6 @@ def checked(run: Run) -> Run:
 
 async def within(timeout: float | None, work: Any, id: str) -> Run:
     """Waits for a run no longer than that, in seconds. Raises StillRunning."""
-    if timeout is not None and not isinstance(timeout, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
-        work.close()
-        raise DefinitionError(f"timeout={timeout!r}: a number of seconds is needed, or None to wait for the end.")
     limit = asyncio.timeout(timeout)
     try:
         async with limit:

@@ -120,13 +120,28 @@ def described(kind: str, name: str, version: int) -> str:
 
 
 def split_version(name: str) -> tuple[str, int | None]:
-    """`send-welcome-email@2` as its name and version. Raises UnknownName when the version is not a number."""
+    """`send-welcome-email@2` as its name and version. Raises UnknownName when the version is not a number,
+    DefinitionError for what is no name at all."""
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
+        raise DefinitionError(
+            f"{name!r:.80} is no name, such as 'charge' or 'charge@2'. A definition is called itself: "
+            "`await charge(...)` in a service, client.run(charge, ...) elsewhere."
+        )
     head, at, version = name.partition("@")
     if not at:
         return name, None
     if not version.isdecimal():
         raise UnknownName(f"{name!r}: a version is a whole number, as in {head}@2.")
     return head, int(version)
+
+
+def catalogue_of(given: Catalogue | None) -> Catalogue:
+    """What a `catalogue=` argument means. Raises DefinitionError."""
+    if given is None:
+        return default_catalogue
+    if not isinstance(given, Catalogue):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
+        raise DefinitionError(f"catalogue={given!r:.80}: a Catalogue is needed, such as shop = Catalogue().")
+    return given
 
 
 def _with_article(kind: str) -> str:

@@ -206,6 +206,10 @@ class ByName:
         """Runs it and returns its output as plain JSON values. Raises ActionFailed when it failed for good."""
         return self._portal.call(lambda: self._inner.invoke(*unnamed, **params))
 
+    def execute(self, params: Mapping[str, Any]) -> Run:
+        """Runs it and returns the run. Raises ActionFailed when it failed for good."""
+        return self._portal.call(lambda: self._inner.execute(params))
+
     def start(self, /, *unnamed: Never, **params: Any) -> Handle[Any]:
         """Starts it; the handle's id is durable when this returns."""
         refuse_unnamed("start", unnamed)

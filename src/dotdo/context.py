@@ -306,7 +306,7 @@ async def wait_for_event(name: str, *, timeout: float | None = None) -> Any:
     timeout: seconds. Raises TimeoutError when it passes.
     """
     runner = _service("wait_for_event()")
-    check_text(name, "the name of an event")
+    check_text(name, "event")
     if timeout is not None:
         _check_seconds("wait_for_event(timeout=...)", timeout)
     future = runner.wait_for_event(name)

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Type
 import msgspec
 
 from dotdo import policy
-from dotdo.catalogue import Catalogue, check_name, default_catalogue, described
+from dotdo.catalogue import Catalogue, catalogue_of, check_name, described
 from dotdo.errors import CalledOutside, DefinitionError
 from dotdo.policy import Retry
 from dotdo.records import Definition
@@ -106,6 +106,9 @@ class StandIn(msgspec.Struct, frozen=True):
     answer: Any = msgspec.UNSET
 
 
+_CONTEXTS = {"Context", "AsyncContext"}  # by name: their module imports this one
+
+
 class Effect(Generic[P, R]):
     """A defined call to the outside world. See `effect` for the parameters."""
 
@@ -139,6 +142,10 @@ class Effect(Generic[P, R]):
         self.dedup: Dedup = dedup
         self.on_unknown: OnUnknown = on_unknown
         self.key_window, self.lookup = policy.seconds(key_window, "key_window"), lookup
+        if key_window is not None and dedup != "key":
+            raise DefinitionError(
+                f'{self.subject}: key_window= is for dedup="key": seconds for which the receiver remembers our keys.'
+            )
         self.preview = preview
         self.retry = policy.retry_of(retry, DEFAULT_RETRY)
         self.timeout = policy.seconds(timeout, "timeout")
@@ -152,7 +159,7 @@ class Effect(Generic[P, R]):
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", name)
         self.__module__ = function.__module__
-        (catalogue or default_catalogue).add("effect", name, version, self, function)
+        catalogue_of(catalogue).add("effect", name, version, self, function)
 
     def plain(self, /, *args: Any, **kwargs: Any) -> Any:
         """Calls the bare function, for unit tests; the call record comes first if it takes one."""
@@ -251,6 +258,11 @@ def takes_first(subject: str, function: Callable[..., Any], kind: type, names: t
     """
     hints = hints_of(subject, function)
     found = inspect.signature(function).parameters
+    if kind is EffectCall and _CONTEXTS & {getattr(hint, "__name__", "") for hint in hints.values()}:
+        raise DefinitionError(
+            f"{subject}: an effect takes no context, as it may be made long after the handler has ended. Take an "
+            "EffectCall first, or nothing, and what it needs of the handler as parameters."
+        )
     parameters = list(found)
     for name, parameter in found.items():
         if hints.get(name) is kind and (name != parameters[0] or parameter.kind is parameter.KEYWORD_ONLY):

@@ -321,6 +321,8 @@ def store_path(store: str | None) -> str | None:
         store = os.environ.get("DOTDO_STORE") or DEFAULT_STORE
     if store in ("sqlite://", ":memory:", "sqlite:///:memory:"):
         return None
+    if not store:
+        raise DefinitionError("The store is an empty text: give a path, such as dotdo.db, or a URL.")
     scheme, separator, rest = store.partition("://")
     if not separator and not re.match(r"[a-z][a-z0-9+.-]+:", store):
         return store

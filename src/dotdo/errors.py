@@ -224,6 +224,9 @@ class Fail(HandlerError):
 
     code = "fail"
 
+    def __init__(self, message: str = "Failed for good.") -> None:
+        super().__init__(message)
+
 
 class RetryLater(HandlerError):
     """Not now: try again after `after` seconds (None: as the retry policy says). It counts as an attempt.
@@ -240,7 +243,7 @@ class RetryLater(HandlerError):
         self, message: str = "Asked to be tried again later.", *, after: float | None = None, unknown: bool = False
     ) -> None:
         super().__init__(message)
-        if after is not None and not after <= MAX_SECONDS:
+        if after is not None and not (isinstance(after, int | float) and after <= MAX_SECONDS):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"RetryLater(after={after!r}): a number of seconds up to {MAX_SECONDS:,} is needed.")
         self.after, self.unknown = after, unknown
 

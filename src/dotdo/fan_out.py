@@ -54,6 +54,8 @@ async def map(
     runner_for("map()")
     if not isinstance(limit, int) or limit < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DefinitionError(f"map(limit={limit!r}): a whole number from 1 is needed.")
+    if not isinstance(action, Action | Service | str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise DefinitionError(f"map({action!r:.80}, ...): an action or service is needed, or the name of one.")
     results: list[Any] = []
     waiting = iter(items)
     failures: list[BaseException] = []

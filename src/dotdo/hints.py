@@ -5,6 +5,7 @@ and unions, where the value decides. Nothing here judges or changes a value.
 """
 
 import dataclasses
+import enum
 import functools
 import inspect
 import types
@@ -40,6 +41,17 @@ def alternatives(hint: Hint) -> list[Hint]:
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return []
     return [item for item in typing.get_args(hint) if item is not type(None)]
+
+
+def choices(hint: Hint) -> list[Any]:
+    """The values that an enum or Literal takes, as JSON has them, also in a union; of any other hint none."""
+    hint = plain(hint)
+    offered = alternatives(hint)
+    if offered:
+        return [value for one in offered for value in choices(one)]
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return [member.value for member in hint]
+    return list(typing.get_args(hint)) if typing.get_origin(hint) is typing.Literal else []
 
 
 def hint_of(value: object, hint: Hint) -> Hint:

@@ -129,7 +129,7 @@ class Concurrency(msgspec.Struct, frozen=True):
     key: str | None = None
 
     def __post_init__(self) -> None:
-        _check_count(self.limit, "Concurrency(limit)")
+        _check_count(self.limit, f"Concurrency({self.limit!r})")
         _check_key(self.key, "Concurrency")
 
 
@@ -211,7 +211,7 @@ def _limit(subject: str, names: frozenset[str] | None, given: Any, name: str, ki
 def _check_count(value: int, name: str) -> None:
     is_count = isinstance(value, int) and not isinstance(value, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
     if not (is_count and 1 <= value <= MOST_AT_A_TIME):
-        raise DefinitionError(f"{name}={value!r}: a number from 1 to {MOST_AT_A_TIME:,} is needed.")
+        raise DefinitionError(f"{name}: a whole number from 1 to {MOST_AT_A_TIME:,} is needed.")
 
 
 def _check_key(key: str | None, what: str) -> None:
@@ -234,10 +234,16 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     status: str | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.older_than <= MAX_SECONDS:
-            raise DefinitionError(f"Retention(older_than={self.older_than!r}): a number of seconds is needed.")
+        is_number = isinstance(self.older_than, int | float)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not (is_number and 0 <= self.older_than <= MAX_SECONDS):
+            raise DefinitionError(
+                f"Retention(older_than={self.older_than!r}): a number of seconds is needed, such as 90 * 24 * 3600."
+            )
         if self.status not in (None, "completed", "failed", "cancelled"):
-            raise DefinitionError(f"Retention(status={self.status!r}): only runs that have ended are deleted.")
+            raise DefinitionError(
+                f"Retention(status={self.status!r}): only runs that have ended are deleted, so it is one of completed, "
+                "failed, cancelled."
+            )
 
 
 def check_text(value: str | None, name: str) -> None:
@@ -255,6 +261,21 @@ def one_of(value: str, name: str, choices: tuple[str, ...]) -> None:
     """Checks a choice by name: a typing error must not count as the other choice."""
     if value not in choices:
         raise DefinitionError(f"{name}={value!r}: one of {', '.join(choices)} is needed.")
+
+
+def yes_or_no(value: bool, name: str) -> bool:
+    """Checks a flag: whatever else counts as true would do so silently."""
+    if not isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise DefinitionError(f"{name}={value!r:.80}: True or False is needed.")
+    return value
+
+
+def patience(value: float | None, name: str) -> float | None:
+    """Checks how long somebody waits: None for the end, or a number of seconds, 0 to look only."""
+    no_end = "" if name == "grace" else ", or None to wait for the end"
+    if value is not None and not (isinstance(value, int | float) and value >= 0):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise DefinitionError(f"{name}={value!r}: a number of seconds is needed{no_end}.")
+    return value
 
 
 def seconds(value: float | None, name: str) -> float | None:

@@ -128,13 +128,7 @@ def check_options(options: Options) -> None:
     check_text(options.key, "key")
     check_text(options.trail, "trail")
     check_text(options.actor, "actor")
-    if not isinstance(options.labels, dict):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
-        raise DefinitionError(f"labels={options.labels!r:.80}: text by name is needed, such as {{'team': 'sales'}}.")
-    for name, text in options.labels.items():
-        check_text(name, "labels: a name")
-        check_text(text, f"labels: {name}")
-        if "=" in name:
-            raise DefinitionError(f"labels: a name is without `=`, as filters are NAME=VALUE; this one is {name!r}.")
+    check_labels(options.labels)
     for name in ("deadline", "delay"):
         value = getattr(options, name)
         if value is not None and not (isinstance(value, int | float) and 0 <= value <= MAX_SECONDS):
@@ -144,6 +138,19 @@ def check_options(options: Options) -> None:
     seconds(options.timeout, "timeout")
     if options.retry is not None:
         Retry(**options.retry)
+
+
+def check_labels(labels: dict[str, str]) -> None:
+    """Checks what a run is found by. Raises DefinitionError."""
+    if not isinstance(labels, dict):  # pyright: ignore[reportUnnecessaryIsInstance]  # users without type checkers
+        raise DefinitionError(f"labels={labels!r:.80}: text by name is needed, such as {{'team': 'sales'}}.")
+    for name, text in labels.items():
+        check_text(name, "labels: a name")
+        if text is None:  # pyright: ignore[reportUnnecessaryComparison]
+            raise DefinitionError(f"labels: {name}=None: text is needed; leave it out if it has none.")
+        check_text(text, f"labels: {name}")
+        if "=" in name:
+            raise DefinitionError(f"labels: a name is without `=`, as filters are NAME=VALUE; this one is {name!r}.")
 
 
 def check_priority(value: int) -> None:

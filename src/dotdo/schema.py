@@ -370,8 +370,24 @@ def _problem_of_whole(value: Any, hint: Hint, path: str) -> list[Problem]:
     except Exception as error:  # also what a class of the user's raises when it is made
         text, _, inside = _reason(error).partition(" - at `")
         inside = inside.removeprefix("key` in `")  # of a key, msgspec tells the object that has it
-        return [Problem(path + inside.rstrip("`")[1:] if inside else path, _lower(text))]
+        text = _lower(text) + ("" if inside else _what_fits(text, hint))
+        return [Problem(path + inside.rstrip("`")[1:] if inside else path, text)]
     return []
+
+
+def _what_fits(text: str, hint: Hint) -> str:
+    """What a caller may write instead, where msgspec's reason does not say it."""
+    if text.startswith("Invalid enum value"):
+        known = [codec.encode(each).decode() for each in hints.choices(hint)]
+        return f"; known are: {', '.join(known[:20])}{', ...' if len(known) > 20 else ''}" if known else ""
+    return next((f", such as {example}" for what, example in _EXAMPLES if text.endswith(what)), "")
+
+
+_EXAMPLES = (
+    ("encoded datetime", "2030-01-31T12:00:00Z"),
+    ("encoded date", "2030-01-31"),
+    ("encoded time", "12:00:00"),
+)
 
 
 def _refuse_unreadable(given: list[Hint]) -> None:

@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
+from dotdo.errors import DefinitionError
+
 T = TypeVar("T", bound=str, covariant=True)
 
 HIDDEN = "***"
@@ -78,6 +80,13 @@ class FromSecret(msgspec.Struct, frozen=True):
 
     name: str
     form: str = "{}"
+
+    def __post_init__(self) -> None:
+        if "{}" not in self.form:
+            raise DefinitionError(
+                f"FromSecret({self.name!r:.80}, ...): its form has no {{}}, where the secret goes in, as in "
+                "'Bearer {}'."
+            )
 
     def resolve(self, lookup: Callable[[str], Secret[str]]) -> str:
         """The value, in the clear."""

@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, ca
 
 from dotdo import policy
 from dotdo.action import NO_OVERRIDES, Action, Overrides, Wire, hooks_of, with_options
-from dotdo.catalogue import Catalogue, check_name, default_catalogue, described
+from dotdo.catalogue import Catalogue, catalogue_of, check_name, described
 from dotdo.context import AsyncContext, Context, runner_for
 from dotdo.errors import DefinitionError
 from dotdo.records import Definition, Options
@@ -54,9 +54,14 @@ class Service(Generic[P, R]):
             )
         self.schema = schema_of(self.subject, handler, 0, wire)
         policy.one_of(on_bug, "on_bug", ("block", "fail"))
-        self.undoes, self.on_bug = undo, on_bug
+        if callable(undo):
+            raise DefinitionError(
+                f"{self.subject}: undo={undo!r:.80}: a service is undone by undoing its steps, so each of its actions "
+                "declares its own undo; here it is True, or False for none."
+            )
+        self.undoes, self.on_bug = policy.yes_or_no(undo, f"{self.subject}: undo"), on_bug
         self.on_failure = hooks_of(self.subject, on_failure)
-        self.catalogue = catalogue or default_catalogue
+        self.catalogue = catalogue_of(catalogue)
         self.options, self.overrides = Options(version=version), NO_OVERRIDES
         self.__doc__ = handler.__doc__
         self.__name__ = getattr(handler, "__name__", name)

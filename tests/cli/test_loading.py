@@ -56,6 +56,9 @@ def test_application_is_a_file_in_a_folder_or_a_module(shell: Shell):
     missing = shell.run("run", "hello", "--app", "shop.nothing")
     assert missing.returncode == 2
     assert "There is no module 'shop.nothing'" in missing.stderr
+    shell.write("shop.txt", "")
+    other = shell.run("actions", "ls", "--app", "shop.txt")
+    assert "shop.txt is a file, but not one of Python, whose name ends in .py." in other.stderr
 
 
 def test_application_may_be_called_like_a_module_of_the_library(shell: Shell):

@@ -74,6 +74,8 @@ def test_version_is_pinned_by_flag_or_name_and_is_the_newest_otherwise(shop: She
     unknown = shop.run("run", "greet@3", "name=Ada")
     assert unknown.returncode == 2
     assert "known versions: 1, 2" in unknown.stderr
+    two = shop.run("run", "greet@1", "--version", "2", "name=Ada")
+    assert (two.returncode, "greet@1 and --version 2 are two versions; one is needed." in two.stderr) == (2, True)
 
 
 # -- parameters -------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_ls_filters(history: Shell):
     assert names("--limit", "2") == ["approval", "buggy"]
     nothing = history.run("runs", "ls", "--name", "nobody")
     assert (nothing.returncode, nothing.stdout) == (0, "")
-    assert "No run is like that." in nothing.stderr
+    assert "There are no such runs." in nothing.stderr
 
 
 def test_ls_is_a_table_on_a_terminal_and_fits_a_narrow_one(history: Shell):

@@ -49,7 +49,7 @@ def test_functions_are_sync_or_async_with_or_without_the_call(
 def test_decorator_and_class_are_the_same():
     options: dict[str, Any] = {
         "version": 2,
-        "dedup": "find",
+        "dedup": "key",
         "key_window": 60.0,
         "undo": take_back,
         "lookup": look_up,
@@ -62,7 +62,7 @@ def test_decorator_and_class_are_the_same():
     assert isinstance(one, Effect)
     assert one.definition() == other.definition()
     for found in (one, other):
-        assert (found.version, found.dedup, found.on_unknown, found.key_window) == (2, "find", "resend", 60.0)
+        assert (found.version, found.dedup, found.on_unknown, found.key_window) == (2, "key", "resend", 60.0)
         assert (found.undo, found.lookup) == (take_back, look_up)
         assert (found.retry, found.timeout) == (Retry(attempts=2), 5.0)
         assert repr(found) == "<Effect ledger.post@2>"
@@ -137,6 +137,7 @@ def generator(account: str): yield account  # fmt: skip
         (post, {"on_unknown": "retry"}, "on_unknown='retry': one of resend, ask"),
         (post, {"dedup": "find"}, "needs lookup="),
         (post, {"key_window": 0}, "key_window=0"),
+        (post, {"key_window": 60}, 'key_window= is for dedup="key"'),
         (post, {"timeout": -1}, "timeout=-1"),
         (post, {"retry": "often"}, "retry='often'"),
         (post, {"undo": undo_of_nothing}, "its undo undo_of_nothing cannot be called"),

@@ -13,10 +13,13 @@ from dotdo import (
     AsyncContext,
     AsyncDo,
     Catalogue,
+    Context,
     DefinitionError,
     Do,
     Failure,
+    FromSecret,
     InvalidInput,
+    Retention,
     Retry,
     RetryLater,
     RunBlocked,
@@ -49,6 +52,9 @@ async def words() -> Any:
 
 
 def takes_opaque(thing: Opaque) -> None: ...
+
+
+def takes_context(ctx: Context, text: str) -> None: ...
 
 
 @action("told", catalogue=catalogue)
@@ -98,7 +104,36 @@ WRONG_DEFINITIONS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "undo by a service": (
         lambda: action("a", undo=look_up_nothing, catalogue=catalogue)(handler),
-        "<Service look-up-nothing@1> is a definition itself",
+        "undo=<Service look-up-nothing@1>: an action is needed, or a function",
+    ),
+    "undo by a name": (
+        lambda: action("b", undo="refund", catalogue=catalogue)(handler),  # type: ignore[arg-type]
+        "action b@1: undo='refund': an action is needed, or a function",
+    ),
+    "undo of a service": (
+        lambda: service("a", undo=told, catalogue=catalogue)(waits),  # type: ignore[arg-type]
+        "a service is undone by undoing its steps, so each of its actions declares its own undo",
+    ),
+    "pivot": (
+        lambda: action("a", pivot="no", catalogue=catalogue)(handler),  # type: ignore[arg-type]
+        "action a@1: pivot='no': True or False is needed",
+    ),
+    "catalogue": (
+        lambda: action("a", catalogue="shop")(handler),  # type: ignore[arg-type]
+        "catalogue='shop': a Catalogue is needed",
+    ),
+    "effect with a context": (
+        lambda: effect("a", catalogue=catalogue)(takes_context),
+        "effect a@1: an effect takes no context",
+    ),
+    "form without a place": (lambda: FromSecret("TOKEN", "Bearer"), "its form has no {}, where the secret goes in"),
+    "retention text": (
+        lambda: Retention(older_than="30d"),  # type: ignore[arg-type]
+        "Retention(older_than='30d'): a number of seconds is needed, such as 90 * 24 * 3600",
+    ),
+    "retention of what runs": (
+        lambda: Retention(older_than=1, status="running"),
+        "one of completed, failed, cancelled",
     ),
     "own class": (
         lambda: action("a", catalogue=catalogue)(takes_opaque),
@@ -114,6 +149,10 @@ def test_wrong_definition_is_refused_where_it_stands(define: Callable[[], object
     assert text in str(refused.value)
 
 
+@effect("told-effect", catalogue=catalogue)
+def told_effect(number: int) -> None: ...
+
+
 @action("echo", retry=1, catalogue=catalogue)
 def echo(value: int = 0) -> int:
     return value
@@ -124,8 +163,60 @@ WRONG_CALLS: dict[str, tuple[Callable[[Do], object], str]] = {
     "a function": (lambda client: client.run(handler), "decorate it with @action or @service"),  # type: ignore[arg-type]
     "its result": (lambda client: client.run(echo.plain(1)), "1 is not an action or service. Give the definition"),
     "labels": (lambda client: client.action("echo", labels=["a"]).invoke(), "labels=['a']: text by name is needed"),  # type: ignore[arg-type]
-    "wait": (lambda client: client.start(echo).result(timeout="1"), "timeout='1': a number of seconds is needed"),  # type: ignore[arg-type]
+    "no label": (lambda client: client.action("echo", labels={"a": None}).invoke(), "labels: a=None: text is needed"),  # type: ignore[dict-item]
+    "timeout": (lambda client: client.start(echo).result(timeout="1"), "timeout='1': a number of seconds is needed"),  # type: ignore[arg-type]
+    "a definition by name": (lambda client: client.action(echo), "<Action echo@1> is no name, such as 'charge'"),  # type: ignore[arg-type]
+    "an effect": (lambda client: client.run(told_effect, 1), "is an effect: a handler of an action stages or requests"),  # type: ignore[call-overload]
+    "a bare function": (lambda client: client.run(echo.plain, 1), "is a bare function; give <Action echo@1> itself"),  # type: ignore[call-overload]
+    "two versions": (lambda client: client.action("echo@1", version=2), "'echo@1', version=2: one whole number from 1"),
+    "version": (lambda client: client.action("echo", version=0), "'echo', version=0: one whole number from 1"),
+    "a run": (lambda client: client.runs.get(client.start(echo).get()), "this is a Run: give its `.id`"),  # type: ignore[arg-type]
+    "a handle": (lambda client: client.runs.cancel(client.start(echo)), "this is a Handle: give its `.id`"),  # type: ignore[arg-type]
+    "a handle of none": (lambda client: client.handle(None), "The id of a run is needed"),  # type: ignore[arg-type]
+    "limit": (lambda client: client.runs.list(limit=-1), "limit=-1: a whole number from 1 is needed"),
+    "since": (lambda client: client.runs.list(since=datetime.datetime(2030, 1, 1)), "int(since.timestamp() * 1000)"),  # type: ignore[arg-type]
+    "before": (lambda client: client.runs.list(before="run_1"), "the last run of the page before is needed"),  # type: ignore[arg-type]
+    "labels of a list": (lambda client: client.runs.list(labels={"a": 1}), "labels: a=1: 1 to 500 characters"),  # type: ignore[dict-item]
+    "after": (lambda client: client.runs.journal("run_1", after="2"), "after='2': the number of an entry is needed"),  # type: ignore[arg-type]
+    "prune": (lambda client: client.runs.prune(older_than="30d"), "a number of seconds is needed, such as 90 * 24"),  # type: ignore[arg-type]
 }
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"grace": "10s"}, "grace='10s': a number of seconds is needed."),
+        ({"engine": "no"}, "engine='no': True or False is needed"),
+        ({"check_replay": "no"}, "check_replay='no': True or False is needed"),
+        ({"resources": {"printer": 1}}, "resources={'printer': 1}: a list of objects"),
+        ({"resources": 5}, "resources=5: a list of objects"),
+        ({"retention": 30}, "retention=30: a Retention is needed"),
+        ({"retention": [30]}, "retention=[30]: a Retention is needed"),
+        ({"catalogue": "shop"}, "catalogue='shop': a Catalogue is needed"),
+    ],
+)
+def test_option_of_a_client_is_refused_where_it_is_given(options: dict[str, Any], text: str):
+    with pytest.raises(DefinitionError) as refused:
+        Do("sqlite://", **options)
+    assert text in str(refused.value)
+
+
+def test_store_without_a_name_is_no_folder():
+    with pytest.raises(DefinitionError, match="The store is an empty text"), Do(""):
+        pass
+
+
+@pytest.mark.parametrize("wait", ["1s", -1])
+def test_wait_that_cannot_be_is_refused_before_there_is_a_run(client: Do, wait: Any):
+    before = len(client.runs.list(name="echo", limit=1000))
+    with pytest.raises(DefinitionError, match=r"wait=.*: a number of seconds is needed, or None"):
+        client.action("echo", wait=wait).invoke()
+    assert len(client.runs.list(name="echo", limit=1000)) == before
+
+
+def test_client_by_name_has_the_methods_of_the_async_one(client: Do):
+    run = client.action("echo").execute({"value": 3})
+    assert (run.status, run.result) == ("completed", 3)
 
 
 @pytest.mark.parametrize("call, text", WRONG_CALLS.values(), ids=WRONG_CALLS)
@@ -142,6 +233,8 @@ def test_number_of_arguments_is_told_in_words(client: Do):
 
 @action("raise-it", retry=1, catalogue=catalogue)
 def raise_it(kind: str) -> None:
+    if kind == "no message":
+        raise dotdo.Fail
     raise {"key": KeyError("id"), "empty": ValueError(), "fail": dotdo.Fail("card declined")}[kind]
 
 
@@ -151,6 +244,7 @@ def raise_it(kind: str) -> None:
         ("key", "raise-it failed: KeyError: 'id'"),
         ("empty", "raise-it failed: ValueError"),
         ("fail", "raise-it failed: card declined"),
+        ("no message", "raise-it failed: Failed for good."),
     ],
 )
 def test_failure_names_the_type_of_an_exception_that_was_not_written_for_people(client: Do, kind: str, text: str):
@@ -317,7 +411,19 @@ def test_async_client_in_a_service_too_but_not_in_an_action(client: Do):
     assert client.start(asks_in_an_action).result(timeout=PATIENCE) == 1
 
 
+@service("calls-what-is-no-name", catalogue=catalogue)
+async def calls_what_is_no_name() -> None:
+    await dotdo.call(echo)  # type: ignore[arg-type]
+
+
+@service("maps-what-is-no-action", catalogue=catalogue)
+async def maps_what_is_no_action() -> None:
+    await dotdo.map(handler, [1])  # type: ignore[call-overload]
+
+
 BLOCKED: dict[str, tuple[Any, str]] = {
+    "call of a definition": (calls_what_is_no_name, r"<Action echo@1> is no name.*`await charge\(...\)` in a service"),
+    "map of a function": (maps_what_is_no_action, r"map\(<function handler at .*: an action or service is needed"),
     "bug": (look_up_nothing, r"KeyError: 'id' \(.*test_newcomers_mistakes.py, line \d+, in look_up_nothing\). Nothing"),
     "in a library": (parse_nothing, r"ValueError: .*test_newcomers_mistakes.py, line \d+, in parse_nothing\)"),
     "not awaited": (step_not_awaited, r"dotdo.step.Step is not JSON; await it"),
@@ -327,7 +433,7 @@ BLOCKED: dict[str, tuple[Any, str]] = {
         sleeps_for_a_timedelta,
         r"timedelta\(days=3\) is none, but its total_seconds\(\) is",
     ),
-    "no event": (waits_for_nothing, r"the name of an event='': 1 to 500 characters"),
+    "no event": (waits_for_nothing, r"event='': 1 to 500 characters"),
     "timeout": (waits_wrongly, r"wait_for_event\(timeout=...\) takes a number of seconds"),
     "event": (
         event_that_never_comes,

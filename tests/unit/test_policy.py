@@ -231,14 +231,14 @@ def test_limits_of_a_definition_are_checked():
 @pytest.mark.parametrize(
     "concurrency, rate, text",
     [
-        (0, None, "Concurrency(limit)=0: a number from 1 to 10,000"),
-        (True, None, "Concurrency(limit)=True"),
+        (0, None, "Concurrency(0): a whole number from 1 to 10,000"),
+        (True, None, "Concurrency(True): a whole"),
         ("5", None, "action x@1: concurrency='5': a number or a Concurrency is needed"),
         ([Concurrency(1, key="custmer")], None, "its key is no parameter; there are customer, order."),
         ([5, 6], None, "two limits in concurrency= are for the same"),
         (None, 5, "action x@1: rate=5: a Rate, or text such as 100/minute, is needed"),
         (None, "5 per minute", "'5 per minute' is no rate"),
-        (None, "20000/day", "a number from 1 to 10,000"),
+        (None, "20000/day", "a whole number from 1 to 10,000"),
         (None, ["5/m", "6/minute"], "two limits in rate= are for the same"),
         (Rate("5/s"), None, "a number or a Concurrency is needed"),
     ],

@@ -442,7 +442,7 @@ def test_all_problems_are_reported_each_with_its_place():
     }
     assert found["$.text"] == "is required"
     assert found["$.number"] == "expected `int`, got `str`"
-    assert found["$.plan"] == "invalid enum value 'gold'"
+    assert found["$.plan"] == """invalid enum value 'gold'; known are: "free", "paid\""""
     assert found["$.flags.max_logins"] == "expected `int` >= 1"
     assert "greater than or equal to 0" in found["$.family.all_children[1].age_years"]
 
@@ -608,3 +608,20 @@ def test_normalise_turns_names_of_the_wire_into_names_of_the_code():
         "home_address": {"street_name": "x"},
     }
     assert normalise({"userId": 1}, Any) == {"userId": 1}
+
+
+def test_problem_says_what_fits_where_there_are_few_choices_or_one_form():
+    class Size(enum.Enum):
+        SMALL = "s"
+        LARGE = "l"
+
+    def pack(size: Size | None, board: Literal["half", "full"], on: datetime.date, at: datetime.datetime) -> None: ...
+
+    with pytest.raises(InvalidInput) as refused:
+        of(pack).accept({"size": "xl", "board": "none", "on": "tomorrow", "at": "noon"})
+    assert [problem.message for problem in refused.value.problems] == [
+        """invalid enum value 'xl'; known are: "s", "l\"""",
+        """invalid enum value 'none'; known are: "half", "full\"""",
+        "invalid RFC3339 encoded date, such as 2030-01-31",
+        "invalid RFC3339 encoded datetime, such as 2030-01-31T12:00:00Z",
+    ]

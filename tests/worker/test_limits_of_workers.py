@@ -109,7 +109,7 @@ def test_rate_holds_and_listings_say_the_limits(server: Running):
 @pytest.mark.parametrize(
     "limits, message",
     [
-        ({"concurrency": [{"limit": 0}]}, "a number from 1 to"),
+        ({"concurrency": [{"limit": 0}]}, "a whole number from 1 to"),
         ({"concurrency": [{"limit": 1, "key": "no key"}]}, "the name of a parameter is needed"),
         ({"concurrency": [{"limit": 1}, {"limit": 2}]}, "two limits in concurrency= are for the same"),
         ({"rate": [{"limit": "often"}]}, "often"),

@@ -112,6 +112,8 @@ def _syntax(error: SyntaxError) -> str:
 
 
 def _missing(app: str, error: ModuleNotFoundError) -> str:
+    if Path(app).is_file() and not app.endswith(".py"):
+        return f"{app} is a file, but not one of Python, whose name ends in .py."
     name = error.name or str(error)
     if name.partition(".")[0] == app.partition(".")[0]:
         return (

@@ -64,6 +64,8 @@ def run(
     """
     application = load_application(app)
     bare, pinned = split_version(name)
+    if version is not None and pinned not in (None, version):
+        raise click.UsageError(f"{name} and --version {version} are two versions; one is needed.")
     definition = find_definition(application.catalogue, bare, version or pinned, app)
     kind: RunKind = "action" if application.catalogue.kind_of(bare) == "action" else "service"
     params = read_parameters(parameters, definition.schema)

@@ -89,7 +89,7 @@ def ls(store: str, limit: int, as_json: bool, labels: tuple[str, ...], **filter:
         return
     if not found:
         restricted = any((labels, *filter.values()))
-        say("No run is like that." if restricted else f"The store {opened.where} has no runs yet.")
+        say("There are no such runs." if restricted else f"The store {opened.where} has no runs yet.")
         return
     headings = ["RUN", "NAME", "STATUS", "STARTED", "TOOK", "WHY"]
     print_table(headings, [_row(run) for run in found])

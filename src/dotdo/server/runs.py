@@ -116,7 +116,7 @@ async def send_event(request: Request) -> Response:
     run = await authorised(request, "event")
     event = await read_body(request, Event)
     with refusing():
-        check_text(event.name, "the name of an event")
+        check_text(event.name, "event")
         check_text(event.key, "key")
     value = codec.encode(event.value, f"The value of the event {event.name!r}")
     await (await platform(request)).send_event(run.id, event.name, value, event.key, _who(request))

@@ -285,7 +285,8 @@ def action(
     """Registers a function as an action.
 
     name, version: how it is called by name; versions live side by side. retry: a Retry, or a number of attempts.
-    timeout: seconds per attempt. undo: the action that takes a completed one back. fallback: an action with the same
+    timeout: seconds per attempt. undo: what takes a completed one back, an action or function: it is given the output,
+    and the input as `input` if it names that. fallback: an action with the same
     input, tried when the retries are used up. on_failure: actions given a Failure when a run of this action fails for
     good. concurrency, rate: how many attempts may run at a time (5), and start within a time ("100/minute"), on all
     nodes together; or a Concurrency or Rate, or several, for each value of a parameter; the others wait. pivot: undoing
@@ -293,7 +294,8 @@ def action(
     process of its own, for what computes for long or may crash; it may stage effects there.
 
     The handler takes `Context` (`def`) or `AsyncContext` (`async def`) first, or leaves it out, then its inputs with
-    type hints. Raises DefinitionError for a handler that cannot work.
+    type hints. catalogue: where it is registered. Raises DefinitionError for a handler that cannot work,
+    DuplicateDefinition when the name and version are taken.
     """
     check_name("action", name, version)
 

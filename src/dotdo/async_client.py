@@ -98,11 +98,8 @@ class AsyncDo:
             raise DefinitionError("A client has a store of its own, or the URL of a server; not both.")
         url = url or (os.environ.get("DOTDO_URL") if store is None else None)
         if api_key is not None and url is None:
-            raise DefinitionError(
-                "api_key= is for a client of a server: give its address, too, as url= or in DOTDO_URL."
-            )
-        own: dict[str, Any] = {"sql": sql, "resources": resources, "secrets": secrets, "retention": retention}
-        check_options_of_engine(grace, engine, workers, check_replay, own)
+            raise DefinitionError("api_key= is for a client of a server: give its url=, too, or DOTDO_URL.")
+        _check_options_of_engine(grace, (engine, workers, check_replay), resources, retention)
         definitions = catalogue_of(catalogue)
         self._url, self.tracer_provider = url, tracer_provider
         self._open = lambda: (
@@ -380,16 +377,14 @@ def mountable(
     )
 
 
-def check_options_of_engine(grace: Any, engine: Any, workers: Any, check_replay: Any, own: dict[str, Any]) -> None:
+def _check_options_of_engine(grace: Any, flags: tuple[Any, Any, Any], resources: Any, retention: Any) -> None:
     """Raises DefinitionError for what would be of no use, or come to light only when the client closes."""
     if grace is None:
         raise DefinitionError("grace=None: a number of seconds is needed.")
     patience(grace, "grace")
-    yes_or_no(engine, "engine")
-    yes_or_no(workers, "workers")
-    if check_replay is not None:
-        yes_or_no(check_replay, "check_replay")
-    resources, retention = own["resources"], own["retention"]
+    for flag, name in zip(flags, ("engine", "workers", "check_replay"), strict=True):
+        if flag is not None or name != "check_replay":
+            yes_or_no(cast("bool", flag), name)
     if isinstance(resources, str | Mapping) or not isinstance(resources, Iterable):
         raise DefinitionError(
             f"resources={resources!r:.80}: a list of objects, context managers or functions is needed; handlers ask "

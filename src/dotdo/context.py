@@ -279,7 +279,10 @@ def refuse_in_service() -> None:
 
 
 async def sleep(seconds: float) -> None:
-    """Waits durably inside a service: costs nothing and survives restarts. The same as `asyncio.sleep` there."""
+    """Waits durably inside a service: costs nothing and survives restarts. The same as `asyncio.sleep` there.
+
+    seconds: 0 or more. Raises CalledOutside, TypeError for what is no number.
+    """
     _service("sleep()")
     _check_seconds("sleep()", seconds)
     await asyncio.sleep(seconds)
@@ -320,7 +323,8 @@ async def wait_for_event(name: str, *, timeout: float | None = None) -> Any:
 def publish(value: Any) -> None:
     """Tells readers how far the run is: `client.runs.get(id).progress` is the latest value, `handle.progress()` all.
 
-    value: what JSON can carry, at most 16 KiB of it. Each call tells once, also when the service is replayed.
+    value: what JSON can carry, at most 16 KiB of it. Each call tells once, also when the service is replayed. Raises
+    InvalidValue, CalledOutside.
     """
     _service("publish()").publish(value)
 
@@ -336,7 +340,13 @@ def continue_as_new(**params: Any) -> NoReturn:
 
 
 async def call(name: str, /, **params: Any) -> Any:
-    """Calls an action or service by name (`"charge"`, `"charge@2"`) and returns its output as plain JSON values."""
+    """Calls an action or service by name (`"charge"`, `"charge@2"`) inside a service, and returns its output as plain
+    JSON values. It is a step, or a child run, as if it were called itself.
+
+    params: its input, by name, plain JSON values too. Raises ActionFailed when it failed for good. A name that nobody
+    defines, or an input that does not fit, is a bug of the service (UnknownName, InvalidInput): it blocks the run. With
+    workers, or on PostgreSQL, a name that is not defined yet is waited for.
+    """
     bare, version = split_version(name)
     return await runner_for("call()").call_by_name(bare, version, params)
 

@@ -222,13 +222,15 @@ def effect(
 
     name, version: how journals refer to it. dedup: `key` when the receiver honours our idempotency key, `find` when
     `lookup` can find what was done, `none` otherwise. key_window: seconds for which the receiver remembers keys.
-    undo: called with the call record, the answer and the input to take a request back. lookup: called with the call
-    record and the input; returns the answer, or None when it did not happen. preview: called with the call record and
-    the input in a preview; returns the answer that stands in for a real one, or a StandIn. on_unknown: what to do when
-    the answer was lost and neither helps: `resend`, or `ask` a person. retry, timeout (seconds per try): of each
-    delivery.
+    undo: takes a request back; called with the EffectCall, and `answer` and `input` if it names them. lookup: called
+    with the EffectCall, and `input` if it names it; returns the answer, or None when it did not happen. preview: called
+    like lookup in a preview; returns the answer that stands in for a real one, or a StandIn. on_unknown: what to do
+    when the answer was lost and neither helps: `resend`, or `ask` a person. retry: a Retry or a number of tries for
+    deliveries and undos, 6 within half a minute by default. timeout: seconds per try. catalogue: where it is
+    registered.
 
-    The function takes the EffectCall first (or leaves it out), then its inputs; `def` or `async def`.
+    The function takes the EffectCall first (or leaves it out), then its inputs; `def` or `async def`. Raises
+    DefinitionError for one that cannot work, DuplicateDefinition when the name and version are taken.
     """
     check_name("effect", name, version)
 

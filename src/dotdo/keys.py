@@ -73,7 +73,12 @@ def new_key(
     name: str, scopes: Iterable[str], *, now: int, expires_at: int | None = None, rate: str | None = None
 ) -> tuple[str, ApiKey]:
     """A new key: its text, to be shown once, and its record. Raises DefinitionError for a scope or rate that means
-    nothing."""
+    nothing, and for a name that nobody could be told by."""
+    if not (name.strip() and name.isprintable() and len(name) <= 100):
+        raise DefinitionError(
+            f"{name!r:.80} cannot be the name of a key: 1 to 100 characters that say whose it is, such as shop. It is "
+            "the actor of what the key starts."
+        )
     if rate is not None:
         read_rate(rate)
     wanted = tuple(scopes)

@@ -146,6 +146,10 @@ def service(
     name, version: how it is called by name. undo: whether a failed run takes back what it had completed. on_failure:
     actions given a Failure when a run fails for good or is blocked. on_bug: what an exception other than a failed
     action does to a run, `block` (a person mends and retries) or `fail`. wire: `camel` writes outputs in camelCase.
+    catalogue: where it is registered.
+
+    It takes its inputs, with type hints, and no context. Raises DefinitionError for a function that cannot be one,
+    DuplicateDefinition when the name and version are taken.
     """
     check_name("service", name, version)
 

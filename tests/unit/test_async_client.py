@@ -386,7 +386,7 @@ async def test_errors_have_their_class_and_attributes(opened: Opened):
 async def test_what_is_no_definition_is_told(opened: Opened):
     async with opened() as client:
         for thing, text in (
-            (add.plain, "is not an action or service; decorate it"),
+            (add.plain, "is a bare function; give <Action add@1> itself"),
             ("add", "is a name. By name it is client.action"),
             (add.handler, "is not an action or service; decorate it"),
         ):

@@ -69,3 +69,9 @@ def test_every_scope_that_there_is_can_be_given():
 def test_key_without_scope_is_refused():
     with pytest.raises(DefinitionError, match="allows nothing"):
         new_key("shop", [], now=5)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 101])
+def test_name_that_tells_nobody_whose_key_it_is_is_refused(name: str):
+    with pytest.raises(DefinitionError, match="cannot be the name of a key: 1 to 100 characters"):
+        new_key(name, ["*"], now=5)

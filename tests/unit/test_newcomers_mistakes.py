@@ -309,7 +309,7 @@ def test_request_that_was_never_awaited_fails_its_action(client: Do):
 
 
 def test_key_without_a_server_is_refused():
-    with pytest.raises(DefinitionError, match="give its address, too, as url= or in DOTDO_URL"):
+    with pytest.raises(DefinitionError, match="give its url=, too, or DOTDO_URL"):
         Do(api_key="do_x")
 
 

@@ -29,7 +29,7 @@ class Erasing:
         """From here on the data of these trees is gone for good; returns how many runs that are, without those that
         were erased before. Raises UnknownName, InvalidOperation; nothing was erased then."""
         with self._db.transaction():
-            found = [run for root in roots for run in self._erasable(root)]
+            found = [run for root in dict.fromkeys(roots) for run in self._erasable(root)]
             signed = [sign(run) for run in found]
             heads = [(entry.run, entry.seq, entry.digest, anchor) for entry, anchor in signed]
             names = _rows([(run.id,) for run in found])

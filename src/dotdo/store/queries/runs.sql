@@ -16,8 +16,8 @@ on conflict (id) do nothing;
 -- name: update_runs
 -- A batch of runs parked or ended by their owner. A message that came meanwhile makes the run due at once; a blocked
 -- run only if it is a person's word, and one that is about to be blocked takes neither that nor an event before.
--- The claim is looked at here for writes without entries: all others are refused by append_entries before. Within one
--- process an old claim leaves none of those behind, so the simulation cannot miss this check; other nodes may.
+-- The claim is looked at here for writes without entries: all others are refused by append_entries before. It is for
+-- other nodes: within one process a run is in memory once, and what is written of it is so (tests/store/test_fencing.py).
 update runs set
     status = new.value ->> 2,
     undo = new.value ->> 3,

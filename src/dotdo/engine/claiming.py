@@ -120,13 +120,13 @@ class Claimer:
             if self._wake is not None:
                 self._wake.cancel()
             self._wake = engine.alarm.at(due, self.hint)
+        # Not asyncio.timeout: it cancels this task for a turn of the loop, as the loop's end does (`is_cancelled`).
+        poll = engine.loop.call_later(POLL_SECONDS, self._hint.set)
         try:
-            async with asyncio.timeout(POLL_SECONDS):
-                self._sleeps = True
-                await self._hint.wait()
-        except TimeoutError:
-            pass  # time to look, whether or not anybody said so
+            self._sleeps = True
+            await self._hint.wait()
         finally:
+            poll.cancel()
             self._sleeps = False
             self._hint.clear()
         if engine.host is not None and engine.loop.time() >= self._next_look:

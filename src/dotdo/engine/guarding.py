@@ -74,4 +74,5 @@ def _read_again(run: "LiveRun", error: StoreError) -> None:
     if run.journal.is_durable:
         written(None)
     else:
+        run.enter()  # until it leaves memory: without a step under way it would be taken for one that waits for nothing
         run.journal.when_durable(written)

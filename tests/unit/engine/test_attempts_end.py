@@ -21,6 +21,7 @@ from dotdo import (
     action,
     service,
 )
+from dotdo.engine.claiming import Claimer
 from tests.workshop import PATIENCE, Workshop, data, kinds
 
 MOMENT = 0.05  # a timeout that is meant to pass; real time, because handlers are real work
@@ -301,6 +302,35 @@ def test_handler_whose_group_has_failed_before_is_cancelled_with_its_run(worksho
     with pytest.raises(RunCancelled):
         handle.result(timeout=PATIENCE)
     assert kinds(handle, "goes-on") == ["step_cancelled"]
+
+
+def test_attempt_that_fails_while_the_engine_looks_for_due_runs_is_tried_again(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever ends the engine's sleep between two looks, it is not the end of the loop, with which attempts end."""
+    looked, sweep = asyncio.Event(), Claimer._sweep
+    claimers: list[Claimer] = []
+
+    async def look(self: Claimer) -> None:
+        claimers.append(self)
+        looked.set()
+        await sweep(self)
+
+    @action("watchful", retry=Retry(attempts=2, delay=0), catalogue=workshop.catalogue)
+    async def watchful(ctx: AsyncContext) -> int:
+        if ctx.attempt == 1:
+            looked.clear()
+            while not (claimers[0].is_cancelled or looked.is_set()):  # noqa: ASYNC110 - looks in each turn of the loop
+                await asyncio.sleep(0)
+            raise ConnectionError("just then")
+        return ctx.attempt
+
+    @service("watches", catalogue=workshop.catalogue)
+    async def watches() -> int:
+        return await watchful()
+
+    monkeypatch.setattr(Claimer, "_sweep", look)
+    assert workshop.open().start(watches).result(timeout=PATIENCE) == 2
 
 
 def test_sync_handler_of_a_cancelled_run_learns_of_it_and_commits_nothing(workshop: Workshop):

@@ -1,6 +1,8 @@
 """A thread goes on after its attempt is over, and is just about to execute a statement: that writes nothing."""
 
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from sqlalchemy import create_engine, event, text
 
 from dotdo import ActionFailed, AttemptOver, Context, Fail, Retry, action
+from dotdo.engine.applying import Databases
 from tests.contract_sql.databases import SQLiteFile
 from tests.workshop import PATIENCE, Workshop
 
@@ -61,3 +64,26 @@ def test_statement_that_comes_just_after_the_rollback_is_not_committed_by_itself
 
 def test_statement_whose_attempt_ends_meanwhile_brings_nothing(bare_workshop: Workshop, tmp_path: Path):
     assert isinstance(come_late(bare_workshop, SQLiteFile(tmp_path / "app.db"), SELECT), AttemptOver)
+
+
+def test_statement_of_an_attempt_that_is_over_leaves_nothing_locked(tmp_path: Path):
+    """Also while somebody keeps the error, and a result that was not read to its end."""
+    database = SQLiteFile(tmp_path / "app.db")
+    databases, is_over = Databases(database.url), False
+
+    def check() -> None:
+        if is_over:
+            raise AttemptOver("The attempt is over.")
+
+    databases.prepare()
+    connection = databases.begin("main", False, check).connection()
+    connection.exec_driver_sql("insert into notes (text) values ('a'), ('b')")
+    kept = connection.exec_driver_sql(SELECT)
+    assert kept.fetchone() == ("a",)
+    is_over = True
+    with pytest.raises(AttemptOver) as raised:
+        connection.exec_driver_sql(INSERT)
+    with closing(sqlite3.connect(database.path, timeout=0)) as other, other:
+        other.execute(INSERT)
+    assert database.notes() == ["late"]
+    del kept, raised

@@ -415,9 +415,10 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _roll_back_first(connection: Any, _record: Any, error: BaseException | None) -> None:
-    # SQLAlchemy throws a connection away when an `async def` handler is cancelled in a statement. But closing it ends
-    # nothing while the traceback of the cancellation keeps a cursor alive: the file stayed locked until a collection.
-    if isinstance(error, asyncio.CancelledError):
+    # SQLAlchemy throws a connection away when something that is no `Exception` comes out of a statement: an `async def`
+    # handler is cancelled, an attempt is over. But closing it ends nothing while the traceback keeps a cursor alive:
+    # the file stayed locked until a collection.
+    if error is not None and not isinstance(error, Exception):
         try:
             connection.rollback()
         except asyncio.CancelledError:

@@ -87,6 +87,7 @@ RACES = {
     "test_services_asyncio:works-on-a-queue": "its steps race",
     "test_services_children:breaks-beside-a-child": "a bug and the start of a child race",
     "test_services_children:hurries": "a child and a timer race",
+    "test_services_children:stops-while-they-linger": "a child and the failure of its parent race",
     "test_services_operators:signs-up": "its result says which attempt it is of",
     "test_operators_on_postgres:writes": "its steps race",
     "test_stopping_and_cancel_races:asks-beside": "its steps race",

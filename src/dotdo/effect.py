@@ -106,7 +106,7 @@ class StandIn(msgspec.Struct, frozen=True):
     answer: Any = msgspec.UNSET
 
 
-_CONTEXTS = {"Context", "AsyncContext"}  # by name: their module imports this one
+_CONTEXTS = {("dotdo.context", "Context"), ("dotdo.context", "AsyncContext")}  # by name: their module imports this one
 
 
 class Effect(Generic[P, R]):
@@ -260,7 +260,8 @@ def takes_first(subject: str, function: Callable[..., Any], kind: type, names: t
     """
     hints = hints_of(subject, function)
     found = inspect.signature(function).parameters
-    if kind is EffectCall and _CONTEXTS & {getattr(hint, "__name__", "") for hint in hints.values()}:
+    named = {(getattr(hint, "__module__", ""), getattr(hint, "__name__", "")) for hint in hints.values()}
+    if kind is EffectCall and named & _CONTEXTS:
         raise DefinitionError(
             f"{subject}: an effect takes no context, as it may be made long after the handler has ended. Take an "
             "EffectCall first, or nothing, and what it needs of the handler as parameters."

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,6 +11,18 @@ import pytest
 from dotdo import Catalogue, DefinitionError, Effect, EffectCall, InvalidInput, Retry, effect
 from dotdo.effect import DEFAULT_RETRY, find_resource
 from dotdo.errors import CalledOutside
+
+
+@dataclass
+class Context:
+    """Of the application: only dotdo's own are no input."""
+
+    page: str
+
+
+def show(context: Context) -> str:
+    return context.page
+
 
 CALL = EffectCall("key", "run_1", "book:1", 2, actor="ada", trail="t")
 
@@ -232,3 +245,7 @@ def test_threads_that_need_a_default_at_once_share_one():
         thread.join(timeout=60)
     assert len(found) == 8
     assert set(found) == {resources[Pool]}
+
+
+def test_class_of_the_application_may_be_called_context():
+    assert effect("show", catalogue=Catalogue())(show).plain(Context("home")) == "home"

@@ -132,11 +132,11 @@ def test_show_says_what_an_unfinished_run_waits_for_and_what_to_do(history: Shel
 
 def test_show_says_when_a_timer_is_due(shop: Shell):
     with (shop.folder / "app.py").open("a") as source:
-        source.write('\n@service("nap")\nasync def nap() -> None:\n    await asyncio.sleep(3 * 86400)\n')
+        source.write('\n@service("nap")\nasync def nap() -> None:\n    await asyncio.sleep(3 * 86400 + 1800)\n')
     holder = shop.start("run", "nap")
     shop.wait_for_run("waiting")
     interrupt(holder)
-    assert re.search(r"^waits for +a timer .*\(in 2 d 23 h\)$", shop.ok("runs", "show", "latest"), re.MULTILINE)
+    assert re.search(r"^waits for +a timer .*\(in 3 d\)$", shop.ok("runs", "show", "latest"), re.MULTILINE)
 
 
 FANS_OUT = """

@@ -69,18 +69,18 @@ def test_a_statement_of_each_run_scans_no_table_that_grows(connection: apsw.Conn
 
 # What a list of runs is narrowed down to by those of its conditions that few runs fulfil.
 NARROW = [("status", "notable"), ("status", "notable", "name", "since"), ("status", "running"), ("trail",), ("parent",)]
+LABELLED = [("labels", *given) for given in [(), *NARROW]]
 
 
-@pytest.mark.parametrize("given", NARROW, ids=" and ".join)
-@pytest.mark.parametrize("name", ["list_runs", "list_labelled_runs"])
-def test_what_few_runs_are_is_listed_without_a_look_at_the_others(
-    connection: apsw.Connection, name: str, given: tuple[str, ...]
-):
-    statement = narrowed(load_queries("sqlite")[name], frozenset(given))
+@pytest.mark.parametrize("given", NARROW + LABELLED, ids=" and ".join)
+def test_what_few_runs_are_is_listed_without_a_look_at_the_others(connection: apsw.Connection, given: tuple[str, ...]):
+    statement = narrowed(load_queries("sqlite")["list_runs"], frozenset(given))
     plan = connection.execute(f"explain query plan {statement}", AnyParameter()).fetchall()
     steps = [str(row[3]) for row in plan]
     assert [step for step in steps if step.startswith("SEARCH")]
     assert not [step for step in steps if step.startswith("SCAN runs") and not step.endswith("runs_open")]
+    if "labels" in given:
+        assert [step for step in steps if step.startswith("SEARCH labels")]
 
 
 @pytest.mark.parametrize("given", NARROW, ids=" and ".join)
@@ -90,7 +90,7 @@ def test_postgresql_lists_what_few_runs_are_by_an_index(link: Link, given: tuple
     assert index in ("runs_notable", "runs_open", "runs_due", "runs_trail", "runs_parent")
 
 
-@pytest.mark.parametrize("name", ["get_run", "list_runs", "list_labelled_runs", "read_published"])
+@pytest.mark.parametrize("name", ["get_run", "list_runs", "read_published"])
 def test_progress_is_found_without_the_rest_of_the_journal(connection: apsw.Connection, name: str):
     assert any("USING INDEX journal_published" in step for step in steps_of(connection, name))
 

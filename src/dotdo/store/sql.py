@@ -364,8 +364,8 @@ class SqlStore(Retaining, Erasing, ApiKeys, Offering, Limiting):
             given["running" if filter.status == "running" else "notable"] = True
         if filter.labels:
             given |= {"labels": rows(list(filter.labels.items())), "count": len(filter.labels)}
-        statement = self._sql["list_labelled_runs" if filter.labels else "list_runs"]
-        found = self._db.read(narrowed(statement, frozenset(given)), {**given, "limit": filter.limit})
+        statement = narrowed(self._sql["list_runs"], frozenset(given))
+        found = self._db.read(statement, {**given, "limit": filter.limit})
         return [run_of(row) for row in found]
 
     def read_journals(self, runs: list[str]) -> dict[str, list[Entry]]:

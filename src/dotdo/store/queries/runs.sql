@@ -165,6 +165,11 @@ select runs.*, journal.kind, journal.data, (
 ), (select previous from links where links.run = runs.id)
 from runs left join journal on journal.run = runs.id and journal.seq = runs.seq
 where true
+    and runs.id in ( -- if labels
+        select labels.run from labels join each(:labels) as wanted -- if labels
+            on labels.name = wanted.value ->> 0 and labels.value = wanted.value ->> 1 -- if labels
+        group by labels.run having count(*) = :count -- if labels
+    ) -- if labels
     and runs.status = :status -- if status
     and runs.status not in ('running', 'completed') -- if notable
 -- sqlite: its planner would rather go through all runs in order of time
@@ -187,37 +192,6 @@ insert into labels (name, value, run)
 select label.key, label.value, given.value ->> 0 from each(:rows) as given, pairs(given.value ->> 1) as label
 where true
 on conflict do nothing;
-
--- name: list_labelled_runs
--- Like list_runs, of runs that have all of some labels; begins with these, because a label's runs are few.
-select runs.*, journal.kind, journal.data, (
-    select data from journal as told
--- sqlite: its planner would go through the run's whole journal
-    indexed by journal_published
--- both
-    where told.run = runs.id and told.kind = 'published' order by told.seq desc limit 1
-), (select previous from links where links.run = runs.id)
-from (
-    select labels.run from labels join each(:labels) as wanted
-        on labels.name = wanted.value ->> 0 and labels.value = wanted.value ->> 1
-    group by labels.run having count(*) = :count
-) as found join runs on runs.id = found.run left join journal on journal.run = runs.id and journal.seq = runs.seq
-where true
-    and runs.status = :status -- if status
-    and runs.status not in ('running', 'completed') -- if notable
--- sqlite: its planner would rather go through all runs in order of time
-    and runs.id in (select id from runs indexed by runs_open where ended_at is null) -- if running
--- postgres
-    and runs.ended_at is null -- if running
--- both
-    and runs.undo = :undo -- if undo
-    and runs.name = :name -- if name
-    and runs.trail = :trail -- if trail
-    and runs.parent = :parent -- if parent
-    and runs.created_at >= :since -- if since
-    and (runs.created_at, runs.id) < (:before_at, :before_id) -- if before_at
-order by runs.created_at desc, runs.id desc
-limit :limit;
 
 -- name: run_state
 -- What decides whether a message may be posted to a run.

@@ -7,13 +7,16 @@ it has acted exactly once, or a person was asked and answered; only `on_unknown=
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from dotdo import AsyncContext, Context, Effect, EffectCall, Retry, RetryLater, RunBlocked, action
+from dotdo.engine.engine import Engine
 from dotdo.errors import InvalidOperation, InvalidValue
+from dotdo.store.protocol import Message
 from tests import doors
 from tests.workshop import PATIENCE, Workshop, data, kinds
 
@@ -218,6 +221,40 @@ def test_try_again_sends_once_more_under_the_same_key_and_may_have_to_ask_again(
     assert len(office.calls) == 3
     assert len(set(office.calls)) == 1
     assert handle.get().generation == 2
+
+
+@pytest.mark.parametrize("kind", ["request", "delivery"])
+def test_retry_tries_again_what_was_asked_before_it_and_nothing_else(
+    workshop: Workshop, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    office = Office()
+    office.losses = [Loss(acts=True, how="error")]
+    client = workshop.open(resources=[office])
+    handle = client.start(filing(workshop, Case("none", {}, SOON), kind))
+    asked, goes_on = threading.Event(), threading.Event()
+    post = Engine.post
+
+    async def held(engine: Engine, message: Message) -> None:
+        if message.kind == "retry":
+            asked.set()
+            assert await asyncio.to_thread(goes_on.wait, PATIENCE)
+        await post(engine, message)
+
+    with ThreadPoolExecutor(1) as elsewhere:
+        monkeypatch.setattr(Engine, "post", held)
+        retried = elsewhere.submit(client.runs.retry, handle.id)
+        assert asked.wait(PATIENCE)
+        workshop.clock.advance_to_next()
+        with pytest.raises(RunBlocked):
+            handle.result(timeout=PATIENCE)
+        goes_on.set()
+        with pytest.raises(InvalidOperation, match=f"has asked meanwhile.* {office.calls[0]}.* retry it once more"):
+            retried.result(PATIENCE)
+    assert (handle.get().status, len(office.calls)) == ("blocked", 1)
+    client.runs.retry(handle.id)
+    handle.result(timeout=PATIENCE)
+    assert len(office.calls) == 2
+    assert len(set(office.calls)) == 1
 
 
 @pytest.mark.parametrize("kind", ["request", "delivery"])

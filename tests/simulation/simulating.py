@@ -20,6 +20,7 @@ from dotdo.engine.engine import CAPACITY, Engine
 from dotdo.engine.failing import Block
 from dotdo.errors import ClientClosed, InputError, InvalidOperation, KeyConflict, StoreError, UnknownName
 from dotdo.records import Options, Run, RunFilter, keyed_run_id
+from dotdo.store.protocol import Message
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase
 from tests.simulation.auditor import ENDED, Told, audit
@@ -234,9 +235,9 @@ class Play:
             elif deed.kind == "undo":
                 await engine.undo(id, None)
             elif deed.kind == "retry":
-                # To retry what asks a person is to say "try again" to all of it, and then it may happen twice.
+                # To say "try again" to what a run asks may have it happen twice: this one says so to nothing.
                 if not (await engine.get(id)).questions:
-                    await engine.retry(id, None)
+                    await engine.post(Message(id, "retry", "", "[]", None, None, engine.clock.now()))
             else:
                 self._compare(await engine.get(id))
         except (StoreError, InvalidOperation, UnknownName) as error:

@@ -62,6 +62,12 @@ def _checked(engine: "Serving", question: Question, outcome: Outcome, answer: by
     return data
 
 
+def questions_of(store: Store, id: str) -> list[str]:
+    """The keys of what the run asks, or the one that goes on for it."""
+    run = store.get_run(store.newest_of_chain(id) or id)
+    return [question.key for question in run.questions] if run is not None else []
+
+
 def still_blocked(store: Store, id: str) -> Run | None:
     """The run, if it is blocked and no message waits by which a person lets it go on."""
     # The inbox first: who takes a message out of it writes the row in the same transaction.

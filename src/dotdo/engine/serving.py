@@ -183,8 +183,9 @@ class Serving:
         await self._ask(id, "cancel", actor)
 
     async def retry(self, id: str, actor: str | None) -> None:
-        """Reopens a failed, cancelled or blocked run."""
-        await self._ask(id, "retry", actor)
+        """Reopens a failed, cancelled or blocked run, and says "try again" to what it asks by now."""
+        known = await self.read(lambda: resolving.questions_of(self.store, id))
+        await self._ask(id, "retry", actor, msgspec.json.encode(known).decode())
 
     async def undo(self, id: str, actor: str | None) -> None:
         """Takes back what an ended run did."""
@@ -194,8 +195,8 @@ class Serving:
         """Answers a question of a blocked run. Raises UnknownName, InvalidOperation, InvalidInput, InvalidValue."""
         await resolving.resolve(self, id, key, outcome, answer, actor)
 
-    async def _ask(self, id: str, kind: str, actor: str | None) -> None:
-        await self.post(Message(id, kind, "", "null", None, actor, self.clock.now()))
+    async def _ask(self, id: str, kind: str, actor: str | None, value: str = "null") -> None:
+        await self.post(Message(id, kind, "", value, None, actor, self.clock.now()))
 
     async def send_event(self, id: str, name: str, value: bytes, key: str | None, actor: str | None) -> None:
         """Sends an event to a run."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from dotdo.errors import FenceLost, InputError, InvalidOperation, UnknownName
-from dotdo.journal import Blocked, Entry, EventReceived
+from dotdo.journal import Entry, EventReceived
 from dotdo.records import ENDED, Run, RunFilter
 from dotdo.store.api_keys import ApiKeys
 from dotdo.store.blobs import Blobs
@@ -26,7 +26,7 @@ from dotdo.store.reading import progress_of, run_of
 from dotdo.store.retaining import Retaining
 
 _encode = msgspec.json.Encoder().encode
-_blocked = msgspec.json.Decoder(Blocked)
+_keys: "msgspec.json.Decoder[list[str] | None]" = msgspec.json.Decoder(list[str] | None)
 _event = msgspec.json.Decoder(EventReceived)
 
 _DATA = 7  # where an entry's data is in its row
@@ -215,6 +215,8 @@ class SqlStore(Retaining, Erasing, ApiKeys, Offering, Limiting):
             if message.kind == "retry" and status != "completed":
                 self._refuse_child(message.run, status)
         _check_allowed(message, status, undo)
+        if message.kind == "retry" and status == "blocked":
+            self._refuse_unseen(message)
         reopens = message.kind in ("retry", "undo") or (message.kind == "cancel" and status == "blocked")
         if message.kind == "resolve":
             reopens = self._is_last_answer(message)
@@ -261,11 +263,25 @@ class SqlStore(Retaining, Erasing, ApiKeys, Offering, Limiting):
         self._expect("append_entries", [entry], "was claimed before it was there")
         return None
 
+    def _asked(self, run: str) -> set[str]:
+        """The keys of a blocked run's questions."""
+        row = self._db.write(self._sql["get_run"], {"run": run})[0]
+        return {question.key for question in run_of(row, self._blobs).questions}
+
+    def _refuse_unseen(self, message: Message) -> None:
+        # A retry says "try again" to every question, and what is tried again may happen twice: whoever asked for it
+        # before the run asked has not said so. It may have been long on its way here.
+        known = _keys.decode(self._blobs.whole(message.run, message.value)) or []
+        if unseen := self._asked(message.run).difference(known):
+            raise InvalidOperation(
+                f"The run {message.run} has asked meanwhile, before the retry reached it: {', '.join(sorted(unseen))}. "
+                "Look at it again: resolve its questions, or retry it once more, which tries again what they are about."
+            )
+
     def _is_last_answer(self, message: Message) -> bool:
         """Whether every other question of a blocked run is answered. Raises InvalidOperation when this one is not
         open."""
-        (*_, kind, head, _, _) = self._db.write(self._sql["get_run"], {"run": message.run})[0]
-        asked = {question.key for question in _blocked.decode(head).questions} if kind == "blocked" else set[str]()
+        asked = self._asked(message.run)
         inbox = self._db.write(self._sql["read_inbox"], {"runs": rows([(message.run,)])})
         answered = {row[3] for row in inbox if row[2] == "resolve"}
         if message.name not in asked - answered:

@@ -1,5 +1,6 @@
 """What the model has found, each once more as a test of its own."""
 
+import json
 from collections.abc import Iterator
 from typing import cast
 
@@ -72,10 +73,11 @@ def test_person_may_have_a_request_of_a_cancelled_run_sent_again_to_be_taken_bac
 def test_request_that_is_to_be_sent_again_is_not_once_its_run_is_cancelled(do: TestDo, outside: Outside):
     outside.troubles = {"lost"}
     run = begin(do, "yes")
+    known = json.dumps([question.key for question in run.get().questions])
 
     async def retry_and_cancel(client: AsyncDo) -> None:
         engine = cast("Engine", await client.platform())
-        messages = [Message(run.id, kind, "", "null", None, None, do.clock.now()) for kind in ("retry", "cancel")]
+        messages = [Message(run.id, kind, "", known, None, None, do.clock.now()) for kind in ("retry", "cancel")]
         await engine.write(lambda: [engine.store.post(message) for message in messages])  # taken together
 
     do.call(retry_and_cancel)

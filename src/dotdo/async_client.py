@@ -99,7 +99,7 @@ class AsyncDo:
         url = url or (os.environ.get("DOTDO_URL") if store is None else None)
         if api_key is not None and url is None:
             raise DefinitionError("api_key= is for a client of a server: give its url=, too, or DOTDO_URL.")
-        _check_options_of_engine(grace, (engine, workers, check_replay), resources, retention)
+        _check_options_of_engine(grace, engine, workers, check_replay, resources, retention)
         definitions = catalogue_of(catalogue)
         self._url, self.tracer_provider = url, tracer_provider
         self._open = lambda: (
@@ -377,14 +377,15 @@ def mountable(
     )
 
 
-def _check_options_of_engine(grace: Any, flags: tuple[Any, Any, Any], resources: Any, retention: Any) -> None:
+def _check_options_of_engine(
+    grace: Any, engine: Any, workers: Any, check_replay: Any, resources: Any, retention: Any
+) -> None:
     """Raises DefinitionError for what would be of no use, or come to light only when the client closes."""
-    if grace is None:
-        raise DefinitionError("grace=None: a number of seconds is needed.")
-    patience(grace, "grace")
-    for flag, name in zip(flags, ("engine", "workers", "check_replay"), strict=True):
-        if flag is not None or name != "check_replay":
-            yes_or_no(cast("bool", flag), name)
+    patience(grace, "grace", endless=False)
+    yes_or_no(engine, "engine")
+    yes_or_no(workers, "workers")
+    if check_replay is not None:
+        yes_or_no(check_replay, "check_replay")
     if isinstance(resources, str | Mapping) or not isinstance(resources, Iterable):
         raise DefinitionError(
             f"resources={resources!r:.80}: a list of objects, context managers or functions is needed; handlers ask "

@@ -270,12 +270,12 @@ def yes_or_no(value: bool, name: str) -> bool:
     return value
 
 
-def patience(value: float | None, name: str) -> float | None:
-    """Checks how long somebody waits: None for the end, or a number of seconds, 0 to look only."""
-    no_end = "" if name == "grace" else ", or None to wait for the end"
-    if value is not None and not (isinstance(value, int | float) and value >= 0):  # pyright: ignore[reportUnnecessaryIsInstance]
+def patience(value: float | None, name: str, *, endless: bool = True) -> None:
+    """Checks how long somebody waits: a number of seconds, 0 to look only, or None for the end if it may be endless."""
+    is_number = isinstance(value, int | float) and value >= 0
+    if not (is_number or (endless and value is None)):
+        no_end = ", or None to wait for the end" if endless else ""
         raise DefinitionError(f"{name}={value!r}: a number of seconds is needed{no_end}.")
-    return value
 
 
 def seconds(value: float | None, name: str) -> float | None:

@@ -7,7 +7,9 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -18,7 +20,7 @@ from dotdo.embedding import open_reader
 from dotdo.engine.line import socket_path
 from dotdo.errors import DefinitionError, StoreUnusable
 from tests.guarantees.invariants import check_store
-from tests.guarantees.neighbours import catalogue, neighbours, until, where
+from tests.guarantees.neighbours import Neighbour, catalogue, neighbours, until, where
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.of_files("one engine for each file")
@@ -151,8 +153,7 @@ def test_client_that_is_closed_hands_the_engine_on(store: Path):
 def test_frozen_engine_keeps_its_right_and_whoever_asks_is_told(store: Path):
     with neighbours(store, 2) as (first, second):
         assert second.ask("client.run(where)") == first.pid
-        first.process.send_signal(signal.SIGSTOP)
-        until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED)
+        until(lambda: _freezes_between_writes(first, store))
         id = second.ask("client.start(where.with_(key='frozen'), 7).id")
         told = second.ask(f"client.runs.get({id!r}).waiting_for.text")
         assert f"(process {first.pid} on " in told
@@ -161,6 +162,19 @@ def test_frozen_engine_keeps_its_right_and_whoever_asks_is_told(store: Path):
         assert not second.is_engine
         first.process.send_signal(signal.SIGCONT)
         assert second.ask(f"client.handle({id!r}).result()") == first.pid
+
+
+def _freezes_between_writes(neighbour: Neighbour, store: Path) -> bool:
+    """Freezes a process; one that was just writing goes on, because it would hold the lock of SQLite's for ever."""
+    neighbour.process.send_signal(signal.SIGSTOP)
+    until(lambda: psutil.Process(neighbour.pid).status() == psutil.STATUS_STOPPED)
+    with closing(sqlite3.connect(store, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("begin immediate")
+        except sqlite3.OperationalError:
+            neighbour.process.send_signal(signal.SIGCONT)
+            return False
+    return True
 
 
 def test_requests_are_noticed_and_ends_told_within_20_ms(store: Path):

@@ -203,7 +203,7 @@ def test_run_is_found_by_the_beginning_of_its_id(history: Shell):
 
 
 def test_looking_makes_nothing_where_there_is_no_store(shell: Shell):
-    for command in (["runs", "ls"], ["runs", "show", "latest"], ["audit", "verify"]):
+    for command in (["runs", "ls"], ["runs", "show", "latest"], ["audit", "verify"], ["nodes"]):
         done = shell.run(*command)
         assert done.returncode == 1
         assert f"There is no store {shell.folder}/.dotdo/dotdo.db" in done.stderr

@@ -7,7 +7,7 @@ import click
 from dotdo.cli.output import Span, clock_time, json_option, print_json, print_table, say
 from dotdo.cli.settings import store_option
 from dotdo.clock import duration
-from dotdo.embedding import engine_on, open_shared, postgres_url
+from dotdo.embedding import engine_on, open_reader, open_shared, postgres_url
 from dotdo.records import Node
 
 MOST = 4  # definitions that are named; more are counted
@@ -23,6 +23,7 @@ def nodes(store: str, as_json: bool) -> int:
     """
     url = postgres_url(store)
     if url is None:
+        open_reader(store).close()  # raises when there is no store
         holder = engine_on(store)
         if as_json:
             print_json([] if holder is None else [{"engine": holder}])

@@ -122,6 +122,8 @@ def _problems_of(error: ValueError) -> list[tuple[tuple[str | int, ...], str]]:
     return [(tuple(item.get("loc", ())), str(item.get("msg", ""))) for item in found]
 
 
+_TOO_DEEP = "it is cyclic or nested too deeply"
+
 _encoder = msgspec.json.Encoder(enc_hook=_encode_other, order="sorted")
 _plain_encoder = msgspec.json.Encoder(enc_hook=_encode_other)
 _encode, _encode_plain = _encoder.encode, _plain_encoder.encode
@@ -213,7 +215,10 @@ def _check(value: Any, data: bytes, what: str) -> None:
         )
     # Cheap tests first: only a `null` can have been a NaN, and only many brackets can be deep.
     if _has(data, b"null") or _has(data, b"u0000") or _count(data, b"[") + _count(data, b"{") > MAX_DEPTH:
-        problem = _find(_builtins_lenient(value), "$", 0)
+        try:
+            problem = _find(_builtins_lenient(value), "$", 0)
+        except RecursionError:  # since Python 3.14, the stack that encoding needs may be there, and this one not
+            problem = _TOO_DEEP
         if problem:
             raise InvalidValue(f"{what} cannot be carried as JSON: {problem}")
 
@@ -286,11 +291,11 @@ def _find_other(value: Any, path: str, depth: int) -> str | None:
 
 def _explain(value: Any, what: str, error: Exception) -> NoReturn:
     if isinstance(error, RecursionError):
-        raise InvalidValue(f"{what} cannot be carried as JSON: it is cyclic or nested too deeply.") from None
+        raise InvalidValue(f"{what} cannot be carried as JSON: {_TOO_DEEP}") from None
     try:
         problem = _find(value, "$", 0)
     except RecursionError:
-        problem = "it is cyclic or nested too deeply"
+        problem = _TOO_DEEP
     if _REFUSED in str(error):
         raise SecretExposed(f"{what} holds a Secret: {problem or error}.") from None
     raise InvalidValue(f"{what} cannot be carried as JSON: {problem or error}") from None

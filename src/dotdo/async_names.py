@@ -11,6 +11,8 @@ from dotdo.policy import patience
 from dotdo.preview import Preview
 from dotdo.records import Definition, Options, Run, RunKind
 
+DefinitionList = list[Definition]  # in a class with a method `list` the name means that
+
 
 class Caller(Client, Protocol):
     """What these need of the client that they belong to."""
@@ -152,6 +154,6 @@ class AsyncNames:
         )
         return await called.execute(params or {})
 
-    async def list(self) -> list[Definition]:
+    async def list(self) -> DefinitionList:
         """What can be called, with schemas."""
         return await (await self._client.platform()).definitions(self._kind)

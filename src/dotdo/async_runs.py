@@ -16,7 +16,9 @@ R = TypeVar("R")
 
 # From a plain result to the declared output; None where the two are the same.
 Load = Callable[[Any], Any] | None
-Entries = list[Entry]  # in classes with a method `list` the name means that
+# In a class with a method `list` the name means that, also in the hints of the method itself since Python 3.14.
+Entries = list[Entry]
+RunList = list[Run]
 
 
 class Client(Protocol):
@@ -93,7 +95,7 @@ class AsyncRuns:
         since: int | None = None,
         before: Run | None = None,
         limit: int = 50,
-    ) -> list[Run]:
+    ) -> RunList:
         """Runs, newest first.
 
         status, undo, name, trail: only those. parent: the id of a run; only its children. labels: those that have all

@@ -8,15 +8,15 @@ from typing import Any, Generic, Never, ParamSpec, Self, TypedDict, TypeVar, Unp
 
 from dotdo.action import Action
 from dotdo.async_client import ASGIApplication, AsyncDo, mountable
-from dotdo.async_names import AsyncByName, AsyncNames, refuse_unnamed
-from dotdo.async_runs import AsyncHandle, AsyncRuns, Entries
+from dotdo.async_names import AsyncByName, AsyncNames, DefinitionList, refuse_unnamed
+from dotdo.async_runs import AsyncHandle, AsyncRuns, Entries, RunList
 from dotdo.catalogue import Catalogue
 from dotdo.clock import Clock
 from dotdo.enlisting import execute, is_within
 from dotdo.policy import Retention
 from dotdo.portal import Portal
 from dotdo.preview import Preview
-from dotdo.records import Definition, Outcome, Run, Status, Undo
+from dotdo.records import Outcome, Run, Status, Undo
 from dotdo.secret_provider import Given
 from dotdo.service import Service
 from dotdo.terminating import drain_first_sync
@@ -145,7 +145,7 @@ class Runs:
         """A run as it stands. Raises UnknownName."""
         return self._portal.call(lambda: self._inner.get(id))
 
-    def list(self, **filter: Unpack[ListFilter]) -> list[Run]:
+    def list(self, **filter: Unpack[ListFilter]) -> RunList:
         """Runs, newest first; filters as in `AsyncRuns.list`."""
         return self._portal.call(lambda: self._inner.list(**filter))
 
@@ -237,7 +237,7 @@ class Names:
         """Runs it by name and returns the run: `.id`, `.status`, `.result`. Raises ActionFailed."""
         return self._portal.call(lambda: self._inner.execute(name=name, params=params, **options))
 
-    def list(self) -> list[Definition]:
+    def list(self) -> DefinitionList:
         """What can be called, with schemas."""
         return self._portal.call(self._inner.list)
 

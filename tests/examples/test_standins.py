@@ -154,7 +154,9 @@ def test_order_holds_for_what_it_matches_and_until_it_is_taken_back(world: Stand
 
 
 def test_order_that_makes_no_sense_is_refused(world: StandIns):
-    with pytest.raises(urllib.error.HTTPError, match="400"):
+    with pytest.raises(urllib.error.HTTPError, match="400") as refused:
         world.tell("email", fail=1, how="sometimes")
-    with pytest.raises(urllib.error.HTTPError, match="400"):
+    refused.value.close()
+    with pytest.raises(urllib.error.HTTPError, match="400") as refused:
         world.tell("fax", fail=1)
+    refused.value.close()

@@ -6,6 +6,7 @@ between, on that loop, after a time that the seed says. Nothing else of the engi
 
 import asyncio
 import contextlib
+import os
 import random
 import sqlite3
 from collections import Counter, deque
@@ -19,6 +20,7 @@ import sqlalchemy
 import dotdo.engine.claiming as claiming_module
 import dotdo.engine.engine as engine_module
 import dotdo.engine.settling as settling_module
+from dotdo.engine.applying import Databases
 from dotdo.engine.committing import GroupCommit
 from dotdo.engine.engine import Engine
 from dotdo.errors import StoreUnavailable
@@ -98,6 +100,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._selector = self  # the only thing that the base class asks of it is to wait
         self._now, self.chance = now, chance
         self.dead = False
+        self.connections: list[sqlite3.Connection] = []  # to the application's database
         self.silence = 0.0  # seconds for which what a thread does now will have waited for an answer
         self._rings = random.Random(f"rings {chance.seed} {now}") if chance.hasty else None
 
@@ -391,6 +394,17 @@ class FaultyStore(SqlStore):
         return result
 
 
+def open_databases(app: str | os.PathLike[str], loop: SimulatedLoop) -> Databases:
+    """The application's database, whose connections are closed when the process is buried."""
+    databases = Databases(f"sqlite:///{app}")
+
+    def opened(connection: Any, _: object) -> None:
+        loop.connections.append(connection)
+
+    sqlalchemy.event.listen(databases.engines("main", is_async=False)[0], "connect", opened)
+    return databases
+
+
 def fail_commits(engine: sqlalchemy.Engine, loop: SimulatedLoop, unanswered: Callable[[], float]) -> None:
     """Has commits of the application's database fail before or after they have happened, or the process die there.
 
@@ -439,4 +453,6 @@ def bury(engine: Engine | None, loop: SimulatedLoop) -> None:
     loop._scheduled.clear()  # type: ignore[attr-defined]
     if engine is not None:
         engine.store.close()
+    for connection in loop.connections:
+        connection.close()
     loop.close()

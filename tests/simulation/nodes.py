@@ -20,13 +20,12 @@ import apsw
 import dotdo.engine.engine as engine_module
 import dotdo.engine.leasing as leasing_module
 import dotdo.engine.peering as peering_module
-from dotdo.engine.applying import Databases
 from dotdo.engine.engine import Engine
 from dotdo.engine.peering import Peers
 from dotdo.errors import ClientClosed, StoreError
 from tests.simulation.auditor import audit
 from tests.simulation.cases import LONG, Case, Order
-from tests.simulation.machine import START, Died, SimulatedLoop, bury, no_threads
+from tests.simulation.machine import START, Died, SimulatedLoop, bury, no_threads, open_databases
 from tests.simulation.peers import FREEZE_BEFORE, LEASE, SCHEMA, PeerClock, PeerDatabase, PeerStore
 from tests.simulation.simulating import FAULTS_END, KEY, Play, Played, SeededDoubles, folder_of, silent
 from tests.simulation.witnessing import owners
@@ -106,7 +105,7 @@ class Node:
             store: Any = None
             try:
                 store = self.cluster.open_store(self)
-                databases = Databases(f"sqlite:///{self.cluster.app}")
+                databases = open_databases(self.cluster.app, self.loop)
                 clock = PeerClock(self, error)
                 engine = Engine(
                     store,

@@ -15,7 +15,6 @@ from typing import Any
 
 import apsw
 
-from dotdo.engine.applying import Databases
 from dotdo.engine.engine import CAPACITY, Engine
 from dotdo.engine.failing import Block
 from dotdo.errors import ClientClosed, InputError, InvalidOperation, KeyConflict, StoreError, UnknownName
@@ -36,6 +35,7 @@ from tests.simulation.machine import (
     bury,
     fail_commits,
     no_threads,
+    open_databases,
 )
 from tests.simulation.ranks import RankedStore, ranked
 from tests.simulation.watching import Watch
@@ -156,7 +156,7 @@ class Play:
 
     async def _act(self, loop: SimulatedLoop) -> None:
         store = self._open_store(loop)
-        databases = Databases(f"sqlite:///{self.app}")
+        databases = open_databases(self.app, loop)
         engine = Engine(
             store,
             catalogue=self._catalogue,

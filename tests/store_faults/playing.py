@@ -21,13 +21,21 @@ import apsw
 
 import dotdo.store.sqlite as sqlite_module
 from dotdo.audit import Audit
-from dotdo.engine.applying import Databases
 from dotdo.engine.engine import Engine
 from dotdo.errors import StoreError
 from dotdo.store.sql import SqlStore
 from dotdo.store.sqlite import SQLiteDatabase
 from tests.simulation.auditor import Told, audit
-from tests.simulation.machine import Chance, Deadlock, Died, SimulatedClock, SimulatedLoop, bury, no_threads
+from tests.simulation.machine import (
+    Chance,
+    Deadlock,
+    Died,
+    SimulatedClock,
+    SimulatedLoop,
+    bury,
+    no_threads,
+    open_databases,
+)
 from tests.simulation.simulating import MEMORY, SeededDoubles
 from tests.simulation.world import TABLES, World
 from tests.store import previous
@@ -151,7 +159,7 @@ class Play:
             catalogue=self.catalogue,
             clock=SimulatedClock(loop, 0),
             anchor_key=KEY,
-            databases=Databases(f"sqlite:///{self.stage.app}"),
+            databases=open_databases(self.stage.app, loop),
             resources=[self.world],
         )
         engine.doubles = SeededDoubles()

@@ -61,6 +61,10 @@ def _refuses(call: str) -> Callable[..., Never]:
     return refuse
 
 
+# Since Python 3.14 a thread has one current task, not one for each loop: a task in which a run is replayed steps aside.
+_swap_current_task: Any = _tasks._swap_current_task if sys.version_info >= (3, 14) else None
+_Outside = tuple[Any, Any, Any, bool]  # the loop, task and hooks of the thread, and whether it collects garbage
+
 # What most runs never have, so these are shared. They are replaced; who would add to them gets an error.
 _NO_GENERATORS = cast("list[weakref.ref[AsyncGenerator[Any, Any]]]", ())
 _NONE_COLLECTED = cast("list[AsyncGenerator[Any, Any]]", ())
@@ -153,8 +157,11 @@ class RunLoop(asyncio.AbstractEventLoop):
                 try:
                     handle._context.run(callback, *handle._args)
                 except BaseException as error:
-                    # A task lets SystemExit and KeyboardInterrupt through, having failed with them: that is enough.
-                    if not isinstance(getattr(callback, "__self__", None), asyncio.Task):
+                    if isinstance(getattr(callback, "__self__", None), asyncio.Task):
+                        # A task lets SystemExit and KeyboardInterrupt through, having failed with them: that is enough.
+                        if isinstance(error, Exception):
+                            raise  # asyncio refused to go on with the task, which would wait for ever now
+                    else:
                         self.call_exception_handler({"message": "Exception in a callback", "exception": error})
 
     def next_timer(self) -> RunTimer | None:
@@ -381,11 +388,13 @@ class RunLoop(asyncio.AbstractEventLoop):
 
     # -- taking over the thread, and giving it back -----------------------------------------------------------------
 
-    def _enter(self) -> tuple[Any, Any, bool]:
+    def _enter(self) -> _Outside:
         """Take the thread over; the answer is what `_leave` has to put back."""
-        outside = (_get_running_loop(), sys.get_asyncgen_hooks(), gc.isenabled())
-        if isinstance(outside[0], RunLoop):
+        loop = _get_running_loop()
+        if isinstance(loop, RunLoop):
             raise RuntimeError("A run loop cannot be drained or evicted from inside a service.")
+        task = None if loop is None or _swap_current_task is None else _swap_current_task(loop, None)
+        outside = (loop, task, sys.get_asyncgen_hooks(), gc.isenabled())
         # A collection in here would run clean-up code of others inside this run, and of this run at a moment of chance.
         gc.disable()
         sys.set_asyncgen_hooks(self._generator_begins, self._generator_left)
@@ -393,10 +402,13 @@ class RunLoop(asyncio.AbstractEventLoop):
         self._watch.begin()
         return outside
 
-    def _leave(self, outside: tuple[Any, Any, bool]) -> None:
-        _set_running_loop(outside[0])
-        sys.set_asyncgen_hooks(*outside[1])
-        if outside[2]:
+    def _leave(self, outside: _Outside) -> None:
+        loop, task, hooks, collects = outside
+        _set_running_loop(loop)
+        if task is not None:
+            _swap_current_task(loop, task)
+        sys.set_asyncgen_hooks(*hooks)
+        if collects:
             gc.enable()
 
     def _generator_begins(self, generator: Any) -> None:

@@ -77,6 +77,40 @@ def test_hashes_depend_on_the_run_and_the_count_only():
         assert printed.stdout.decode().strip() == str(hashes)
 
 
+def test_run_is_drained_inside_a_task_of_another_loop_which_is_the_current_one_again_afterwards():
+    async def service() -> str:
+        inner = asyncio.current_task()
+        await asyncio.sleep(3)
+        assert asyncio.current_task() is inner is not None
+        return "done"
+
+    async def replays() -> None:
+        outer = asyncio.current_task()
+        assert finish(service()) == "done"
+        assert asyncio.current_task() is outer
+        async with asyncio.timeout(60):  # asks for the current task
+            await asyncio.sleep(0)
+
+    asyncio.run(replays())
+
+
+def test_task_that_asyncio_refuses_to_run_is_an_error_and_does_not_wait_for_ever():
+    class Refused(asyncio.Task[Any]):
+        def step(self) -> None:
+            raise RuntimeError("Cannot enter into task")
+
+    loop, task = begin(forever())
+    refused = Refused(forever(), loop=loop)
+    loop.drain()
+    loop.call_soon(refused.step)
+    with pytest.raises(RuntimeError, match="Cannot enter"):
+        loop.drain()
+    refused.cancel()
+    loop.drain()
+    assert not task.done()
+    assert loop.evict() == []
+
+
 def test_hashes_of_different_runs_are_far_apart():
     for salts in (range(5_000), range(0, 5_000 << 40, 1 << 40)):
         hashes = [hash(new_loop(salt).create_future()) for salt in salts]

@@ -30,54 +30,64 @@ class Threads:
         self._loop, self._limit = loop, limit
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._count = self._idle = 0
+        # How many threads there are, and how many of them are left when each function in the queue has got one (below
+        # zero: how many functions have none). That one was taken from the queue changes neither, so there is no moment
+        # in which a thread that is about to be busy is taken for a free one.
+        self._count = self._spare = 0
 
     def run(self, function: Callable[[], T]) -> "asyncio.Future[T]":
         """Starts the function in an empty context; the future gives its result. Cancelling does not stop it."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put((function, future))
         with self._lock:
-            if self._queue.qsize() > self._idle and self._count < self._limit:
-                self._count += 1
-                threading.Thread(target=self._work, name="dotdo-handler", daemon=True).start()
+            if self._spare <= 0 and self._count < self._limit:
+                self._start()
+            self._spare -= 1
+            self._queue.put((function, future))
         return future
 
     def drain(self, seconds: float) -> bool:
         """Drops what has not begun and waits until all else has ended, so long at most; returns whether it has."""
-        with contextlib.suppress(queue.Empty):
+        with self._lock, contextlib.suppress(queue.Empty):
             while True:
                 self._queue.get_nowait()
+                self._spare += 1
         end = time.monotonic() + seconds
-        while self._idle < self._count and time.monotonic() < end:
+        while self._spare < self._count and time.monotonic() < end:
             time.sleep(0.0005)
-        return self._idle >= self._count
+        return self._spare >= self._count
 
     def lend(self) -> None:
         """One of the threads does not come back for now: another one may take its place."""
         with self._lock:
             self._limit += 1
+            if self._spare < 0:
+                self._start()
 
     def take_back(self) -> None:
         """It has come back."""
         with self._lock:
             self._limit -= 1
 
+    def _start(self) -> None:
+        threading.Thread(target=self._work, name="dotdo-handler", daemon=True).start()
+        self._count += 1
+        self._spare += 1
+
     def _work(self) -> None:
         while True:
-            with self._lock:
-                self._idle += 1
             try:
                 item = self._queue.get(timeout=IDLE_SECONDS)
             except queue.Empty:
-                item = None
+                with self._lock:
+                    if self._spare > 0:
+                        self._spare -= 1
+                        self._count -= 1
+                        return
+                continue  # something is on its way to this thread, or to another one
+            self._execute(*item)
+            item = None  # an idle thread must not keep the run that it worked for
             with self._lock:
-                self._idle -= 1
-                if item is None and self._queue.empty():
-                    self._count -= 1
-                    return
-            if item is not None:
-                self._execute(*item)
-                item = None  # an idle thread must not keep the run that it worked for
+                self._spare += 1
 
     def _execute(self, function: Callable[[], T], future: "asyncio.Future[T]") -> None:
         try:

@@ -2,10 +2,12 @@
 does not begin any more."""
 
 import asyncio
+import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -159,3 +161,47 @@ async def test_own_timeout_error_of_a_function_is_its_own():
     job = OnThread(Threads(asyncio.get_running_loop(), 1), raises)
     with pytest.raises(TimeoutError, match="mine"):
         await job.result(PATIENCE)
+
+
+class Preempted(queue.SimpleQueue[Any]):
+    """Whoever takes something is stopped right then, as the operating system may do, until he may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken, self.go_on = threading.Event(), threading.Event()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """What was put, late."""
+        item = super().get(block, timeout)
+        self.taken.set()
+        assert self.go_on.wait(PATIENCE)
+        return item
+
+
+@in_loop
+async def test_thread_that_is_about_to_begin_something_is_not_free_for_what_comes_then():
+    threads, own, come = Threads(asyncio.get_running_loop()), Preempted(), threading.Event()
+    threads._queue = own
+    own.go_on.set()
+    await threads.run(int)  # there is a thread now, and it is free
+    own.go_on.clear()
+    own.taken.clear()
+    first = threads.run(partial(come.wait, PATIENCE))
+    assert own.taken.wait(PATIENCE)
+    second = threads.run(come.set)
+    own.go_on.set()
+    async with asyncio.timeout(PATIENCE / 2):
+        assert await first, "the second one had to wait until it had ended"
+        await second
+
+
+@in_loop
+async def test_who_waits_when_a_thread_is_lent_has_the_one_that_takes_its_place():
+    threads, free = Threads(asyncio.get_running_loop(), 1), threading.Event()
+    hangs = threads.run(partial(free.wait, PATIENCE))
+    waits = [threads.run(int), threads.run(int)]
+    threads.lend()
+    assert await asyncio.wait_for(asyncio.gather(*waits), PATIENCE / 2) == [0, 0]
+    assert not hangs.done()
+    free.set()
+    assert await hangs

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy
+from sqlalchemy import event
 
 import dotdo.engine.claiming as claiming_module
 import dotdo.engine.engine as engine_module
@@ -401,7 +402,7 @@ def open_databases(app: str | os.PathLike[str], loop: SimulatedLoop) -> Database
     def opened(connection: Any, _: object) -> None:
         loop.connections.append(connection)
 
-    sqlalchemy.event.listen(databases.engines("main", is_async=False)[0], "connect", opened)
+    event.listen(databases.engines("main", is_async=False)[0], "connect", opened)
     return databases
 
 

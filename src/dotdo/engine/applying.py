@@ -23,7 +23,7 @@ from sqlalchemy import (
     select,
     tuple_,
 )
-from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -44,7 +44,7 @@ from dotdo.engine.sql import (
 )
 from dotdo.engine.sweeping import Leftover
 from dotdo.engine.turns import Turns
-from dotdo.errors import DefinitionError, StoreUnavailable, StoreUnusable
+from dotdo.errors import AttemptOver, DefinitionError, StoreUnavailable, StoreUnusable
 from dotdo.journal import Completion
 
 VOID = "void"
@@ -361,9 +361,17 @@ def _withhold(connection: Connection, *_: Any) -> None:
         connection.check()
 
 
+def _keep_connection(context: ExceptionContext) -> None:
+    """SQLAlchemy throws a connection away when something that is no `Exception` comes out of a statement. That an
+    attempt is over says nothing against its connection, which is rolled back by who has ended it, maybe just now."""
+    if isinstance(context.original_exception, AttemptOver):
+        context.is_disconnect = False
+
+
 def _prepare_engine(engine: Engine, *, lasting: bool) -> None:
     event.listen(engine, "before_cursor_execute", guard)
     event.listen(engine, "after_cursor_execute", _withhold)
+    event.listen(engine, "handle_error", _keep_connection)
     if engine.dialect.name == "postgresql" and engine.dialect.driver == "psycopg":
         event.listen(engine, "connect", _prepare_nothing_behind_a_pooler)
     if engine.dialect.name == "sqlite":
@@ -416,8 +424,8 @@ def _begin_sqlite(connection: Connection) -> None:
 
 def _roll_back_first(connection: Any, _record: Any, error: BaseException | None) -> None:
     # SQLAlchemy throws a connection away when something that is no `Exception` comes out of a statement: an `async def`
-    # handler is cancelled, an attempt is over. But closing it ends nothing while the traceback keeps a cursor alive:
-    # the file stayed locked until a collection.
+    # handler is cancelled. But closing it ends nothing while the traceback keeps a cursor alive: the file stayed locked
+    # until a collection.
     if error is not None and not isinstance(error, Exception):
         try:
             connection.rollback()

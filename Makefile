@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # The tests start some thousand processes, and each would compile the same sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-python test-typescript nightly servers bench bench-peers lock clean
+.PHONY: demo test test-python test-typescript nightly servers pythons bench bench-peers lock clean
 .PHONY: check check-lint check-types check-imports check-typescript check-collection
 
 demo: $(INSTALLED)
@@ -50,6 +50,19 @@ servers: $(INSTALLED)
 		$(PYTHON) -m pytest -q -n auto tests/store tests/contract_sql tests/simulation/test_simulation_on_a_server.py || \
 			failed="$$failed $$server"; \
 		$(PYTHON) -m pytest -q -n auto --store=postgres tests/guarantees || failed="$$failed $$server (guarantees)"; \
+	done; test -z "$$failed" || { echo "failed on:$$failed"; exit 1; }
+
+# All that is tested in Python, on other versions of it: commands or paths, by default those of the PATH;
+# `make pythons PYTHONS=/opt/python3.14/bin/python3.14` names others. Each has its own environment, below .pythons.
+PYTHONS := $(foreach version,3.11 3.12 3.13 3.14,$(shell command -v python$(version)))
+pythons: $(TYPESCRIPT_BUILT)
+	@$(if $(PYTHONS),,echo "No python3.11 to python3.14 is on the PATH, and PYTHONS names none: nothing was tried")
+	@failed=""; for python in $(PYTHONS); do \
+		venv=$(CURDIR)/.pythons/$${python##*/}; $$python --version && $$python -m venv --clear $$venv && \
+		$$venv/bin/python -m pip install --quiet --require-hashes -r requirements/dev.txt && \
+		$$venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e . && \
+		PATH=$$venv/bin:$$PATH $$venv/bin/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist loadfile || \
+			failed="$$failed $$python"; \
 	done; test -z "$$failed" || { echo "failed on:$$failed"; exit 1; }
 
 check: check-lint check-types check-imports check-typescript

@@ -20,7 +20,7 @@ from contextvars import Context, copy_context
 from types import CodeType, FrameType, MappingProxyType
 from typing import Any, Never, cast
 
-from dotdo.engine.run_tasks import RunFuture, RunHandle, RunTask, RunTimerHandle
+from dotdo.engine.run_tasks import EVICTED, RunFuture, RunHandle, RunTask, RunTimerHandle, ends, is_unread
 from dotdo.engine.run_timers import RunTimer, RunTimers
 from dotdo.engine.watching import Interrupted, Watch
 from dotdo.errors import RunEvicted, ServiceDidIO, ServiceSpins
@@ -31,9 +31,7 @@ _log = logging.getLogger("dotdo.service")
 _HASH_STEP = 0x9E3779B97F4A7C1
 _HASH_MASK = (1 << 60) - 1
 _LONGEST_DELAY_MS = 1000 * 366 * 24 * 3600 * 1000  # `sleep(math.inf)` means for ever; the store's integers want an end
-_EVICTION_TRIES = 3  # how often a coroutine may catch RunEvicted and wait again before it counts as refusing to end
 _SWEEP_FROM = 32
-_EVICTED = "The run was evicted from this process: its code must end."
 _Coroutine = Coroutine[Any, Any, Any] | Generator[Any, None, Any]  # as AbstractEventLoop declares it
 _EAGER_FACTORY: object = getattr(asyncio, "eager_task_factory", None)  # since Python 3.12
 
@@ -52,7 +50,7 @@ def _refuses(call: str) -> Callable[..., Never]:
 
     def refuse(self: "RunLoop", *_args: object, **_options: object) -> Never:
         if self.is_closed():
-            raise RunEvicted(_EVICTED)
+            raise RunEvicted(EVICTED)
         raise ServiceDidIO(
             f"{call} was called in a service. A service is replayed from its journal, so it cannot do I/O, or use "
             "threads, processes, signals or other loops. Put this into an action, and call the action from the service."
@@ -104,7 +102,7 @@ class RunLoop(asyncio.AbstractEventLoop):
     def advance(self, now: int) -> None:
         """Set the clock to that of the journal entry about to be handed over (ms); it never goes back."""
         if self._closed:
-            raise RunEvicted(_EVICTED)
+            raise RunEvicted(EVICTED)
         if now > self.now:
             self.now = now
 
@@ -117,7 +115,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         interrupted it: the run can then only be evicted.
         """
         if self._closed:
-            raise RunEvicted(_EVICTED)
+            raise RunEvicted(EVICTED)
         if not self._ready and (more is None or not more()):
             return
         outside = self._enter()
@@ -167,13 +165,13 @@ class RunLoop(asyncio.AbstractEventLoop):
     def next_timer(self) -> RunTimer | None:
         """The live timer that is due first; of those due together, the one made first."""
         if self._closed:
-            raise RunEvicted(_EVICTED)
+            raise RunEvicted(EVICTED)
         return None if self._timers is None else self._timers.next()
 
     def timer(self, key: str) -> RunTimer | None:
         """The live timer of that key, or None (never made, fired, cancelled)."""
         if self._closed:
-            raise RunEvicted(_EVICTED)
+            raise RunEvicted(EVICTED)
         return None if self._timers is None else self._timers.get(key)
 
     def made(self, key: str) -> bool:
@@ -183,7 +181,7 @@ class RunLoop(asyncio.AbstractEventLoop):
     def fire(self, timer: RunTimer) -> None:
         """Make the timer's callback ready, to run in the next drain. One cancelled or fired meanwhile is dropped."""
         if self._closed:
-            raise RunEvicted(_EVICTED)
+            raise RunEvicted(EVICTED)
         if self._timers is not None and timer.handle.run_key is not None:
             self._timers.end(timer.handle)
             self._ready.append(timer.handle)
@@ -202,7 +200,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         if self._closed:
             return []
         idle = not (self._generators or self._collected or isinstance(_get_running_loop(), RunLoop))
-        if idle and all(task.done() and not _is_unread(task) for task in self._tasks):
+        if idle and all(task.done() and not is_unread(task) for task in self._tasks):
             self._closed, self._tasks = True, []  # the common end of a run: there is no code left to tell
             return []
         outside = self._enter()
@@ -212,11 +210,11 @@ class RunLoop(asyncio.AbstractEventLoop):
             if self._timers is not None:
                 self._timers.clear()
             unfinished = self.unfinished()
-            refusing = [task for task in unfinished if not _ends(task)]
+            refusing = [task for task in unfinished if not ends(task)]
             for task in self._tasks:
                 # Tell of it if the run is over; else the replay may read it yet. Having read it here, asyncio will not
                 # tell whenever the task happens to be collected.
-                if _is_unread(task) and (error := task.exception()) and not unfinished:
+                if is_unread(task) and (error := task.exception()) and not unfinished:
                     self.call_exception_handler({"message": "Exception never read", "task": task, "exception": error})
             for generator in [*(ref() for ref in self._generators), *self._collected]:
                 if generator is not None:
@@ -237,12 +235,12 @@ class RunLoop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         """Seconds since the run's start, on the journal's clock, exact to the ms."""
         if self._closed:
-            raise RunEvicted(_EVICTED)
+            raise RunEvicted(EVICTED)
         return (self.now - self._origin) / 1000
 
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
         if self._closed:
-            raise RunEvicted(_EVICTED)
+            raise RunEvicted(EVICTED)
         handle = RunHandle(callback, args, copy_context() if context is None else context)
         self._ready.append(handle)
         return cast("asyncio.Handle", handle)
@@ -319,7 +317,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         task.__init__(coro, loop=self, name=name or f"Task-{self._task_count}", context=context, **options)
         self._tasks.append(task)
         if len(self._tasks) >= self._sweep_tasks_at:
-            self._tasks = [task for task in self._tasks if not task.done() or _is_unread(task)]
+            self._tasks = [task for task in self._tasks if not task.done() or is_unread(task)]
             self._sweep_tasks_at = _SWEEP_FROM + 2 * len(self._tasks)
         return task
 
@@ -453,7 +451,7 @@ class RunLoop(asyncio.AbstractEventLoop):
 
     def _refuse(self) -> Never:
         if self._closed:
-            raise RunEvicted(_EVICTED)
+            raise RunEvicted(EVICTED)
         raise RuntimeError(
             "An async generator that was left before its end cannot wait, or start steps, tasks or timers, in its "
             "clean-up. Use `async with contextlib.aclosing(...)` around the loop over it."
@@ -472,26 +470,6 @@ _IO_CALLS = """
 """
 for _call in _IO_CALLS.split():
     setattr(RunLoop, _call.partition("(")[0], _refuses("loop." + _call.replace("(", " (")))
-
-
-def _is_unread(task: Any) -> bool:
-    return task._log_traceback  # asyncio's mark of a failed task whose exception nobody has looked at
-
-
-def _ends(task: Any) -> bool:
-    """Whether the task's coroutine ended when told that its run is evicted."""
-    task._log_destroy_pending = False  # or asyncio logs what we did on purpose
-    coroutine = task.get_coro()  # None for a task that ended eagerly
-    return coroutine is None or any(task.run_context.run(_evicts, coroutine) for _ in range(_EVICTION_TRIES))
-
-
-def _evicts(coroutine: Any) -> bool:
-    try:
-        # Unlike close(), throw() also unwinds an async generator that the coroutine waits in (Python 3.11 and 3.12).
-        coroutine.throw(RunEvicted(_EVICTED))
-    except BaseException:
-        return True  # whatever it raised, it has ended
-    return False
 
 
 def _gathered_hash(self: Any) -> int:

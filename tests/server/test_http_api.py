@@ -146,6 +146,40 @@ def test_bad_request_is_a_problem_and_leaves_no_run(
     assert http.get("/v1/runs").json()["runs"] == []
 
 
+@pytest.mark.parametrize(
+    "body, known",
+    [
+        ({"parms": {}}, "Known: params, trail, deadline, delay, priority, labels, timeout, retry. Parameters stand"),
+        ({"params": {}, "retry": {"tries": 1}}, "Known: attempts, delay, factor, max_delay, jitter, max_elapsed."),
+    ],
+)
+def test_unknown_field_is_refused_with_the_known_ones(http: httpx2.Client, body: dict[str, Any], known: str):
+    detail = http.post("/v1/actions/greet-user/execute", json=body).json()["detail"]
+    assert known in detail
+
+
+STEERING = {
+    "cancel": ({}, "none"),
+    "retry": ({}, "none"),
+    "undo": ({}, "none"),
+    "resolve": ({"key": "k", "outcome": "did_not_happen"}, "key, outcome, answer"),
+    "events": ({"name": "answer", "value": True}, "name, value, key"),
+}
+
+
+@pytest.mark.parametrize("verb", STEERING)
+def test_run_is_not_steered_by_what_says_something_unknown(http: httpx2.Client, verb: str):
+    body, known = STEERING[verb]
+    run = approve(http)
+    path = f"/v1/runs/{run['id']}/{verb}"
+    wrong_query = http.post(path, params={"wiat": 3}, json=body)
+    assert (wrong_query.status_code, wrong_query.json()["code"]) == (400, "invalid_query")
+    wrong_field = http.post(path, json={**body, "raeson": "x"})
+    assert (wrong_field.status_code, wrong_field.json()["code"]) == (422, "invalid_input")
+    assert wrong_field.json()["detail"].endswith(f"Known: {known}.")
+    assert http.get(f"/v1/runs/{run['id']}").json()["status"] == run["status"]
+
+
 def test_every_problem_of_an_input_is_listed(http: httpx2.Client):
     response = http.post("/v1/actions/greet-user/execute", json={"params": {"polite": "very"}})
     assert {each["path"] for each in response.json()["errors"]} == {"$.params.name", "$.params.polite"}

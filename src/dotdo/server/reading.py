@@ -124,8 +124,11 @@ async def read_body(request: Request, kind: type[T], most: int = MAX_BODY) -> T:
         text, _, path = str(error).partition(" - at `")
         place = path.rstrip("`") or "$"
         detail = f"The body does not fit: {text} (at {place})."
-        if "params" in kind.__struct_fields__ and place == "$" and "unknown field" in text:
-            detail += ' Parameters stand one level deeper: {"params": {...}}.'
+        if "unknown field" in text:
+            known = (RetryNumbers if place.endswith(".retry") else kind).__struct_fields__
+            detail += f" Known: {', '.join(known) or 'none'}."
+            if "params" in known:
+                detail += ' Parameters stand one level deeper: {"params": {...}}.'
         raise Refused(422, "invalid_input", detail, errors=[FieldProblem(place, text)]) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(400, "invalid_json", f"The body is not JSON: {error}.") from None

@@ -11,7 +11,7 @@ from dotdo.policy import check_text
 from dotdo.records import Run, RunFilter, Status, Undo, cursor_of, place_of
 from dotdo.server.asked import asked_of
 from dotdo.server.problems import Refused
-from dotdo.server.reading import Event, Nothing, Resolution, preferred_wait, query, read_body, refusing
+from dotdo.server.reading import Event, Nothing, Resolution, T, preferred_wait, query, read_body, refusing
 from dotdo.server.serving import actor, answer, ended_within, platform, site
 from dotdo.server.shapes import Journal, Page, entry_shape, run_shape
 
@@ -76,32 +76,28 @@ async def get_journal(request: Request) -> Response:
 
 async def cancel(request: Request) -> Response:
     """POST /v1/runs/{id}/cancel: asks for it to be cancelled; what it did is undone."""
-    run = await authorised(request, "cancel")
-    await read_body(request, Nothing)
+    run, _ = await _steered(request, "cancel", Nothing)
     await (await platform(request)).cancel(run.id, _who(request))
     return await _accepted(request, run.id)
 
 
 async def retry(request: Request) -> Response:
     """POST /v1/runs/{id}/retry: opens a failed, cancelled or blocked run again."""
-    run = await authorised(request, "retry")
-    await read_body(request, Nothing)
+    run, _ = await _steered(request, "retry", Nothing)
     await (await platform(request)).retry(run.id, _who(request))
     return await _accepted(request, run.id)
 
 
 async def undo(request: Request) -> Response:
     """POST /v1/runs/{id}/undo: takes back what an ended run did."""
-    run = await authorised(request, "undo")
-    await read_body(request, Nothing)
+    run, _ = await _steered(request, "undo", Nothing)
     await (await platform(request)).undo(run.id, _who(request))
     return await _accepted(request, run.id)
 
 
 async def resolve(request: Request) -> Response:
     """POST /v1/runs/{id}/resolve: answers a question of a blocked run."""
-    run = await authorised(request, "resolve")
-    body = await read_body(request, Resolution)
+    run, body = await _steered(request, "resolve", Resolution)
     data = (
         None
         if isinstance(body.answer, msgspec.UnsetType)
@@ -113,8 +109,7 @@ async def resolve(request: Request) -> Response:
 
 async def send_event(request: Request) -> Response:
     """POST /v1/runs/{id}/events: sends an event to it."""
-    run = await authorised(request, "event")
-    event = await read_body(request, Event)
+    run, event = await _steered(request, "event", Event)
     with refusing():
         check_text(event.name, "event")
         check_text(event.key, "key")
@@ -131,6 +126,12 @@ async def authorised(request: Request, verb: str) -> Run:
     asked_of(request).run = run.id
     await actor(request, "runs", verb, run.name)
     return run
+
+
+async def _steered(request: Request, verb: str, kind: type[T]) -> tuple[Run, T]:
+    """The run to be steered, and the body that says how. Raises Refused, UnknownName."""
+    query(request, {})
+    return await authorised(request, verb), await read_body(request, kind)
 
 
 def _who(request: Request) -> str | None:

@@ -51,6 +51,7 @@ def come_late(workshop: Workshop, database: SQLiteFile, statement: str) -> BaseE
     raised.clear()
     released.set()
     assert over.wait(PATIENCE)
+    engine.dispose()
     (error,) = raised
     return error
 
@@ -108,6 +109,7 @@ def test_statement_of_an_attempt_that_is_over_leaves_nothing_locked(tmp_path: Pa
         other.execute(INSERT)
     assert database.notes() == ["late"]
     del kept, raised
+    asyncio.run(databases.close())
 
 
 def test_attempt_that_ends_within_a_statement_is_abandoned_and_told_so_again(database: Database):

@@ -106,7 +106,7 @@ export class Do {
   }
 
   /** Runs an action or service and returns its output, typed. Throws ActionFailed when it failed for good. */
-  run<Input extends object, Output>(
+  async run<Input extends object, Output>(
     definition: Callable<Input, Output>,
     params: Input,
     options: CallOptions = {},
@@ -115,7 +115,7 @@ export class Do {
   }
 
   /** Starts an action or service; the handle's id is durable when this resolves. */
-  start<Input extends object, Output>(
+  async start<Input extends object, Output>(
     definition: Callable<Input, Output>,
     params: Input,
     options: CallOptions = {},
@@ -124,7 +124,7 @@ export class Do {
   }
 
   /** What an action or service would do. Nothing happens. */
-  preview<Input extends object, Output>(
+  async preview<Input extends object, Output>(
     definition: Callable<Input, Output>,
     params: Input,
     options: CallOptions = {},
@@ -156,7 +156,7 @@ export class Do {
     const byName = <Output, Input extends object>(name: string, options: CallOptions = {}): ByName<Input, Output> =>
       this.#byName(kind, name, options);
     return Object.assign(byName, {
-      execute: <Output, Input extends object>(call: ExecuteOptions<Input>): Promise<Run<Output>> => {
+      execute: async <Output, Input extends object>(call: ExecuteOptions<Input>): Promise<Run<Output>> => {
         const { name, params, ...options } = call;
         return this.#byName<Input, Output>(kind, name, options).execute(params);
       },
@@ -170,9 +170,9 @@ export class Do {
 
   #byName<Input extends object, Output>(kind: RunKind, given: string, call: CallOptions): ByName<Input, Output> {
     const { name, version } = split(given);
+    check(call);
     const { wait, signal, ...rest } = call;
     const options: RunOptions = { ...rest, version: call.version ?? version, trail: call.trail ?? trails.getStore() };
-    check(options);
     const start = async (params: object, seconds: number): Promise<Run<Json>> => {
       await preparations.get(this)?.();
       return this.#connected().start(kind, name, params, options, seconds, signal);
@@ -223,8 +223,15 @@ function split(given: string): { name: string; version: number | undefined } {
   return { name, version: version === undefined ? undefined : Number(version) };
 }
 
-function check(options: RunOptions): void {
-  for (const name of ["deadline", "delay"] as const) {
+const OPTIONS = ["key", "version", "trail", "deadline", "delay", "priority", "wait", "labels", "signal"];
+
+/** Refuses what JavaScript lets through, before anything was started. */
+function check(options: CallOptions): void {
+  const unknown = Object.keys(options).find((name) => !OPTIONS.includes(name));
+  if (unknown !== undefined) {
+    throw new DefinitionError(`${unknown}: a call has no such option; it takes ${OPTIONS.join(", ")}.`);
+  }
+  for (const name of ["deadline", "delay", "wait"] as const) {
     const value = options[name];
     if (value !== undefined && !(value >= 0 && value <= MAX_SECONDS)) {
       throw new DefinitionError(`${name}: ${value}: a number of seconds from 0 to ${MAX_SECONDS} is needed.`);

@@ -251,6 +251,9 @@ export function checked<Output>(run: Run<Json>): Run<Output> {
   throw new kind(`The run ${run.id} of ${run.name} is ${run.status}: ${error?.message ?? ""}`, run.id);
 }
 
+/** In milliseconds; Node has a timer that is set for longer ring at once. */
+const LONGEST_TIMER = 2 ** 31 - 1;
+
 /** Waits for a run no longer than `timeout` seconds. Throws StillRunning. */
 export async function within<T>(
   id: string,
@@ -261,7 +264,12 @@ export async function within<T>(
   if (timeout === undefined) return work(signal);
   if (!(timeout >= 0)) throw new DefinitionError(`timeout: ${timeout}: a number of seconds is needed.`);
   const limit = new AbortController();
-  const timer = setTimeout(() => limit.abort(), timeout * 1000);
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const arm = (left: number): void => {
+    const step = Math.min(left, LONGEST_TIMER);
+    timer = setTimeout(() => (left > step ? arm(left - step) : limit.abort()), step);
+  };
+  arm(timeout * 1000);
   try {
     return await work(signal ? AbortSignal.any([signal, limit.signal]) : limit.signal);
   } catch (error) {

@@ -2,6 +2,7 @@
 import {
   AccessDenied,
   ActionFailed,
+  DefinitionError,
   Do,
   DotdoError,
   type Entry,
@@ -242,6 +243,30 @@ describe("waiting", () => {
     const error = await rejection(client.service("approval", { wait: 0.05 }).invoke({ name: "Ada" }));
     expect(error).toBeInstanceOf(StillRunning);
     await client.runs.cancel((error as StillRunning).runId);
+  });
+
+  test("options that cannot be are refused, and nothing was started", async () => {
+    const trail = unique("refused");
+    const wrong: [object, string][] = [
+      [{ wait: -1 }, "wait: -1: a number of seconds from 0 to 1000000000 is needed."],
+      [{ wait: "soon" }, "wait: soon: a number of seconds from 0 to 1000000000 is needed."],
+      [{ idempotencyKey: "k" }, "idempotencyKey: a call has no such option; it takes key, version, trail,"],
+    ];
+    for (const [options, text] of wrong) {
+      const call = { name: "greet-user", params: { name: "Ada" }, trail, ...options };
+      const error = await rejection(client.action.execute(call));
+      expect(error).toBeInstanceOf(DefinitionError);
+      expect((error as Error).message).toContain(text);
+    }
+    expect(await client.runs.list({ trail })).toEqual([]);
+  });
+
+  test("a wait may be longer than a timer of Node's", async () => {
+    const handle = await client.service("approval").start({ name: "Ada" });
+    const waiting = Promise.all([handle.result({ timeout: 30 * 24 * 3600 }), handle.result({ timeout: Infinity })]);
+    for await (const _ of handle.progress()) break; // it waits for the answer
+    await handle.sendEvent("answer", "yes");
+    expect(await waiting).toMatchObject([{ said: "yes" }, { said: "yes" }]);
   });
 
   test("a closed client takes no more calls", async () => {
